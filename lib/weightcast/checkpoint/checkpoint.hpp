@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "weightcast/core/file.hpp"
+#include "weightcast/tensor/tensor_info.hpp"
+
+namespace weightcast {
+
+/// Tensors on disk, read only: one safetensors file, or a folder with `model.safetensors` or
+/// `model.safetensors.index.json` and its shards. All headers are checked when it is opened; no data is read then.
+class Checkpoint {
+ public:
+  /// Error(no_input) when nothing is there, Error(bad_data) when a file breaks a rule of format.md or the index and the
+  /// shards disagree (each difference named).
+  static Checkpoint open(const std::string& path);
+  Checkpoint(Checkpoint&&) noexcept;
+  Checkpoint& operator=(Checkpoint&&) noexcept;
+  ~Checkpoint();
+
+  /// Path as given to open().
+  const std::string& path() const noexcept;
+  /// All tensors, sorted by name.
+  std::span<const TensorInfo> tensors() const noexcept;
+  /// Index into tensors(), or -1.
+  std::ptrdiff_t find(std::string_view name) const noexcept;
+  /// Reads bytes [offset, offset + destination.size()) of tensor `index`. Thread-safe. Error(bad_data) when the file
+  /// became shorter.
+  void read(std::size_t index, std::uint64_t offset, std::span<std::byte> destination) const;
+
+ private:
+  struct State;
+  explicit Checkpoint(std::unique_ptr<State> state) noexcept;
+  std::unique_ptr<State> state_;
+};
+
+/// What write_checkpoint() writes: `fill(index, offset, destination)` supplies bytes of tensors[index]; it is called from
+/// several threads, in blocks of at most `block_bytes`, each byte once.
+struct CheckpointContent {
+  std::vector<TensorInfo> tensors;
+  std::function<void(std::size_t index, std::uint64_t offset, std::span<std::byte> destination)> fill;
+};
+
+/// Writes the folder `directory` (created when missing): `model.safetensors`, or, when the tensors need more than one
+/// file of `shard_bytes`, `model-00001-of-0000N.safetensors` and the index; and `config.json` with the text
+/// `config_json` (left out when empty). Each file appears complete or not at all, the index last.
+/// `progress(bytes)` is called after each block, from several threads. Error(cant_create), Error(io_error).
+void write_checkpoint(const std::string& directory, const CheckpointContent& content, std::uint64_t shard_bytes,
+                      const std::string& config_json, std::size_t threads,
+                      const std::function<void(std::uint64_t bytes)>& progress = {});
+
+}  // namespace weightcast

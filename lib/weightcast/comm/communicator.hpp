@@ -1,0 +1,83 @@
+#pragma once
+
+#include <mpi.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "weightcast/core/deadline.hpp"
+#include "weightcast/core/error.hpp"
+#include "weightcast/core/unique_handle.hpp"
+
+/// MPI with deadlines: every wait is a poll that gives up, and every failure is shared before anybody throws.
+/// The library takes a communicator, never MPI_COMM_WORLD. Message sizes are bytes; counts over 1 GiB are cut.
+namespace weightcast {
+
+struct CommTraits {
+  using Type = MPI_Comm;
+  static MPI_Comm null() noexcept { return MPI_COMM_NULL; }
+  static void close(MPI_Comm comm) noexcept;
+};
+
+/// Initialises MPI (thread level multiple) and finalizes it at the end of the scope; not while an exception unwinds,
+/// because the others are still inside MPI: then the process must end by abort(). At most one per process.
+class MpiEnvironment {
+ public:
+  MpiEnvironment(int* argc, char*** argv);
+  ~MpiEnvironment();
+  MpiEnvironment(MpiEnvironment&&) = delete;
+};
+
+/// Ends every rank of the job with this exit status. Does not return.
+[[noreturn]] void abort_job(ExitCode code) noexcept;
+
+/// Owner of a communicator. All operations are collective over it and blocking, with a deadline: Error(deadline) names
+/// the operation; an MPI error is Error(unavailable). After such an error the communicator must not be used again.
+class Communicator {
+ public:
+  Communicator() = default;
+  /// A private duplicate of `comm`.
+  static Communicator duplicate(MPI_Comm comm);
+  /// Sub-communicator of all ranks with the same `color` (negative: none of it for this rank), ranked by `key`.
+  Communicator split(int color, int key) const;
+
+  MPI_Comm get() const noexcept { return comm_.get(); }
+  explicit operator bool() const noexcept { return static_cast<bool>(comm_); }
+  int rank() const noexcept { return rank_; }
+  int size() const noexcept { return size_; }
+
+  void barrier(Deadline deadline) const;
+  void broadcast(std::span<std::byte> data, int root, Deadline deadline) const;
+  std::uint64_t max(std::uint64_t value, Deadline deadline) const;
+  std::uint64_t sum(std::uint64_t value, Deadline deadline) const;
+  /// Everybody's text, by rank.
+  std::vector<std::string> all_gather(std::string_view text, Deadline deadline) const;
+  /// To `root`: every rank's `data`, all of the same size, by rank; elsewhere an empty vector.
+  std::vector<std::byte> gather(std::span<const std::byte> data, int root, Deadline deadline) const;
+
+ private:
+  explicit Communicator(MPI_Comm comm);
+  UniqueHandle<CommTraits> comm_;
+  int rank_ = 0, size_ = 1;
+};
+
+/// Waits until all `requests` are complete, polling; `idle` (may be empty) is called between polls and returns whether it
+/// did something useful. Error(deadline) naming `what` when time runs out (the requests are then abandoned).
+void wait_all(std::span<MPI_Request> requests, Deadline deadline, std::string_view what,
+              const std::function<bool()>& idle = {});
+
+/// Runs `local` on every rank of `comm`, then makes all ranks throw if any of them did, or none. The innocent throw the
+/// error of the lowest guilty rank, its origin naming rank and `stage`. A rank that does not answer until `deadline` plus
+/// a grace of `grace_s` is itself the error (Error(deadline), agreed() false: such a job cannot be finalized).
+void agree(const Communicator& comm, std::string_view stage, Deadline deadline, const std::function<void()>& local);
+inline constexpr double grace_s = 5.0;
+
+/// Throws if an MPI call failed.
+void check_mpi(int status, std::string_view call);
+
+}  // namespace weightcast

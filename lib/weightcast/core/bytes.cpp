@@ -1,0 +1,52 @@
+#include "weightcast/core/bytes.hpp"
+
+#include <array>
+#include <charconv>
+
+#include "weightcast/core/error.hpp"
+
+namespace weightcast {
+
+std::uint64_t parse_size(std::string_view text) {
+  std::uint64_t value = 0;
+  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const std::string_view unit(end, static_cast<std::size_t>(text.data() + text.size() - end));
+  std::optional<std::uint64_t> factor;
+  if (unit.empty()) factor = 1;
+  if (unit == "K") factor = kibibyte;
+  if (unit == "M") factor = mebibyte;
+  if (unit == "G") factor = gibibyte;
+  if (unit == "T") factor = 1024 * gibibyte;
+  const auto bytes = status == std::errc() && factor ? checked_multiply(value, *factor) : std::nullopt;
+  if (!bytes) throw Error(ExitCode::usage, fmt::format("'{}' is not a size", printable(text)), "write it like 4096, 256M or 1G");
+  return *bytes;
+}
+
+std::string format_size(std::uint64_t bytes) {
+  static constexpr std::array<const char*, 5> units = {"B", "kB", "MB", "GB", "TB"};
+  if (bytes < 1000) return fmt::format("{} B", bytes);
+  auto value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  while (value >= 999.5 && unit + 1 < units.size()) {
+    value /= 1000;
+    ++unit;
+  }
+  const int decimals = value < 9.995 ? 2 : value < 99.95 ? 1 : 0;
+  return fmt::format("{:.{}f} {}", value, decimals, units[unit]);
+}
+
+std::string printable(std::string_view text, std::size_t limit) {
+  std::string result;
+  for (const char c : text.substr(0, limit)) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7f) {
+      result += fmt::format("\\x{:02x}", byte);
+    } else {
+      result += c;
+    }
+  }
+  if (text.size() > limit) result += "...";
+  return result;
+}
+
+}  // namespace weightcast

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+/// Sizes: arithmetic that cannot overflow silently, and the way sizes are written.
+namespace weightcast {
+
+inline constexpr std::uint64_t kibibyte = 1024, mebibyte = 1024 * kibibyte, gibibyte = 1024 * mebibyte;
+
+/// a*b and a+b, or nothing when the result does not fit.
+constexpr std::optional<std::uint64_t> checked_multiply(std::uint64_t a, std::uint64_t b) noexcept {
+  std::uint64_t result = 0;
+  if (__builtin_mul_overflow(a, b, &result)) return std::nullopt;
+  return result;
+}
+constexpr std::optional<std::uint64_t> checked_add(std::uint64_t a, std::uint64_t b) noexcept {
+  std::uint64_t result = 0;
+  if (__builtin_add_overflow(a, b, &result)) return std::nullopt;
+  return result;
+}
+
+/// `value` rounded up to a multiple of `unit` (> 0). The caller vouches that the result fits.
+constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) noexcept {
+  return (value + unit - 1) / unit * unit;
+}
+
+/// Reads "4096", "256K", "256M", "1G", "2T" (powers of 1024). Error(usage) on anything else or on overflow.
+std::uint64_t parse_size(std::string_view text);
+
+/// "512 B", "2.47 GB", "16.06 GB": decimal units, three significant digits.
+std::string format_size(std::uint64_t bytes);
+
+/// `text` made safe for a terminal and an error message: control bytes as \xNN, cut at `limit` characters with "...".
+std::string printable(std::string_view text, std::size_t limit = 200);
+
+}  // namespace weightcast

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <chrono>
+#include <string_view>
+
+namespace weightcast {
+
+/// A point in time after which a wait gives up. Monotonic clock.
+class Deadline {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  explicit Deadline(Clock::time_point at) noexcept : at_(at) {}
+  /// `seconds` from now.
+  static Deadline after(double seconds) noexcept {
+    return Deadline(Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds)));
+  }
+  /// This deadline, `seconds` later: what somebody waits who waits for one that waits.
+  Deadline plus(double seconds) const noexcept {
+    return Deadline(at_ + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds)));
+  }
+
+  bool passed() const noexcept { return Clock::now() >= at_; }
+  /// Seconds left; 0 when passed.
+  double remaining_s() const noexcept {
+    const double left = std::chrono::duration<double>(at_ - Clock::now()).count();
+    return left > 0 ? left : 0;
+  }
+
+ private:
+  Clock::time_point at_;
+};
+
+/// Seconds from "60s", "500ms", "2m", "1.5" (seconds). Error(usage) on anything else, zero or less, or over a day.
+double parse_duration(std::string_view text);
+
+}  // namespace weightcast

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "weightcast/tensor/dtype.hpp"
+
+namespace weightcast {
+
+/// Families whose sharding rules are known (../../../README: which models work).
+enum class Family : std::uint8_t { llama, qwen2, qwen3 };
+std::string_view name(Family family) noexcept;
+
+/// The sizes of a model, as far as sharding needs them.
+struct ModelConfig {
+  Family family = Family::llama;
+  std::uint64_t layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, intermediate = 0, vocabulary = 0;
+  bool tied_embeddings = false;  ///< lm_head.weight is an alias of model.embed_tokens.weight
+  bool attention_bias = false;   ///< q, k, v have a bias (Qwen2: always)
+  bool attention_output_bias = false;  ///< o_proj has one too (Llama and Qwen3 with attention_bias)
+  bool mlp_bias = false;
+  DType dtype = DType::BF16;
+  bool operator==(const ModelConfig&) const = default;
+};
+
+/// Reads a Hugging Face config.json. Old and new spellings are taken (torch_dtype / dtype, rope settings ignored, ...);
+/// missing head_dim = hidden / heads, missing num_key_value_heads = heads, missing tie_word_embeddings by the family's
+/// default. Error(bad_data) naming the key for missing, mistyped or impossible values; Error(config) for a family or
+/// a quantised format that is not supported. `what` names the text in messages.
+ModelConfig parse_model_config(std::string_view text, const std::string& what);
+
+/// The config.json text that parse_model_config() reads back as `config`, acceptable to transformers.
+std::string to_config_json(const ModelConfig& config);
+
+/// "llama-3.2-1b", "llama-3.1-8b", "smollm2-135m", "tiny".
+const std::vector<std::string>& named_shapes();
+
+/// The config of a named shape, or of the config.json at a path (a file, or a folder that holds one).
+/// Error(usage) listing the names when it is neither.
+ModelConfig load_model_config(const std::string& name_or_path);
+
+}  // namespace weightcast

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "weightcast/comm/communicator.hpp"
+#include "weightcast/plan/transfer_plan.hpp"
+#include "weightcast/verify/digest.hpp"
+
+/// HDF5 snapshots of one version of a model: one file, a dataset per parameter under its HF name and full shape, whatever
+/// tp wrote it. The file format: format.md.
+namespace weightcast {
+
+/// What describes a snapshot besides its data.
+struct SnapshotInfo {
+  std::uint64_t version = 0;
+  std::vector<Digest> digests;  ///< of each parameter, in the order of Model::parameters
+};
+
+/// Writes `path` from the shards of one replica, in parallel. Collective over `replica` (rank = tp rank of `plan`).
+/// `slot` is this rank's slot. Space is reserved first; the file appears under its name complete, on disk, or not at all.
+/// On failure every rank throws the same error: Error(cant_create), Error(io_error).
+void write_snapshot(const std::string& path, const Communicator& replica, const TransferPlan& plan,
+                    std::span<const std::byte> slot, const SnapshotInfo& info, Deadline deadline);
+
+/// A snapshot opened for reading, by one process. The library crashes on some malformed files, so open() first lets a
+/// child process with limits walk the whole structure.
+class Snapshot {
+ public:
+  /// Error(no_input) when missing; Error(bad_data) when it is not a snapshot, breaks format.md, or crashes the library.
+  static Snapshot open(const std::string& path);
+  Snapshot(Snapshot&&) noexcept;
+  Snapshot& operator=(Snapshot&&) noexcept;
+  ~Snapshot();
+
+  std::uint64_t version() const noexcept;
+  /// All tensors, sorted by name, and the digest that the file claims for each.
+  std::span<const TensorInfo> tensors() const noexcept;
+  std::span<const Digest> claimed_digests() const noexcept;
+  /// Reads bytes [offset, offset + destination.size()) of tensor `index`; raw bits. Error(bad_data).
+  void read(std::size_t index, std::uint64_t offset, std::span<std::byte> destination) const;
+
+ private:
+  struct State;
+  explicit Snapshot(std::unique_ptr<State> state) noexcept;
+  std::unique_ptr<State> state_;
+};
+
+/// Whether the file at `path` begins like an HDF5 file.
+bool looks_like_hdf5(const std::string& path);
+
+}  // namespace weightcast

@@ -1,0 +1,1 @@
+# cmake --install stages a tree that can be carried to another machine.
