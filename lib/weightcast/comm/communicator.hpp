@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -12,6 +11,7 @@
 
 #include "weightcast/core/deadline.hpp"
 #include "weightcast/core/error.hpp"
+#include "weightcast/core/function_ref.hpp"
 #include "weightcast/core/unique_handle.hpp"
 
 /// MPI with deadlines: every wait is a poll that gives up, and every failure is shared before anybody throws.
@@ -44,7 +44,9 @@ class Communicator {
   /// A private duplicate of `comm`.
   static Communicator duplicate(MPI_Comm comm);
   /// Sub-communicator of all ranks with the same `color` (negative: none of it for this rank), ranked by `key`.
-  Communicator split(int color, int key) const;
+  Communicator split(int color, int key, Deadline deadline) const;
+  /// The ranks on this host, in the order of this communicator.
+  Communicator split_by_host(Deadline deadline) const;
 
   MPI_Comm get() const noexcept { return comm_.get(); }
   explicit operator bool() const noexcept { return static_cast<bool>(comm_); }
@@ -69,15 +71,27 @@ class Communicator {
 /// Waits until all `requests` are complete, polling; `idle` (may be empty) is called between polls and returns whether it
 /// did something useful. Error(deadline) naming `what` when time runs out (the requests are then abandoned).
 void wait_all(std::span<MPI_Request> requests, Deadline deadline, std::string_view what,
-              const std::function<bool()>& idle = {});
+              FunctionRef<bool()> idle = {});
 
 /// Runs `local` on every rank of `comm`, then makes all ranks throw if any of them did, or none. The innocent throw the
 /// error of the lowest guilty rank, its origin naming rank and `stage`. A rank that does not answer until `deadline` plus
 /// a grace of `grace_s` is itself the error (Error(deadline), agreed() false: such a job cannot be finalized).
-void agree(const Communicator& comm, std::string_view stage, Deadline deadline, const std::function<void()>& local);
+void agree(const Communicator& comm, std::string_view stage, Deadline deadline, FunctionRef<void()> local);
 inline constexpr double grace_s = 5.0;
 
-/// Throws if an MPI call failed.
+/// Error(unavailable) with MPI's own text if an MPI call failed.
 void check_mpi(int status, std::string_view call);
+
+/// What a waiting rank does between two polls: gives its core away at once, and naps (200 us) when the wait gets long.
+/// How long is long depends on whether the host's ranks have a core each.
+class Patience {
+ public:
+  void pause() noexcept;
+  /// Set by Communicator::duplicate(): seconds of polling before the naps begin.
+  static void set_spin_s(double seconds) noexcept;
+
+ private:
+  Deadline::Clock::time_point begin_ = Deadline::Clock::now();
+};
 
 }  // namespace weightcast

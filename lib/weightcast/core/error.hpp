@@ -30,7 +30,7 @@ enum class ExitCode : int {
 /// Short name of a code: "bad input data", "deadline passed", ...
 std::string_view describe(ExitCode code) noexcept;
 
-/// Where in a job an error arose; filled in by whoever knows it (see comm/agree.hpp), empty or -1 when unknown.
+/// Where in a job an error arose; filled in by whoever knows it (see agree() in comm), empty or -1 when unknown.
 struct ErrorOrigin {
   std::string stage;  ///< "prepare", "stage", "verify", "vote", "commit", "load", ...
   int rank = -1;      ///< rank in the update group

@@ -1,0 +1,163 @@
+#include "weightcast/comm/communicator.hpp"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <ctime>
+#include <exception>
+
+#include "weightcast/core/parallel.hpp"
+
+namespace weightcast {
+namespace {
+
+std::atomic<double> spin_s{2e-4};
+
+constexpr std::uint64_t message_limit = 1ULL << 30;  // counts are int
+
+}  // namespace
+
+void check_mpi(int status, std::string_view call) {
+  if (status == MPI_SUCCESS) return;
+  std::array<char, MPI_MAX_ERROR_STRING> text{};
+  int length = 0;
+  MPI_Error_string(status, text.data(), &length);
+  fail(ExitCode::unavailable, "{}: {}", call, std::string_view(text.data(), static_cast<std::size_t>(length)));
+}
+
+void Patience::set_spin_s(double seconds) noexcept { spin_s = seconds; }
+
+void Patience::pause() noexcept {
+  if (Deadline::Clock::now() - begin_ < std::chrono::duration<double>(spin_s.load(std::memory_order_relaxed))) {
+    ::sched_yield();
+    return;
+  }
+  const timespec nap{0, 200'000};
+  ::nanosleep(&nap, nullptr);
+}
+
+void wait_all(std::span<MPI_Request> requests, Deadline deadline, std::string_view what, FunctionRef<bool()> idle) {
+  Patience patience;
+  while (true) {
+    int done = 0;
+    check_mpi(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE), what);
+    if (done != 0) return;
+    if (deadline.passed()) fail(ExitCode::deadline, "{} did not finish in time", what);
+    if (!idle || !idle()) patience.pause();
+  }
+}
+
+MpiEnvironment::MpiEnvironment(int* argc, char*** argv) {
+  int provided = MPI_THREAD_SINGLE;
+  check_mpi(MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
+  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+}
+
+MpiEnvironment::~MpiEnvironment() {
+  if (std::uncaught_exceptions() == 0) MPI_Finalize();
+}
+
+void abort_job(ExitCode code) noexcept {
+  MPI_Abort(MPI_COMM_WORLD, static_cast<int>(code));
+  std::terminate();
+}
+
+void CommTraits::close(MPI_Comm comm) noexcept {
+  int finalized = 0;
+  MPI_Finalized(&finalized);
+  if (finalized == 0) MPI_Comm_free(&comm);
+}
+
+Communicator::Communicator(MPI_Comm comm) : comm_(comm) {
+  MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN);
+  MPI_Comm_rank(comm, &rank_);
+  MPI_Comm_size(comm, &size_);
+}
+
+Communicator Communicator::duplicate(MPI_Comm comm) {
+  MPI_Comm copy = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_dup(comm, &copy), "MPI_Comm_dup");
+  Communicator result(copy);
+  const auto local = result.split_by_host(Deadline::after(60));
+  // A waiting rank that has a core to itself may poll for as long as a whole GPU update takes.
+  Patience::set_spin_s(available_cores() > static_cast<std::size_t>(local.size()) ? 50e-3 : 2e-4);
+  return result;
+}
+
+Communicator Communicator::split(int color, int key, Deadline deadline) const {
+  barrier(deadline);  // MPI_Comm_split cannot be polled: begin it only when everybody is there
+  MPI_Comm part = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split(get(), color < 0 ? MPI_UNDEFINED : color, key, &part), "MPI_Comm_split");
+  return part == MPI_COMM_NULL ? Communicator() : Communicator(part);
+}
+
+Communicator Communicator::split_by_host(Deadline deadline) const {
+  barrier(deadline);
+  MPI_Comm part = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split_type(get(), MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &part), "MPI_Comm_split_type");
+  return Communicator(part);
+}
+
+void Communicator::barrier(Deadline deadline) const {
+  MPI_Request request = MPI_REQUEST_NULL;
+  check_mpi(MPI_Ibarrier(get(), &request), "MPI_Ibarrier");
+  wait_all({&request, 1}, deadline, "a barrier");
+}
+
+void Communicator::broadcast(std::span<std::byte> data, int root, Deadline deadline) const {
+  while (!data.empty()) {
+    const auto part = data.first(std::min<std::size_t>(data.size(), message_limit));
+    MPI_Request request = MPI_REQUEST_NULL;
+    check_mpi(MPI_Ibcast(part.data(), static_cast<int>(part.size()), MPI_BYTE, root, get(), &request), "MPI_Ibcast");
+    wait_all({&request, 1}, deadline, "a broadcast");
+    data = data.subspan(part.size());
+  }
+}
+
+namespace {
+
+std::uint64_t reduce(MPI_Comm comm, std::uint64_t value, MPI_Op operation, Deadline deadline) {
+  std::uint64_t result = 0;
+  MPI_Request request = MPI_REQUEST_NULL;
+  check_mpi(MPI_Iallreduce(&value, &result, 1, MPI_UINT64_T, operation, comm, &request), "MPI_Iallreduce");
+  wait_all({&request, 1}, deadline, "a reduction");
+  return result;
+}
+
+}  // namespace
+
+std::uint64_t Communicator::max(std::uint64_t value, Deadline deadline) const { return reduce(get(), value, MPI_MAX, deadline); }
+
+std::uint64_t Communicator::sum(std::uint64_t value, Deadline deadline) const { return reduce(get(), value, MPI_SUM, deadline); }
+
+std::vector<std::string> Communicator::all_gather(std::string_view text, Deadline deadline) const {
+  const auto ranks = static_cast<std::size_t>(size_);
+  const auto limit = max(text.size(), deadline);
+  if (limit * ranks > message_limit) fail(ExitCode::internal, "an exchange of {} x {} bytes is too large", ranks, limit);
+  std::vector<std::uint64_t> sizes(ranks);
+  const std::uint64_t own = text.size();
+  std::vector<char> mine(limit), all(limit * ranks);
+  std::copy(text.begin(), text.end(), mine.begin());
+  std::array<MPI_Request, 2> requests{};
+  check_mpi(MPI_Iallgather(&own, 1, MPI_UINT64_T, sizes.data(), 1, MPI_UINT64_T, get(), &requests[0]), "MPI_Iallgather");
+  check_mpi(MPI_Iallgather(mine.data(), static_cast<int>(limit), MPI_CHAR, all.data(), static_cast<int>(limit), MPI_CHAR, get(),
+                           &requests[1]),
+            "MPI_Iallgather");
+  wait_all(requests, deadline, "an exchange");
+  std::vector<std::string> result;
+  for (std::size_t r = 0; r < ranks; ++r) result.emplace_back(all.data() + r * limit, sizes[r]);
+  return result;
+}
+
+std::vector<std::byte> Communicator::gather(std::span<const std::byte> data, int root, Deadline deadline) const {
+  std::vector<std::byte> all(rank_ == root ? data.size() * static_cast<std::size_t>(size_) : 0);
+  const auto count = static_cast<int>(data.size());
+  MPI_Request request = MPI_REQUEST_NULL;
+  check_mpi(MPI_Igather(data.data(), count, MPI_BYTE, all.data(), count, MPI_BYTE, root, get(), &request), "MPI_Igather");
+  wait_all({&request, 1}, deadline, "a gather");
+  return all;
+}
+
+}  // namespace weightcast
