@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that weightcast is built from.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: tools/setup.sh [--tests]
+
+Installs the Debian or Ubuntu packages that are missing: as root with apt-get, otherwise with sudo, otherwise it
+prints the command to run and stops. Does nothing when all are there.
+
+  --tests   also the packages that only the tests need
+
+Exit code 0: everything is there; 69: something is missing and this user cannot install it.
+TEXT
+}
+
+build_packages=(
+  g++ cmake ninja-build pkg-config
+  openmpi-bin libopenmpi-dev libhdf5-openmpi-dev
+  libboost-program-options-dev nlohmann-json3-dev libspdlog-dev libfmt-dev libxxhash-dev
+  libgtest-dev libgmock-dev librapidcheck-dev
+  python3 python3-venv ca-certificates
+)
+test_packages=(hdf5-tools)
+
+packages=("${build_packages[@]}")
+for argument in "$@"; do
+  case $argument in
+    --tests) packages+=("${test_packages[@]}") ;;
+    -h | --help) usage; exit 0 ;;
+    *) echo "setup: unknown argument $argument" >&2; usage >&2; exit 64 ;;
+  esac
+done
+
+if ! command -v dpkg-query >/dev/null; then
+  echo "setup: this is not Debian or Ubuntu. Install what these packages hold, then build as README.md says:" >&2
+  echo "  ${packages[*]}" >&2
+  exit 69
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+  status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+  [[ $status == installed ]] || missing+=("$package")
+done
+if ((${#missing[@]} == 0)); then
+  echo "setup: all ${#packages[@]} packages are there" >&2
+  exit 0
+fi
+echo "setup: missing: ${missing[*]}" >&2
+
+install=(apt-get install -y --no-install-recommends "${missing[@]}")
+if ((EUID == 0)); then
+  as_root=()
+elif command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [[ -t 0 ]]; }; then
+  as_root=(sudo)
+else
+  echo "setup: this user cannot install packages. Run this as root, then start again:" >&2
+  echo "  apt-get update && ${install[*]}" >&2
+  exit 69
+fi
+echo "setup: installing them with ${as_root[*]:+sudo }apt-get" >&2
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+if ! { "${as_root[@]}" apt-get update &&
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive "${install[@]}"; } >"$log" 2>&1; then
+  tail -n 20 "$log" >&2
+  echo "setup: apt-get failed (see above). Mend that, then start again." >&2
+  exit 69
+fi
