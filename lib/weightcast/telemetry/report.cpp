@@ -1,0 +1,137 @@
+#include "weightcast/telemetry/report.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include "weightcast/core/file.hpp"
+
+namespace weightcast {
+namespace {
+
+using Json = nlohmann::ordered_json;  // writes NaN as null
+
+Json text_or_null(const std::string& text) {
+  return text.empty() ? Json(nullptr) : Json(text);
+}
+
+Json to_value(const ReportVersions& v) {
+  return {{"weightcast", v.weightcast}, {"mpi", v.mpi}, {"nccl", v.nccl}, {"cuda", v.cuda}, {"hdf5", v.hdf5}};
+}
+
+Json to_value(const ReportUpdate& u) {
+  return {{"id", u.id},
+          {"version", u.version},
+          {"result", u.result},
+          {"total_s", u.total_s},
+          {"prepare_s", u.prepare_s},
+          {"stage_s", u.stage_s},
+          {"verify_s", u.verify_s},
+          {"vote_s", u.vote_s},
+          {"commit_s", u.commit_s},
+          {"pause_s", u.pause_s},
+          {"egress_bytes", u.egress_bytes},
+          {"staging_bytes", u.staging_bytes}};
+}
+
+Json to_value(const ReportSummary& s) {
+  return {{"cold_s", s.cold_s},
+          {"median_s", s.median_s},
+          {"min_s", s.min_s},
+          {"max_s", s.max_s},
+          {"p99_s", s.p99_s},
+          {"model_GBps", s.model_GBps},
+          {"ceiling_GBps", s.ceiling_GBps},
+          {"ratio_to_ceiling", s.ratio_to_ceiling}};
+}
+
+Json to_value(const ReportReaders& r) {
+  return {{"count", r.count}, {"reads", r.reads},           {"mixed", r.mixed},
+          {"stale", r.stale}, {"idle_p99_s", r.idle_p99_s}, {"updating_p99_s", r.updating_p99_s}};
+}
+
+Json to_value(const ReportLayer& l) {
+  return {{"layer", l.layer}, {"calls", l.calls}, {"median_s", l.median_s}};
+}
+
+Json to_value(const ReportRank& r) {
+  return {{"rank", r.rank}, {"role", r.role}, {"host", r.host}, {"gpu", text_or_null(r.gpu)}};
+}
+
+Json to_value(const ReportRow& r) {
+  return {{"model", r.model},
+          {"model_bytes", r.model_bytes},
+          {"device", r.device},
+          {"transport", r.transport},
+          {"method", r.method},
+          {"granularity", r.granularity},
+          {"tp", r.tp},
+          {"dp", r.dp},
+          {"verify", r.verify},
+          {"cold_s", r.cold_s},
+          {"median_s", r.median_s},
+          {"min_s", r.min_s},
+          {"max_s", r.max_s},
+          {"p99_s", r.p99_s},
+          {"model_GBps", r.model_GBps},
+          {"egress_bytes", r.egress_bytes},
+          {"staging_bytes", r.staging_bytes},
+          {"wrong", r.wrong},
+          {"ceiling_GBps", r.ceiling_GBps},
+          {"ratio_to_ceiling", r.ratio_to_ceiling}};
+}
+
+Json to_value(const ReportError& e) {
+  return {{"code", static_cast<int>(e.code)},
+          {"stage", text_or_null(e.stage)},
+          {"rank", e.rank < 0 ? Json(nullptr) : Json(e.rank)},
+          {"message", e.message}};
+}
+
+template <typename T>
+Json to_array(const std::vector<T>& items) {
+  Json array = Json::array();
+  for (const T& item : items) array.push_back(to_value(item));
+  return array;
+}
+
+}  // namespace
+
+ReportError report_error(const Error& error) {
+  return {error.code(), error.origin().stage, error.origin().rank, error.what()};
+}
+
+std::string to_json(const Report& r) {
+  Json json = {{"schema", "weightcast.report/1"},
+               {"command", r.command},
+               {"ok", r.exit_code == ExitCode::ok},
+               {"exit_code", static_cast<int>(r.exit_code)},
+               {"versions", to_value(r.versions)}};
+  if (r.command == "bench") {
+    json["rows"] = to_array(r.rows);
+  } else {
+    json["world"] = {{"trainer", 1}, {"tp", r.tp}, {"dp", r.dp}};
+    json["device"] = r.device;
+    json["transport"] = r.transport;
+    json["method"] = r.method;
+    json["granularity"] = r.granularity;
+    json["commit"] = r.commit;
+    json["model"] = {{"family", r.model.family}, {"parameters", r.model.parameters}, {"bytes", r.model.bytes}};
+    json["group"] = {{"init_s", r.group.init_s}, {"warmup_s", r.group.warmup_s}};
+    json["updates"] = to_array(r.updates);
+    json["summary"] = to_value(r.summary);
+    json["verify"] = {{"mode", r.verify.mode},
+                      {"parameters", r.verify.parameters},
+                      {"mismatched", r.verify.mismatched},
+                      {"digest", text_or_null(r.verify.digest)}};
+    json["layers"] = to_array(r.layers);
+    if (r.readers) json["readers"] = to_value(*r.readers);
+  }
+  json["ranks"] = to_array(r.ranks);
+  json["error"] = r.error ? to_value(*r.error) : Json(nullptr);
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+void write_report(const std::string& path, const Report& report) {
+  write_text_file(path, to_json(report));
+}
+
+}  // namespace weightcast

@@ -1,0 +1,107 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "weightcast/core/error.hpp"
+#include "weightcast/telemetry/statistics.hpp"
+
+/// What `update` and `bench` write with --json: the schema weightcast.report/1, as plain values. Members carry the
+/// names of the JSON keys; times are seconds, rates 10^9 bytes per second. What is not known is NaN here and null in
+/// the file, or an empty string.
+namespace weightcast {
+
+struct ReportVersions {
+  std::string weightcast, mpi, nccl, cuda, hdf5;
+};
+
+struct ReportUpdate {
+  std::uint64_t id = 0, version = 0;
+  std::string result;  ///< "committed", "aborted", "unchanged", "dirty"
+  double total_s = unknown, prepare_s = unknown, stage_s = unknown, verify_s = unknown, vote_s = unknown;
+  double commit_s = unknown, pause_s = unknown;
+  std::uint64_t egress_bytes = 0, staging_bytes = 0;
+};
+
+struct ReportSummary {
+  double cold_s = unknown, median_s = unknown, min_s = unknown, max_s = unknown, p99_s = unknown;
+  double model_GBps = unknown, ceiling_GBps = unknown, ratio_to_ceiling = unknown;
+};
+
+struct ReportReaders {
+  std::uint64_t count = 0, reads = 0, mixed = 0, stale = 0;
+  double idle_p99_s = unknown, updating_p99_s = unknown;
+};
+
+/// One time per layer of the request path: engine, scheduler, tp_worker, model_runner.
+struct ReportLayer {
+  std::string layer;
+  std::uint64_t calls = 0;
+  double median_s = unknown;
+};
+
+struct ReportRank {
+  int rank = 0;
+  std::string role, host, gpu;  ///< `gpu` is empty (null) on the host
+};
+
+/// One line of `bench`.
+struct ReportRow {
+  std::string model;
+  std::uint64_t model_bytes = 0;
+  std::string device, transport, method, granularity;
+  std::uint64_t tp = 1, dp = 1;
+  std::string verify;
+  double cold_s = unknown, median_s = unknown, min_s = unknown, max_s = unknown, p99_s = unknown, model_GBps = unknown;
+  std::uint64_t egress_bytes = 0, staging_bytes = 0, wrong = 0;
+  double ceiling_GBps = unknown, ratio_to_ceiling = unknown;
+};
+
+struct ReportError {
+  ExitCode code = ExitCode::internal;
+  std::string stage;  ///< empty (null) when unknown
+  int rank = -1;      ///< -1 (null) when unknown
+  std::string message;
+};
+ReportError report_error(const Error& error);
+
+struct Report {
+  std::string command;  ///< "update" or "bench": decides which of the members below are written
+  ExitCode exit_code = ExitCode::ok;
+  ReportVersions versions;
+  std::optional<ReportError> error;
+  std::vector<ReportRank> ranks;
+
+  // update
+  std::uint64_t tp = 1, dp = 1;
+  std::string device, transport, method, granularity, commit;
+  struct {
+    std::string family;
+    std::uint64_t parameters = 0, bytes = 0;
+  } model;
+  struct {
+    double init_s = unknown, warmup_s = unknown;
+  } group;
+  std::vector<ReportUpdate> updates;
+  ReportSummary summary;
+  struct {
+    std::string mode;
+    std::uint64_t parameters = 0, mismatched = 0;
+    std::string digest;
+  } verify;
+  std::vector<ReportLayer> layers;
+  std::optional<ReportReaders> readers;
+
+  // bench
+  std::vector<ReportRow> rows;
+};
+
+/// The report as JSON text, indented, with a final newline. Bytes that are not UTF-8 are replaced.
+std::string to_json(const Report& report);
+
+/// Writes the report to `path`: under a temporary name, then renamed. Error(cant_create), Error(io_error).
+void write_report(const std::string& path, const Report& report);
+
+}  // namespace weightcast
