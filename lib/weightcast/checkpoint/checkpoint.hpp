@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "weightcast/core/bytes.hpp"
 #include "weightcast/core/file.hpp"
 #include "weightcast/tensor/tensor_info.hpp"
 
@@ -41,8 +42,12 @@ class Checkpoint {
   std::unique_ptr<State> state_;
 };
 
-/// What write_checkpoint() writes: `fill(index, offset, destination)` supplies bytes of tensors[index]; it is called from
-/// several threads, in blocks of at most `block_bytes`, each byte once.
+/// Largest block that write_checkpoint() asks for at a time; a multiple of every element size.
+inline constexpr std::uint64_t checkpoint_block_bytes = 8 * mebibyte;
+
+/// What write_checkpoint() writes: `fill(index, offset, destination)` supplies bytes of tensors[index]; it is called
+/// from several threads, in blocks of at most checkpoint_block_bytes that begin at multiples of it, each byte once. The
+/// names must differ.
 struct CheckpointContent {
   std::vector<TensorInfo> tensors;
   std::function<void(std::size_t index, std::uint64_t offset, std::span<std::byte> destination)> fill;
@@ -50,7 +55,9 @@ struct CheckpointContent {
 
 /// Writes the folder `directory` (created when missing): `model.safetensors`, or, when the tensors need more than one
 /// file of `shard_bytes`, `model-00001-of-0000N.safetensors` and the index; and `config.json` with the text
-/// `config_json` (left out when empty). Each file appears complete or not at all, the index last.
+/// `config_json` (left out when empty). Space for all is reserved first; each file appears complete or not at all, the
+/// index last. An older checkpoint in that folder is replaced: its shards and index are removed, so that nothing there
+/// contradicts the new one. Until all bytes are written it is left alone.
 /// `progress(bytes)` is called after each block, from several threads. Error(cant_create), Error(io_error).
 void write_checkpoint(const std::string& directory, const CheckpointContent& content, std::uint64_t shard_bytes,
                       const std::string& config_json, std::size_t threads,

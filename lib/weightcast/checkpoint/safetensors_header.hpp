@@ -28,13 +28,14 @@ struct SafetensorsHeader {
 /// Largest JSON header that the format allows, in bytes.
 inline constexpr std::uint64_t safetensors_header_limit = 100'000'000;
 
-/// Parses the start of a file of `file_bytes` bytes. `start` holds the 8 length bytes and the JSON they announce (more is
-/// ignored). Never crashes, whatever the bytes are; Error(bad_data) names the rule and the byte offset in the file.
+/// Parses the start of a file of `file_bytes` bytes. `start` holds the 8 length bytes and the JSON they announce (more
+/// is ignored). Never crashes, whatever the bytes are; Error(bad_data) names the rule and the byte offset in the file.
 /// Duplicates, unknown fields, holes, overlaps, trailing bytes and overflow are errors.
 SafetensorsHeader parse_safetensors_header(std::span<const std::byte> start, std::uint64_t file_bytes);
 
-/// The bytes that precede the data section of a file holding `tensors` back to back in this order; padded with spaces to
-/// a multiple of 8 bytes.
-std::string make_safetensors_header(std::span<const TensorInfo> tensors, const std::map<std::string, std::string>& metadata);
+/// The bytes that precede the data section of a file holding `tensors` back to back in this order; padded with spaces
+/// to a multiple of 8 bytes.
+std::string make_safetensors_header(std::span<const TensorInfo> tensors,
+                                    const std::map<std::string, std::string>& metadata);
 
 }  // namespace weightcast

@@ -1,0 +1,146 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <filesystem>
+#include <memory>
+#include <regex>
+#include <string_view>
+
+#include "weightcast/checkpoint/checkpoint.hpp"
+#include "weightcast/checkpoint/safetensors_header.hpp"
+#include "weightcast/checkpoint/sharded_index.hpp"
+#include "weightcast/core/bytes.hpp"
+#include "weightcast/core/expects.hpp"
+#include "weightcast/core/parallel.hpp"
+
+namespace weightcast {
+namespace {
+namespace fs = std::filesystem;
+
+constexpr const char* single_name = "model.safetensors";
+constexpr const char* index_name = "model.safetensors.index.json";
+
+/// Tensors [first, last) of the content, in one file.
+struct Shard {
+  std::size_t first = 0, last = 0;
+  std::uint64_t bytes = 0;
+  std::string name;
+};
+
+std::vector<Shard> cut_into_shards(std::span<const TensorInfo> tensors, std::uint64_t shard_bytes) {
+  std::vector<Shard> shards(1);
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto size = tensors[i].size_bytes();
+    WEIGHTCAST_EXPECTS(size);
+    const auto& open = shards.back();
+    if (open.bytes > 0 && (open.bytes > shard_bytes || *size > shard_bytes - open.bytes))
+      shards.push_back({i, i, 0, {}});
+    shards.back().last = i + 1;
+    shards.back().bytes += *size;
+  }
+  for (std::size_t i = 0; i < shards.size(); ++i) {
+    shards[i].name =
+        shards.size() == 1 ? single_name : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+  }
+  return shards;
+}
+
+/// A piece of a tensor and where it goes.
+struct Block {
+  std::size_t tensor;
+  std::uint64_t offset;  // in the tensor
+  std::size_t size;
+  std::size_t file;
+  std::uint64_t file_offset;
+};
+
+/// Removes what an earlier checkpoint left in the folder, but for the file `keep`.
+void remove_stale(const fs::path& folder, std::string_view keep) {
+  static const std::regex ours(R"(model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json)");
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    const auto name = entry.path().filename().string();
+    if (!std::regex_match(name, ours) || name == keep) continue;
+    if (!fs::remove(entry.path(), error) && error) {
+      fail(ExitCode::cant_create, "cannot remove the stale {}: {}", entry.path().string(), error.message());
+    }
+  }
+}
+
+void create_folder(const fs::path& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (!fs::is_directory(folder)) {
+    throw Error(ExitCode::cant_create, fmt::format("cannot create the folder {}: {}", folder.string(), error.message()),
+                "write to a folder that you may create");
+  }
+}
+
+}  // namespace
+
+void write_checkpoint(const std::string& directory, const CheckpointContent& content, std::uint64_t shard_bytes,
+                      const std::string& config_json, std::size_t threads,
+                      const std::function<void(std::uint64_t bytes)>& progress) {
+  const fs::path folder(directory);
+  const std::span<const TensorInfo> tensors(content.tensors);
+  const auto shards = cut_into_shards(tensors, shard_bytes);
+  WeightMap weight_map;
+  for (const auto& shard : shards) {
+    for (std::size_t i = shard.first; i < shard.last; ++i) weight_map.emplace(tensors[i].name, shard.name);
+  }
+  WEIGHTCAST_EXPECTS(weight_map.size() == tensors.size());
+
+  // All files are reserved before the first byte is written, so that a full disk costs nothing, and all are filled as
+  // one list of blocks, so that no thread waits at the end of a file.
+  create_folder(folder);
+  std::vector<std::unique_ptr<OutputFile>> files;
+  std::vector<Block> blocks;
+  std::uint64_t total_bytes = 0;
+  for (const auto& shard : shards) {
+    const auto header =
+        make_safetensors_header(tensors.subspan(shard.first, shard.last - shard.first), {{"format", "pt"}});
+    files.push_back(std::make_unique<OutputFile>(folder / shard.name, header.size() + shard.bytes));
+    files.back()->write(0, std::as_bytes(std::span(header)));
+    std::uint64_t file_offset = header.size();
+    for (std::size_t i = shard.first; i < shard.last; ++i) {
+      const auto tensor_bytes = *tensors[i].size_bytes();
+      for (std::uint64_t offset = 0; offset < tensor_bytes; offset += checkpoint_block_bytes) {
+        const auto size = std::min<std::uint64_t>(checkpoint_block_bytes, tensor_bytes - offset);
+        blocks.push_back({i, offset, size, files.size() - 1, file_offset});
+        file_offset += size;
+      }
+    }
+    total_bytes += shard.bytes;
+  }
+
+  std::atomic<std::size_t> next{0};
+  parallel_for(std::max<std::size_t>(threads, 1), threads, [&](std::size_t) {
+    std::vector<std::byte> buffer;  // one per thread
+    try {
+      for (std::size_t i = next++; i < blocks.size(); i = next++) {
+        const auto& block = blocks[i];
+        buffer.resize(std::max(buffer.size(), block.size));
+        const auto part = std::span(buffer).first(block.size);
+        content.fill(block.tensor, block.offset, part);
+        files[block.file]->write(block.file_offset, part);
+        if (progress) progress(block.size);
+      }
+    } catch (...) {
+      next = blocks.size();
+      throw;
+    }
+  });
+
+  const bool sharded = shards.size() > 1;
+  if (sharded) remove_stale(folder, {});
+  if (!config_json.empty()) write_text_file(folder / "config.json", config_json);
+  for (auto& file : files) file->commit();
+  if (sharded) {
+    write_text_file(folder / index_name, make_sharded_index(weight_map, total_bytes));
+  } else {
+    remove_stale(folder, single_name);
+  }
+}
+
+}  // namespace weightcast

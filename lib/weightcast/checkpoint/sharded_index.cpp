@@ -1,0 +1,100 @@
+#include "weightcast/checkpoint/sharded_index.hpp"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "weightcast/core/bytes.hpp"
+#include "weightcast/core/error.hpp"
+#include "weightcast/core/strict_json.hpp"
+
+namespace weightcast {
+namespace {
+
+bool stays_in_folder(std::string_view file) {
+  return !file.empty() && file != "." && file != ".." && file.find('/') == file.npos && file.find('\0') == file.npos;
+}
+
+/// Takes the strings of the top-level member weight_map; what other members hold is skipped.
+class IndexHandler final : public JsonHandler {
+ public:
+  explicit IndexHandler(const std::string& what) : what_(what) {}
+
+  void begin_object(std::size_t near) override {
+    ++depth_;
+    if (in_weight_map_) {
+      if (depth_ > 2) unexpected(near);
+      found_ = true;
+    }
+  }
+  void end_object(std::size_t) override { leave(); }
+  void begin_array(std::size_t near) override {
+    ++depth_;
+    if (in_weight_map_ || depth_ == 1) unexpected(near);
+  }
+  void end_array(std::size_t) override { leave(); }
+  void key(const std::string& name, std::size_t) override {
+    if (depth_ == 1) in_weight_map_ = name == "weight_map";
+    name_ = name;
+  }
+  void string(const std::string& file, std::size_t near) override {
+    if (!in_weight_map_ && depth_ > 0) return;
+    if (depth_ != 2) unexpected(near);
+    if (!stays_in_folder(file)) {
+      fail(ExitCode::bad_data, "{}, byte {}: tensor \"{}\" is said to be in \"{}\", which is not a file of this folder",
+           what_, near, printable(name_), printable(file));
+    }
+    weight_map_.emplace(std::move(name_), file);
+  }
+  void unsigned_integer(std::uint64_t, std::size_t near) override { scalar(near); }
+  void number(double, std::size_t near) override { scalar(near); }
+  void boolean(bool, std::size_t near) override { scalar(near); }
+  void null(std::size_t near) override { scalar(near); }
+
+  WeightMap take() {
+    if (!found_) fail(ExitCode::bad_data, "{}: there is no weight_map in it", what_);
+    return std::move(weight_map_);
+  }
+
+ private:
+  void leave() {
+    if (--depth_ == 1) in_weight_map_ = false;
+  }
+  void scalar(std::size_t near) const {
+    if (in_weight_map_ || depth_ == 0) unexpected(near);
+  }
+  [[noreturn]] void unexpected(std::size_t near) const {
+    fail(ExitCode::bad_data, "{}, byte {}: expected {}", what_, near,
+         depth_ == 0 || !in_weight_map_ ? "an object with a weight_map"
+                                        : "weight_map to be an object of tensor names and file names");
+  }
+
+  const std::string& what_;
+  std::size_t depth_ = 0;
+  bool in_weight_map_ = false, found_ = false;
+  std::string name_;
+  WeightMap weight_map_;
+};
+
+}  // namespace
+
+WeightMap parse_sharded_index(std::string_view json, const std::string& what) {
+  IndexHandler handler(what);
+  parse_strict_json(json, handler, what);
+  return handler.take();
+}
+
+std::string make_sharded_index(const WeightMap& weight_map, std::uint64_t total_bytes) {
+  const auto quoted = [](std::string_view text) { return nlohmann::json(text).dump(); };
+  std::string json =
+      fmt::format("{{\n  \"metadata\": {{\n    \"total_size\": {}\n  }},\n  \"weight_map\": {{", total_bytes);
+  std::string_view separator = "\n";
+  for (const auto& [name, file] : weight_map) {
+    json += fmt::format("{}    {}: {}", separator, quoted(name), quoted(file));
+    separator = ",\n";
+  }
+  return json + "\n  }\n}\n";
+}
+
+}  // namespace weightcast
