@@ -8,7 +8,8 @@ endif()
 include(GNUInstallDirs)
 
 # DT_RPATH and not DT_RUNPATH: the libraries in lib/ must find each other too, and only DT_RPATH is inherited.
-target_link_options(weightcast PRIVATE -Wl,--disable-new-dtags)
+# --as-needed drops what MPI's compiler wrapper names but nobody calls.
+target_link_options(weightcast PRIVATE -Wl,--disable-new-dtags -Wl,--as-needed)
 set_target_properties(weightcast PROPERTIES INSTALL_RPATH "$ORIGIN/../lib")
 install(TARGETS weightcast RUNTIME_DEPENDENCY_SET weightcast_libraries RUNTIME DESTINATION bin)
 install(RUNTIME_DEPENDENCY_SET weightcast_libraries

@@ -7,6 +7,9 @@ if(NOT CMAKE_BUILD_TYPE)
   set(CMAKE_BUILD_TYPE Release)
 endif()
 
+# The old C++ bindings of MPI are not used, and many machines no longer have their library.
+set(MPI_CXX_SKIP_MPICXX ON)
+
 find_package(fmt REQUIRED)
 find_package(Threads REQUIRED)
 
