@@ -34,6 +34,9 @@ struct ParameterRule {
   std::uint64_t units = 0;    ///< what must be cut evenly: heads, kv heads or rows/columns; 0 for replicated
 };
 
+/// A tensor as the matrix that the rules cut; see MatrixShape.
+MatrixShape matrix_of(const TensorInfo& info) noexcept;
+
 /// The model: rules in canonical order (embeddings, layers ascending: input norm, q, k, v, o, ..., final norm, head), the
 /// order of sending, so that parts of one engine tensor are neighbours.
 struct Model {
@@ -55,6 +58,9 @@ Slice shard_of(const ParameterRule& rule, std::uint64_t tp, std::uint64_t t);
 
 /// Rows and columns that the shard takes up in the engine tensor, padding rows included (>= shard_of()'s rows).
 MatrixShape shard_extent(const ParameterRule& rule, std::uint64_t tp);
+
+/// Every tp that all parameters of the model can be cut for, ascending: for messages.
+std::vector<std::uint64_t> possible_tp(const Model& model);
 
 /// True when rank t's shard is also held by a lower tp rank (replicated parameters, shared key/value heads): counted once.
 bool is_copy(const ParameterRule& rule, std::uint64_t tp, std::uint64_t t) noexcept;

@@ -40,7 +40,8 @@ struct EngineTensor {
 
 /// What one tensor-parallel rank receives.
 struct RankPlan {
-  /// The shard of each parameter, indexed like Model::parameters; rows = 0 where the rank holds nothing of it.
+  /// The shard of each parameter, indexed like Model::parameters, in rows of its matrix view (a norm of n elements is n
+  /// rows of one element); rows = 0 and all else 0 where the rank holds nothing of it.
   std::vector<Segment> shards;
   /// The same bytes with neighbours merged: what a copy engine is given. Sorted by destination.
   std::vector<Segment> moves;

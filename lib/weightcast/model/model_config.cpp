@@ -1,0 +1,249 @@
+#include "weightcast/model/model_config.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <array>
+#include <map>
+#include <optional>
+#include <variant>
+
+#include "weightcast/core/bytes.hpp"
+#include "weightcast/core/error.hpp"
+#include "weightcast/core/strict_json.hpp"
+
+namespace weightcast {
+namespace {
+
+struct FamilyNames {
+  Family family;
+  std::string_view model_type, architecture;
+};
+constexpr std::array<FamilyNames, 3> families{{{Family::llama, "llama", "LlamaForCausalLM"},
+                                               {Family::qwen2, "qwen2", "Qwen2ForCausalLM"},
+                                               {Family::qwen3, "qwen3", "Qwen3ForCausalLM"}}};
+
+struct DTypeNames {
+  DType dtype;
+  std::string_view torch;
+};
+constexpr std::array<DTypeNames, 3> dtypes{
+    {{DType::BF16, "bfloat16"}, {DType::F16, "float16"}, {DType::F32, "float32"}}};
+
+// Far above any model, and small enough that a product of two never overflows.
+constexpr std::uint64_t layer_limit = 10'000, size_limit = std::uint64_t{1} << 24;
+
+struct Nested {};
+using Strings = std::vector<std::string>;
+using Value = std::variant<std::nullptr_t, std::uint64_t, double, bool, std::string, Strings, Nested>;
+
+/// Keeps the values of the top-level keys. Of nested values it keeps only strings directly inside an array.
+class TopLevelKeys : public JsonHandler {
+ public:
+  explicit TopLevelKeys(std::string what) : what_(std::move(what)) {}
+
+  void begin_object(std::size_t) override {
+    if (depth_ > 0) keep(Nested{});
+    ++depth_;
+  }
+  void begin_array(std::size_t) override {
+    keep(Strings{});
+    ++depth_;
+  }
+  void end_object(std::size_t) override { --depth_; }
+  void end_array(std::size_t) override { --depth_; }
+  void key(const std::string& name, std::size_t) override {
+    if (depth_ == 1) key_ = name;
+  }
+  void string(const std::string& value, std::size_t) override {
+    if (auto* array = depth_ == 2 ? std::get_if<Strings>(&values_[key_]) : nullptr) {
+      array->push_back(value);
+    } else {
+      keep(value);
+    }
+  }
+  void unsigned_integer(std::uint64_t value, std::size_t) override { keep(value); }
+  void number(double value, std::size_t) override { keep(value); }
+  void boolean(bool value, std::size_t) override { keep(value); }
+  void null(std::size_t) override { keep(nullptr); }
+
+  const std::string& what() const noexcept { return what_; }
+
+  /// The value of `key`, or nothing when it is absent or null. `expected` describes T for the message.
+  template <typename T>
+  std::optional<T> get(const std::string& key, std::string_view expected) const {
+    const auto found = values_.find(key);
+    if (found == values_.end() || std::holds_alternative<std::nullptr_t>(found->second)) return std::nullopt;
+    const T* value = std::get_if<T>(&found->second);
+    if (value == nullptr) fail(ExitCode::bad_data, "{}: \"{}\" must be {}", what_, key, expected);
+    return *value;
+  }
+  bool has(const std::string& key) const {
+    const auto found = values_.find(key);
+    return found != values_.end() && !std::holds_alternative<std::nullptr_t>(found->second);
+  }
+  bool flag(const std::string& key, bool otherwise) const {
+    return get<bool>(key, "true or false").value_or(otherwise);
+  }
+  std::optional<std::uint64_t> optional_size(const std::string& key, std::uint64_t limit = size_limit) const {
+    const std::string expected = fmt::format("a whole number from 1 to {}", limit);
+    const auto value = get<std::uint64_t>(key, expected);
+    if (value && (*value == 0 || *value > limit)) {
+      fail(ExitCode::bad_data, "{}: \"{}\" is {}, it must be {}", what_, key, *value, expected);
+    }
+    return value;
+  }
+  std::uint64_t size(const std::string& key, std::uint64_t limit = size_limit) const {
+    const auto value = optional_size(key, limit);
+    if (!value) fail(ExitCode::bad_data, "{}: \"{}\" is missing", what_, key);
+    return *value;
+  }
+
+ private:
+  void keep(Value value) {
+    if (depth_ == 0) fail(ExitCode::bad_data, "{}: not a JSON object", what_);
+    if (depth_ == 1) values_[key_] = std::move(value);
+  }
+
+  std::string what_, key_;
+  std::size_t depth_ = 0;
+  std::map<std::string, Value> values_;
+};
+
+[[noreturn]] void unsupported_family(const std::string& what, const std::string& key, std::string_view value) {
+  Strings known;
+  for (const auto& entry : families) known.push_back(fmt::format("{} ({})", entry.model_type, entry.architecture));
+  throw Error(ExitCode::config, fmt::format("{}: \"{}\" is \"{}\", which is not supported", what, key, printable(value)),
+              fmt::format("supported families: {}", fmt::join(known, ", ")));
+}
+
+Family read_family(const TopLevelKeys& keys) {
+  std::optional<Family> by_type, by_architecture;
+  if (const auto type = keys.get<std::string>("model_type", "a string")) {
+    for (const auto& entry : families) {
+      if (entry.model_type == *type) by_type = entry.family;
+    }
+    if (!by_type) unsupported_family(keys.what(), "model_type", *type);
+  }
+  const auto architectures = keys.get<Strings>("architectures", "an array of strings").value_or(Strings{});
+  for (const auto& architecture : architectures) {
+    std::optional<Family> found;
+    for (const auto& entry : families) {
+      if (entry.architecture == architecture) found = entry.family;
+    }
+    if (!found) unsupported_family(keys.what(), "architectures", architecture);
+    if (by_architecture.value_or(*found) != *found) {
+      fail(ExitCode::bad_data, "{}: \"architectures\" names two families", keys.what());
+    }
+    by_architecture = found;
+  }
+  if (!by_type && !by_architecture) {
+    fail(ExitCode::bad_data, "{}: \"model_type\" and \"architectures\" are missing: the family is unknown", keys.what());
+  }
+  if (by_type && by_architecture && *by_type != *by_architecture) {
+    fail(ExitCode::bad_data, "{}: \"model_type\" says {} but \"architectures\" says {}", keys.what(), name(*by_type),
+         name(*by_architecture));
+  }
+  return by_type ? *by_type : *by_architecture;
+}
+
+DType read_dtype(const TopLevelKeys& keys) {
+  std::optional<DType> result;
+  for (const std::string key : {"torch_dtype", "dtype"}) {
+    const auto text = keys.get<std::string>(key, "a string");
+    if (!text) continue;
+    std::string_view torch = *text;
+    if (torch.starts_with("torch.")) torch.remove_prefix(6);
+    std::optional<DType> found;
+    for (const auto& entry : dtypes) {
+      if (entry.torch == torch) found = entry.dtype;
+    }
+    if (!found) {
+      throw Error(ExitCode::config,
+                  fmt::format("{}: \"{}\" is \"{}\", which is not supported", keys.what(), key, printable(*text)),
+                  "supported: bfloat16, float16, float32");
+    }
+    if (result.value_or(*found) != *found) {
+      fail(ExitCode::bad_data, "{}: \"torch_dtype\" and \"dtype\" differ", keys.what());
+    }
+    result = found;
+  }
+  return result.value_or(DType::BF16);
+}
+
+}  // namespace
+
+std::string_view name(Family family) noexcept {
+  for (const auto& entry : families) {
+    if (entry.family == family) return entry.model_type;
+  }
+  return "unknown";
+}
+
+ModelConfig parse_model_config(std::string_view text, const std::string& what) {
+  TopLevelKeys keys(what);
+  parse_strict_json(text, keys, what);
+  for (const std::string key : {"quantization_config", "compression_config"}) {
+    if (keys.has(key)) {
+      throw Error(ExitCode::config, fmt::format("{}: \"{}\": quantised models are not supported", what, key),
+                  "use the checkpoint in bfloat16, float16 or float32");
+    }
+  }
+
+  ModelConfig config;
+  config.family = read_family(keys);
+  config.layers = keys.size("num_hidden_layers", layer_limit);
+  config.hidden = keys.size("hidden_size");
+  config.intermediate = keys.size("intermediate_size");
+  config.vocabulary = keys.size("vocab_size");
+  config.heads = keys.size("num_attention_heads");
+  config.kv_heads = keys.optional_size("num_key_value_heads").value_or(config.heads);
+  if (config.heads % config.kv_heads != 0) {
+    fail(ExitCode::bad_data, "{}: \"num_attention_heads\" ({}) is not a multiple of \"num_key_value_heads\" ({})", what,
+         config.heads, config.kv_heads);
+  }
+  const auto head_dim = keys.optional_size("head_dim");
+  if (!head_dim && config.hidden % config.heads != 0) {
+    fail(ExitCode::bad_data, "{}: \"head_dim\" is missing, and \"hidden_size\" ({}) is not a multiple of "
+         "\"num_attention_heads\" ({})", what, config.hidden, config.heads);
+  }
+  config.head_dim = head_dim.value_or(config.hidden / config.heads);
+  config.tied_embeddings = keys.flag("tie_word_embeddings", false);
+  // Qwen2 has the biases in its code and not in its config; only Llama has the option of biases in the MLP.
+  config.attention_bias = config.family == Family::qwen2 || keys.flag("attention_bias", false);
+  config.attention_output_bias = config.family != Family::qwen2 && config.attention_bias;
+  config.mlp_bias = config.family == Family::llama && keys.flag("mlp_bias", false);
+  config.dtype = read_dtype(keys);
+  return config;
+}
+
+std::string to_config_json(const ModelConfig& config) {
+  std::string_view architecture, torch_dtype;
+  for (const auto& entry : families) {
+    if (entry.family == config.family) architecture = entry.architecture;
+  }
+  for (const auto& entry : dtypes) {
+    if (entry.dtype == config.dtype) torch_dtype = entry.torch;
+  }
+  std::string text = fmt::format(
+      R"({{
+  "architectures": ["{}"],
+  "model_type": "{}",
+  "num_hidden_layers": {},
+  "hidden_size": {},
+  "intermediate_size": {},
+  "num_attention_heads": {},
+  "num_key_value_heads": {},
+  "head_dim": {},
+  "vocab_size": {},
+  "hidden_act": "silu",
+  "tie_word_embeddings": {},
+)",
+      architecture, name(config.family), config.layers, config.hidden, config.intermediate, config.heads,
+      config.kv_heads, config.head_dim, config.vocabulary, config.tied_embeddings);
+  if (config.family != Family::qwen2) text += fmt::format("  \"attention_bias\": {},\n", config.attention_bias);
+  if (config.family == Family::llama) text += fmt::format("  \"mlp_bias\": {},\n", config.mlp_bias);
+  return text + fmt::format("  \"torch_dtype\": \"{}\"\n}}\n", torch_dtype);
+}
+
+}  // namespace weightcast
