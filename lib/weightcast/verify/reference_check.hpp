@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "weightcast/plan/transfer_plan.hpp"
+
+namespace weightcast {
+
+/// What reads bytes [offset, offset + destination.size()) of a parameter from a reference.
+using ReadReference = std::function<void(std::size_t parameter, std::uint64_t offset, std::span<std::byte> destination)>;
+
+struct ReferenceCheck {
+  std::size_t mismatched = 0;         ///< parameters whose shard differs
+  std::optional<std::string> first;   ///< the first of them: parameter, element and both values in words
+};
+
+/// Compares every byte of a tp rank's slot with the reference: an independent reader of the same weights, not a digest.
+/// Vocabulary padding must be zero. Reads the reference in bounded blocks. Local.
+ReferenceCheck check_against_reference(const TransferPlan& plan, std::size_t tp_rank, std::span<const std::byte> slot,
+                                       const ReadReference& read);
+
+/// Fills a tp rank's slot from the reference, in bounded blocks, on up to `threads` threads; `progress(bytes)` may be empty.
+void fill_from_reference(const TransferPlan& plan, std::size_t tp_rank, std::span<std::byte> slot, const ReadReference& read,
+                         std::size_t threads, const std::function<void(std::uint64_t)>& progress = {});
+
+}  // namespace weightcast
