@@ -1,0 +1,133 @@
+#include "weightcast/verify/digest.hpp"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <charconv>
+#include <cstring>
+#include <iterator>
+
+#include "weightcast/core/expects.hpp"
+#include "weightcast/verify/digest_kernels.hpp"
+#include "weightcast/verify/digest_keys.hpp"
+
+namespace weightcast {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "digest.md speaks of little-endian words");
+
+using digest_keys::block_factor;
+using digest_keys::block_words;
+using digest_keys::word_key;
+
+/// Fewer than four bytes of one word, the first of them byte `offset` of the parameter.
+Digest digest_edge(const std::byte* data, std::uint64_t count, std::uint64_t offset) noexcept {
+  if (count == 0) return {};
+  std::uint32_t value = 0;
+  for (std::uint64_t i = 0; i < count; ++i) value |= std::to_integer<std::uint32_t>(data[i]) << (8 * ((offset + i) % 4));
+  const std::uint64_t word = offset / 4, block = word / block_words, j = word % block_words;
+  return {block_factor(0, block) * (std::uint64_t{word_key(0, j)} * value),
+          block_factor(1, block) * (std::uint64_t{word_key(1, j)} * value)};
+}
+
+DigestKernel best_kernel() noexcept {
+  DigestKernel best = nullptr;
+  for (const NamedDigestKernel& kernel : digest_kernels()) {
+    if (kernel.usable) best = kernel.run;
+  }
+  return best;
+}
+
+void append(std::string& text, std::uint64_t value) {
+  std::array<char, 8> bytes;
+  std::memcpy(bytes.data(), &value, 8);
+  text.append(bytes.data(), 8);
+}
+void append(std::string& text, std::string_view value) {
+  append(text, value.size());
+  text.append(value);
+}
+
+template <typename InfoOf>
+Digest digest_of_infos(std::span<const Digest> digests, const InfoOf& info_of) {
+  std::vector<std::size_t> order(digests.size());
+  for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::ranges::sort(order, {}, [&](std::size_t i) -> const std::string& { return info_of(i).name; });
+  std::string text;
+  for (const std::size_t i : order) {
+    const TensorInfo& info = info_of(i);
+    append(text, info.name);
+    append(text, name(info.dtype));
+    append(text, info.shape.size());
+    for (const std::uint64_t extent : info.shape) append(text, extent);
+    append(text, digests[i].first);
+    append(text, digests[i].second);
+  }
+  const XXH128_hash_t hash = XXH3_128bits(text.data(), text.size());
+  return {hash.high64, hash.low64};
+}
+
+}  // namespace
+
+std::string Digest::hex() const { return fmt::format("{:016x}{:016x}", first, second); }
+
+std::optional<Digest> Digest::from_hex(std::string_view text) noexcept {
+  const bool digits = std::ranges::all_of(text, [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
+  if (text.size() != 32 || !digits) return std::nullopt;
+  Digest digest;
+  std::from_chars(text.data(), text.data() + 16, digest.first, 16);
+  std::from_chars(text.data() + 16, text.data() + 32, digest.second, 16);
+  return digest;
+}
+
+Digest digest_rows_with(DigestKernel kernel, const std::byte* data, std::uint64_t pitch, std::uint64_t row_bytes,
+                        std::uint64_t first_row, std::uint64_t rows, std::uint64_t offset,
+                        std::uint64_t parameter_pitch) noexcept {
+  data += first_row * pitch;
+  offset += first_row * parameter_pitch;
+  if (rows > 1 && pitch == row_bytes && parameter_pitch == row_bytes) {
+    row_bytes *= rows;
+    rows = 1;
+  }
+  Digest digest;
+  if (rows > 1 && parameter_pitch % 4 != 0) {  // each row begins at another place within its word
+    for (std::uint64_t row = 0; row < rows; ++row) {
+      digest += digest_rows_with(kernel, data, pitch, row_bytes, row, 1, offset, parameter_pitch);
+    }
+    return digest;
+  }
+  const std::uint64_t head = std::min(-offset % 4, row_bytes);
+  const std::uint64_t words = (row_bytes - head) / 4, tail = (row_bytes - head) % 4;
+  if (words > 0) digest = kernel({data + head, pitch, rows, words, (offset + head) / 4, parameter_pitch / 4});
+  for (std::uint64_t row = 0; (head > 0 || tail > 0) && row < rows; ++row) {
+    const std::byte* begin = data + row * pitch;
+    const std::uint64_t at = offset + row * parameter_pitch;
+    digest += digest_edge(begin, head, at);
+    digest += digest_edge(begin + row_bytes - tail, tail, at + row_bytes - tail);
+  }
+  return digest;
+}
+
+Digest digest_rows(const std::byte* data, std::uint64_t pitch, std::uint64_t row_bytes, std::uint64_t first_row,
+                   std::uint64_t rows, std::uint64_t offset, std::uint64_t parameter_pitch) noexcept {
+  static const DigestKernel kernel = best_kernel();
+  return digest_rows_with(kernel, data, pitch, row_bytes, first_row, rows, offset, parameter_pitch);
+}
+
+Digest digest_bytes(std::span<const std::byte> data, std::uint64_t offset) noexcept {
+  return digest_rows(data.data(), data.size(), data.size(), 0, 1, offset, data.size());
+}
+
+Digest digest_of_set(std::span<const TensorInfo> tensors, std::span<const Digest> digests) {
+  WEIGHTCAST_EXPECTS(tensors.size() == digests.size());
+  return digest_of_infos(digests, [&](std::size_t i) -> const TensorInfo& { return tensors[i]; });
+}
+
+Digest digest_of_model(const Model& model, std::span<const Digest> digests) {
+  WEIGHTCAST_EXPECTS(model.parameters.size() == digests.size());
+  return digest_of_infos(digests, [&](std::size_t i) -> const TensorInfo& { return model.parameters[i].info; });
+}
+
+}  // namespace weightcast
