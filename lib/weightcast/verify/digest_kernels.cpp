@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <numeric>
 
 #include "weightcast/verify/digest_keys.hpp"
 
@@ -78,10 +79,11 @@ WEIGHTCAST_AVX2 inline __m256i add_words(__m256i sum, __m256i data, __m256i odd,
   return _mm256_add_epi64(sum, _mm256_mul_epu32(odd, _mm256_srli_epi64(key, 32)));
 }
 
-WEIGHTCAST_AVX2 inline std::uint64_t add_lanes(__m256i value) noexcept {
-  std::array<std::uint64_t, 4> lanes;
+template <typename Vector>
+std::uint64_t add_lanes(const Vector& value) noexcept {
+  std::array<std::uint64_t, sizeof(Vector) / 8> lanes;
   std::memcpy(lanes.data(), &value, sizeof value);
-  return lanes[0] + lanes[1] + lanes[2] + lanes[3];
+  return std::accumulate(lanes.begin(), lanes.end(), std::uint64_t{0});
 }
 
 WEIGHTCAST_AVX512 inline __m512i add_words(__m512i sum, __m512i data, __m512i odd, const std::uint32_t* keys) noexcept {
@@ -155,8 +157,7 @@ WEIGHTCAST_AVX512 Digest digest_words_avx512(const WordRows& rows) noexcept {
       left -= count;
     }
   }
-  return {static_cast<std::uint64_t>(_mm512_reduce_add_epi64(first)),
-          static_cast<std::uint64_t>(_mm512_reduce_add_epi64(second))};
+  return {add_lanes(first), add_lanes(second)};
 }
 #endif
 
