@@ -56,7 +56,7 @@ build() {
 check() {
   local preset=$1
   say "$preset: test"
-  ctest --preset "$preset" --output-junit tests.xml || failed+=("$preset")
+  ctest --preset "$preset" -j "$(nproc)" --output-junit tests.xml || failed+=("$preset")
 }
 
 python_packages() {
@@ -105,7 +105,7 @@ fi
 check host
 
 if [[ -z $quick ]]; then
-  build asan
+  build asan -- --target tests/unit/all
   check asan
 
   if command -v clang++ >/dev/null; then
