@@ -29,7 +29,8 @@ TensorMatch match_tensors(const Model& model, std::span<const TensorInfo> tensor
   std::vector<std::string> problems;
   const auto compare = [&](const TensorInfo& found, const TensorInfo& expected) {
     if (found.dtype == expected.dtype && found.shape == expected.shape) return;
-    problems.push_back(fmt::format("{} is {}, expected {}", printable(found.name), found.describe(), expected.describe()));
+    problems.push_back(
+        fmt::format("{} is {}, expected {}", printable(found.name), found.describe(), expected.describe()));
   };
 
   std::map<std::string_view, std::ptrdiff_t> by_name;
@@ -60,7 +61,8 @@ TensorMatch match_tensors(const Model& model, std::span<const TensorInfo> tensor
       match.alias = index;
       match.skipped.emplace_back(name);
     } else {
-      problems.push_back(fmt::format("{} is unknown to {} models", printable(name), weightcast::name(model.config.family)));
+      problems.push_back(
+          fmt::format("{} is unknown to {} models", printable(name), weightcast::name(model.config.family)));
     }
   }
   if (problems.empty()) return match;

@@ -113,7 +113,8 @@ class TopLevelKeys : public JsonHandler {
 [[noreturn]] void unsupported_family(const std::string& what, const std::string& key, std::string_view value) {
   Strings known;
   for (const auto& entry : families) known.push_back(fmt::format("{} ({})", entry.model_type, entry.architecture));
-  throw Error(ExitCode::config, fmt::format("{}: \"{}\" is \"{}\", which is not supported", what, key, printable(value)),
+  throw Error(ExitCode::config,
+              fmt::format("{}: \"{}\" is \"{}\", which is not supported", what, key, printable(value)),
               fmt::format("supported families: {}", fmt::join(known, ", ")));
 }
 
@@ -138,7 +139,8 @@ Family read_family(const TopLevelKeys& keys) {
     by_architecture = found;
   }
   if (!by_type && !by_architecture) {
-    fail(ExitCode::bad_data, "{}: \"model_type\" and \"architectures\" are missing: the family is unknown", keys.what());
+    fail(ExitCode::bad_data, "{}: \"model_type\" and \"architectures\" are missing: the family is unknown",
+         keys.what());
   }
   if (by_type && by_architecture && *by_type != *by_architecture) {
     fail(ExitCode::bad_data, "{}: \"model_type\" says {} but \"architectures\" says {}", keys.what(), name(*by_type),
@@ -204,8 +206,10 @@ ModelConfig parse_model_config(std::string_view text, const std::string& what) {
   }
   const auto head_dim = keys.optional_size("head_dim");
   if (!head_dim && config.hidden % config.heads != 0) {
-    fail(ExitCode::bad_data, "{}: \"head_dim\" is missing, and \"hidden_size\" ({}) is not a multiple of "
-         "\"num_attention_heads\" ({})", what, config.hidden, config.heads);
+    fail(ExitCode::bad_data,
+         "{}: \"head_dim\" is missing, and \"hidden_size\" ({}) is not a multiple of "
+         "\"num_attention_heads\" ({})",
+         what, config.hidden, config.heads);
   }
   config.head_dim = head_dim.value_or(config.hidden / config.heads);
   config.tied_embeddings = keys.flag("tie_word_embeddings", false);

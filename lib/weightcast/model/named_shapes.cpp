@@ -14,20 +14,37 @@ namespace {
 
 constexpr std::uint64_t config_limit_bytes = 1 << 20;
 
-// `tiny` (224 128 bytes) is for tests and demonstrations, and small on purpose in every way that can go wrong: cut for tp
-// 1, 2, 4 and 8 it shares key/value heads (tp 4 and 8), pads the vocabulary (200 rows to 256, so that the last of 8 ranks
-// holds padding only), has a head of its own, and tensors that do not fill their 256-byte alignment.
+// `tiny` (224 128 bytes) is for tests and demonstrations, and small on purpose in every way that can go wrong: cut for
+// tp 1, 2, 4 and 8 it shares key/value heads (tp 4 and 8), pads the vocabulary (200 rows to 256, so that the last of 8
+// ranks holds padding only), has a head of its own, and tensors that do not fill their 256-byte alignment.
 const std::array<std::pair<std::string, ModelConfig>, 4>& shapes() {
   static const std::array<std::pair<std::string, ModelConfig>, 4> table{{
       {"llama-3.2-1b",
-       {.layers = 16, .hidden = 2048, .heads = 32, .kv_heads = 8, .head_dim = 64, .intermediate = 8192,
-        .vocabulary = 128256, .tied_embeddings = true}},
+       {.layers = 16,
+        .hidden = 2048,
+        .heads = 32,
+        .kv_heads = 8,
+        .head_dim = 64,
+        .intermediate = 8192,
+        .vocabulary = 128256,
+        .tied_embeddings = true}},
       {"llama-3.1-8b",
-       {.layers = 32, .hidden = 4096, .heads = 32, .kv_heads = 8, .head_dim = 128, .intermediate = 14336,
+       {.layers = 32,
+        .hidden = 4096,
+        .heads = 32,
+        .kv_heads = 8,
+        .head_dim = 128,
+        .intermediate = 14336,
         .vocabulary = 128256}},
       {"smollm2-135m",
-       {.layers = 30, .hidden = 576, .heads = 9, .kv_heads = 3, .head_dim = 64, .intermediate = 1536,
-        .vocabulary = 49152, .tied_embeddings = true}},
+       {.layers = 30,
+        .hidden = 576,
+        .heads = 9,
+        .kv_heads = 3,
+        .head_dim = 64,
+        .intermediate = 1536,
+        .vocabulary = 49152,
+        .tied_embeddings = true}},
       {"tiny",
        {.layers = 3, .hidden = 64, .heads = 8, .kv_heads = 2, .head_dim = 8, .intermediate = 96, .vocabulary = 200}},
   }};
@@ -53,8 +70,9 @@ ModelConfig load_model_config(const std::string& name_or_path) {
   std::string path = name_or_path;
   if (std::filesystem::is_directory(path, ignored)) path += "/config.json";
   if (!std::filesystem::exists(path, ignored)) {
-    throw Error(ExitCode::usage, fmt::format("\"{}\" is neither a known model shape nor a config.json", name_or_path),
-                fmt::format("name one of {}, a config.json, or a folder that holds one", fmt::join(named_shapes(), ", ")));
+    throw Error(
+        ExitCode::usage, fmt::format("\"{}\" is neither a known model shape nor a config.json", name_or_path),
+        fmt::format("name one of {}, a config.json, or a folder that holds one", fmt::join(named_shapes(), ", ")));
   }
   return parse_model_config(read_text_file(path, config_limit_bytes), path);
 }

@@ -28,7 +28,8 @@ class Builder {
  public:
   explicit Builder(const ModelConfig& config) { model_.config = config; }
 
-  /// Adds parameters `prefix``part.name``suffix`, fused into `prefix``engine_name``suffix`, of `columns` columns (0: none).
+  /// Adds parameters `prefix``part.name``suffix`, fused into `prefix``engine_name``suffix`, of `columns` columns (0:
+  /// none).
   void add(const std::string& prefix, const std::string& suffix, std::uint64_t columns, std::string_view engine_name,
            std::initializer_list<Part> parts) {
     std::uint32_t position = 0;
@@ -36,7 +37,10 @@ class Builder {
       std::vector<std::uint64_t> shape{part.rows};
       if (columns > 0) shape.push_back(columns);
       ParameterRule rule{{prefix + part.name + suffix, model_.config.dtype, std::move(shape)},
-                         fmt::format("{}{}{}", prefix, engine_name, suffix), position++, part.kind, part.units};
+                         fmt::format("{}{}{}", prefix, engine_name, suffix),
+                         position++,
+                         part.kind,
+                         part.units};
       const auto bytes = rule.info.size_bytes();
       if (!bytes || *bytes > model_limit_bytes || (total_ += *bytes) > model_limit_bytes) {
         fail(ExitCode::config, "{}: the model is larger than {}", rule.info.name, format_size(model_limit_bytes));
@@ -107,7 +111,8 @@ std::string_view unit_noun(const ParameterRule& rule) noexcept {
 void require_divides(const ParameterRule& rule, std::uint64_t tp) {
   WEIGHTCAST_EXPECTS(tp > 0);
   if (!divides(rule, tp)) {
-    fail(ExitCode::config, "{}: {} {} cannot be divided evenly for tp {}", rule.info.name, rule.units, unit_noun(rule), tp);
+    fail(ExitCode::config, "{}: {} {} cannot be divided evenly for tp {}", rule.info.name, rule.units, unit_noun(rule),
+         tp);
   }
 }
 

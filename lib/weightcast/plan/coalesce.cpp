@@ -17,7 +17,8 @@ Segment flattened(Segment segment) {
 /// Appends `next` to `last` if it continues it on both sides: as one longer run, or as more rows at the same pitches.
 bool extend(Segment& last, const Segment& next) {
   if (last.rows == 1 && next.rows == 1) {
-    if (next.source != last.source + last.row_bytes || next.destination != last.destination + last.row_bytes) return false;
+    if (next.source != last.source + last.row_bytes || next.destination != last.destination + last.row_bytes)
+      return false;
     last.row_bytes += next.row_bytes;
     last.source_pitch = last.destination_pitch = last.row_bytes;
     return true;

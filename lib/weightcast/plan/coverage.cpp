@@ -6,9 +6,9 @@
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 
-// The proof trusts nothing that make_plan() computed and shares no code with it: it takes the parameter table (names, shapes,
-// kinds) and the regions, and asks whether the segments are a tiling of them. Everything is a rectangle of bytes in a
-// matrix, so a column shard of thousands of rows costs no more than one of a single row.
+// The proof trusts nothing that make_plan() computed and shares no code with it: it takes the parameter table (names,
+// shapes, kinds) and the regions, and asks whether the segments are a tiling of them. Everything is a rectangle of
+// bytes in a matrix, so a column shard of thousands of rows costs no more than one of a single row.
 
 namespace weightcast {
 namespace {
@@ -57,11 +57,12 @@ bool append_rectangles(const Matrix& matrix, const Runs& runs, std::vector<Recta
   return true;
 }
 
-/// What is wrong with `rectangles`, all inside the matrix, as a cover that has every byte exactly once; empty when nothing.
+/// What is wrong with `rectangles`, all inside the matrix, as a cover that has every byte exactly once; empty when
+/// nothing.
 ///
-/// How often a point is covered is, modulo 2, fixed by the corners: where every corner but the four of the matrix occurs an
-/// even number of times, every point is covered an odd number of times, hence at least once; and with areas that add up to
-/// the matrix, exactly once.
+/// How often a point is covered is, modulo 2, fixed by the corners: where every corner but the four of the matrix
+/// occurs an even number of times, every point is covered an odd number of times, hence at least once; and with areas
+/// that add up to the matrix, exactly once.
 std::string tiling_defect(const std::vector<Rectangle>& rectangles, std::uint64_t rows, std::uint64_t row_bytes) {
   using Point = std::pair<std::uint64_t, std::uint64_t>;
   const std::uint64_t size = rows * row_bytes;
@@ -149,7 +150,8 @@ std::string prove_layout(const TransferPlan& plan) {
   }
   if (!ranges_fit(std::move(ranges), plan.slot_bytes)) return "engine tensors overlap or leave the slot";
   for (std::size_t t = 0; t < plan.ranks.size(); ++t) {
-    if (plan.ranks[t].shards.size() != parameters.size()) return fmt::format("tp rank {}: not a shard per parameter", t);
+    if (plan.ranks[t].shards.size() != parameters.size())
+      return fmt::format("tp rank {}: not a shard per parameter", t);
   }
   return {};
 }
@@ -171,7 +173,8 @@ std::string prove_destinations(const TransferPlan& plan) {
         if (!append_rectangles(matrix, {s.destination, s.row_bytes, s.rows, s.destination_pitch}, rectangles)) {
           return fmt::format("tp rank {}: {} is written outside of {}", t, parameter, tensor.name);
         }
-        if (s.destination < previous) return fmt::format("tp rank {}: {} lies before its part of {}", t, parameter, tensor.name);
+        if (s.destination < previous)
+          return fmt::format("tp rank {}: {} lies before its part of {}", t, parameter, tensor.name);
         previous = s.destination;
       }
       for (const auto& range : rank.padding) {
@@ -184,7 +187,8 @@ std::string prove_destinations(const TransferPlan& plan) {
       const std::string defect = tiling_defect(rectangles, matrix.rows, matrix.row_bytes);
       if (!defect.empty()) return fmt::format("tp rank {}: writes to {}: {}", t, tensor.name, defect);
     }
-    if (padding_seen != rank.padding.size()) return fmt::format("tp rank {}: padding outside of every engine tensor", t);
+    if (padding_seen != rank.padding.size())
+      return fmt::format("tp rank {}: padding outside of every engine tensor", t);
   }
   return {};
 }
@@ -234,10 +238,10 @@ std::string prove_moves(const RankPlan& rank) {
     while (left > 0) {
       if (next == shards.end()) return "a move without a shard";
       const Segment& shard = *next++;
-      const bool same_form =
-          one_run ? shard.contiguous_source() && shard.contiguous_destination()
-                  : shard.row_bytes == move.row_bytes && (shard.rows == 1 || (shard.source_pitch == move.source_pitch &&
-                                                          shard.destination_pitch == move.destination_pitch));
+      const bool same_form = one_run ? shard.contiguous_source() && shard.contiguous_destination()
+                                     : shard.row_bytes == move.row_bytes &&
+                                           (shard.rows == 1 || (shard.source_pitch == move.source_pitch &&
+                                                                shard.destination_pitch == move.destination_pitch));
       if (!same_form || shard.source != source || shard.destination != destination || shard.size_bytes() > left) {
         return fmt::format("the move to byte {} of the slot differs from its shards", move.destination);
       }

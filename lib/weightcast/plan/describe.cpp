@@ -31,7 +31,9 @@ std::string table(const std::vector<Row>& rows, const std::vector<bool>& right) 
   return text;
 }
 
-std::string size(std::uint64_t bytes) { return fmt::format("{} bytes ({})", bytes, format_size(bytes)); }
+std::string size(std::uint64_t bytes) {
+  return fmt::format("{} bytes ({})", bytes, format_size(bytes));
+}
 
 /// "q_proj" of "model.layers.0.self_attn.q_proj.weight".
 std::string module_of(std::string_view parameter) {
@@ -54,7 +56,8 @@ std::string engine_tensor_table(const TransferPlan& plan) {
       const ParameterRule& rule = plan.model.parameters[i];
       from.push_back(module_of(rule.info.name));
       std::string cut(name(rule.kind));
-      if (rule.kind == ShardKind::kv_heads && plan.tp > rule.units) cut += fmt::format(" (each on {} ranks)", plan.tp / rule.units);
+      if (rule.kind == ShardKind::kv_heads && plan.tp > rule.units)
+        cut += fmt::format(" (each on {} ranks)", plan.tp / rule.units);
       if (rules.empty() || rules.back() != cut) rules.push_back(cut);
     }
     const bool vector = plan.model.parameters[tensor.parameters.front()].info.shape.size() == 1;
@@ -114,19 +117,21 @@ std::string describe(const TransferPlan& plan) {
   const std::string violation = prove_coverage(plan);
 
   std::string text = engine_tensor_table(plan) + '\n' + rank_table(plan) + '\n';
-  text += table({{"model", fmt::format("{}, {} parameters, {}", name(plan.model.config.family),
-                                       plan.model.parameters.size(), size(model_bytes))},
-                 {"group", fmt::format("tp {}, dp {}: {} ranks with the trainer", plan.tp, plan.dp, 1 + plan.tp * plan.dp)},
-                 {"slot of an engine rank", size(plan.slot_bytes)},
-                 {"trainer egress", fmt::format("{}, {:.4f} x the model", size(egress), ratio)},
-                 {"replication adds", plan.tp == 1 ? "nothing" : size(plan.replication_bytes())}},
-                {false, false});
+  text +=
+      table({{"model", fmt::format("{}, {} parameters, {}", name(plan.model.config.family),
+                                   plan.model.parameters.size(), size(model_bytes))},
+             {"group", fmt::format("tp {}, dp {}: {} ranks with the trainer", plan.tp, plan.dp, 1 + plan.tp * plan.dp)},
+             {"slot of an engine rank", size(plan.slot_bytes)},
+             {"trainer egress", fmt::format("{}, {:.4f} x the model", size(egress), ratio)},
+             {"replication adds", plan.tp == 1 ? "nothing" : size(plan.replication_bytes())}},
+            {false, false});
   text += replication_table(plan);
-  text += table({{"plan digest           ", plan.digest},
-                 {"coverage", violation.empty() ? "proven: every byte of a slot is written once or is padding, every byte "
-                                                  "of the model is read"
-                                                : "VIOLATED: " + violation}},
-                {false, false});
+  text +=
+      table({{"plan digest           ", plan.digest},
+             {"coverage", violation.empty() ? "proven: every byte of a slot is written once or is padding, every byte "
+                                              "of the model is read"
+                                            : "VIOLATED: " + violation}},
+            {false, false});
   return text;
 }
 

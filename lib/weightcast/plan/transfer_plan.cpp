@@ -15,13 +15,16 @@
 namespace weightcast {
 namespace {
 
-std::uint64_t element_bytes(const ParameterRule& rule) { return static_cast<std::uint64_t>(bits(rule.info.dtype)) / 8; }
+std::uint64_t element_bytes(const ParameterRule& rule) {
+  return static_cast<std::uint64_t>(bits(rule.info.dtype)) / 8;
+}
 
 void require_divides(const Model& model, std::uint64_t tp) {
   try {
     for (const auto& rule : model.parameters) shard_of(rule, tp, 0);
   } catch (const Error& error) {
-    throw Error(error.code(), error.what(), fmt::format("this model can be cut for tp {}", fmt::join(possible_tp(model), ", ")));
+    throw Error(error.code(), error.what(),
+                fmt::format("this model can be cut for tp {}", fmt::join(possible_tp(model), ", ")));
   }
 }
 
@@ -160,7 +163,9 @@ std::uint64_t TransferPlan::egress_bytes() const noexcept {
                          [](std::uint64_t sum, const RankPlan& rank) { return sum + rank.received_bytes; });
 }
 
-std::uint64_t TransferPlan::replication_bytes() const noexcept { return egress_bytes() - model.size_bytes(); }
+std::uint64_t TransferPlan::replication_bytes() const noexcept {
+  return egress_bytes() - model.size_bytes();
+}
 
 std::uint64_t TransferPlan::offset_in_parameter(std::size_t tp_rank, std::size_t parameter) const noexcept {
   const Segment& shard = ranks[tp_rank].shards[parameter];

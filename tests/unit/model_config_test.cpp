@@ -1,0 +1,160 @@
+#include "weightcast/model/model_config.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <functional>
+#include <string>
+
+#include "weightcast/core/error.hpp"
+#include "weightcast/core/file.hpp"
+
+namespace weightcast {
+namespace {
+
+using testing::HasSubstr;
+
+/// A config.json of SmolLM2's sizes; `extra` goes between its braces.
+std::string config_text(const std::string& extra, const std::string& family = R"("model_type": "llama")") {
+  return "{" + family +
+         R"(, "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "vocab_size": 49152,
+    "num_attention_heads": 9)" +
+         (extra.empty() ? "" : ", " + extra) + "}";
+}
+ModelConfig parse(const std::string& text) {
+  return parse_model_config(text, "config.json");
+}
+
+void expect_error(ExitCode code, const std::string& part, const std::function<void()>& action) {
+  try {
+    action();
+    FAIL() << "no error; expected one with \"" << part << "\"";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), code) << error.what();
+    EXPECT_THAT(std::string(error.what()) + "\n" + error.hint(), HasSubstr(part));
+  }
+}
+void expect_refused(ExitCode code, const std::string& part, const std::string& text) {
+  SCOPED_TRACE(text);
+  expect_error(code, part, [&] { parse(text); });
+}
+
+TEST(ModelConfig, MissingValuesAreDerived) {
+  const ModelConfig config = parse(config_text(""));
+  EXPECT_EQ(config.head_dim, 64u);
+  EXPECT_EQ(config.kv_heads, 9u);
+  EXPECT_EQ(config.dtype, DType::BF16);
+  EXPECT_FALSE(config.tied_embeddings);
+  EXPECT_FALSE(config.attention_bias);
+}
+
+TEST(ModelConfig, NullMeansMissing) {
+  EXPECT_EQ(parse(config_text(R"("head_dim": null, "num_key_value_heads": null, "torch_dtype": null,
+                                 "quantization_config": null, "architectures": null)")),
+            parse(config_text("")));
+}
+
+TEST(ModelConfig, BothSpellingsOfTheDtype) {
+  for (const std::string key : {"torch_dtype", "dtype"}) {
+    EXPECT_EQ(parse(config_text("\"" + key + R"(": "float16")")).dtype, DType::F16);
+    EXPECT_EQ(parse(config_text("\"" + key + R"(": "torch.float32")")).dtype, DType::F32);
+    expect_refused(ExitCode::config, "float8_e4m3fn", config_text("\"" + key + R"(": "float8_e4m3fn")"));
+  }
+  EXPECT_EQ(parse(config_text(R"("dtype": "float16", "torch_dtype": "float16")")).dtype, DType::F16);
+  expect_refused(ExitCode::bad_data, "differ", config_text(R"("dtype": "float16", "torch_dtype": "bfloat16")"));
+}
+
+TEST(ModelConfig, BothSpellingsOfTheFamily) {
+  for (const auto& [type, architecture, family] : {std::tuple{"llama", "LlamaForCausalLM", Family::llama},
+                                                   {"qwen2", "Qwen2ForCausalLM", Family::qwen2},
+                                                   {"qwen3", "Qwen3ForCausalLM", Family::qwen3}}) {
+    const std::string by_type = std::string(R"("model_type": ")") + type + "\"";
+    const std::string by_architecture = std::string(R"("architectures": [")") + architecture + "\"]";
+    EXPECT_EQ(parse(config_text("", by_type)).family, family);
+    EXPECT_EQ(parse(config_text("", by_architecture)).family, family);
+    EXPECT_EQ(parse(config_text(by_architecture, by_type)).family, family);
+  }
+  expect_refused(ExitCode::config, "mixtral", config_text("", R"("model_type": "mixtral")"));
+  expect_refused(ExitCode::config, "Qwen3ForCausalLM", config_text("", R"("model_type": "mixtral")"));
+  expect_refused(ExitCode::config, "LlamaModel", config_text("", R"("architectures": ["LlamaModel"])"));
+  expect_refused(ExitCode::bad_data, "qwen2", config_text(R"("architectures": ["Qwen2ForCausalLM"])"));
+  expect_refused(ExitCode::bad_data, "missing", config_text("", R"("pad": 0)"));
+}
+
+TEST(ModelConfig, BiasesByFamily) {
+  const ModelConfig llama = parse(config_text(R"("attention_bias": true, "mlp_bias": true)"));
+  EXPECT_TRUE(llama.attention_bias && llama.attention_output_bias && llama.mlp_bias);
+  const ModelConfig qwen2 = parse(config_text(R"("attention_bias": false)", R"("model_type": "qwen2")"));
+  EXPECT_TRUE(qwen2.attention_bias);
+  EXPECT_FALSE(qwen2.attention_output_bias || qwen2.mlp_bias);
+  const ModelConfig qwen3 = parse(config_text(R"("head_dim": 128)", R"("model_type": "qwen3")"));
+  EXPECT_FALSE(qwen3.attention_bias || qwen3.attention_output_bias);
+  EXPECT_EQ(qwen3.head_dim, 128u);
+}
+
+TEST(ModelConfig, NestedKeysAreNotTaken) {
+  const std::string nested =
+      R"("rope_scaling": {"factor": 32.0, "hidden_size": 1, "rope_type": "llama3", "x": [{"y": []}]},
+    "text_config": {"vocab_size": 7, "quantization_config": {}}, "eos_token_id": [1, 2, [3, "s"]])";
+  EXPECT_EQ(parse(config_text(nested)), parse(config_text("")));
+}
+
+TEST(ModelConfig, ImpossibleValuesNameTheKey) {
+  expect_refused(ExitCode::bad_data, "hidden_size", R"({"model_type": "llama", "num_hidden_layers": 1})");
+  expect_refused(ExitCode::bad_data, "num_key_value_heads", config_text(R"("num_key_value_heads": 0)"));
+  expect_refused(ExitCode::bad_data, "num_key_value_heads", config_text(R"("num_key_value_heads": 2)"));
+  expect_refused(ExitCode::bad_data, "num_key_value_heads", config_text(R"("num_key_value_heads": -3)"));
+  expect_refused(ExitCode::bad_data, "head_dim", config_text(R"("head_dim": 64.0)"));
+  expect_refused(ExitCode::bad_data, "head_dim", config_text(R"("head_dim": "64")"));
+  expect_refused(ExitCode::bad_data, "head_dim", config_text(R"("head_dim": 18446744073709551615)"));
+  expect_refused(ExitCode::bad_data, "head_dim", config_text(R"("head_dim": [64])"));
+  expect_refused(ExitCode::bad_data, "tie_word_embeddings", config_text(R"("tie_word_embeddings": 1)"));
+  expect_refused(ExitCode::bad_data, "model_type", config_text("", R"("model_type": ["llama"])"));
+  expect_refused(ExitCode::bad_data, "head_dim", R"({"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 10,
+    "intermediate_size": 1, "vocab_size": 1, "num_attention_heads": 3})");
+  expect_refused(ExitCode::bad_data, "num_hidden_layers", R"({"model_type": "llama", "num_hidden_layers": 10001})");
+}
+
+TEST(ModelConfig, QuantisedModelsAreRefused) {
+  expect_refused(ExitCode::config, "quantization_config", config_text(R"("quantization_config": {"bits": 4})"));
+  expect_refused(ExitCode::config, "compression_config", config_text(R"("compression_config": {})"));
+}
+
+TEST(ModelConfig, NotAnObject) {
+  for (const std::string text : {"", "[]", "[{\"model_type\": \"llama\"}]", "7", "null", "\"llama\"", "{", "{} {}"}) {
+    SCOPED_TRACE(text);
+    EXPECT_THROW(parse(text), Error);
+  }
+  expect_refused(ExitCode::bad_data, "vocab_size", config_text(R"("vocab_size": 49152)"));  // twice
+}
+
+TEST(ModelConfig, WrittenTextReadsBack) {
+  for (const auto& shape : named_shapes()) {
+    const ModelConfig config = load_model_config(shape);
+    EXPECT_EQ(parse(to_config_json(config)), config) << shape;
+  }
+  for (const std::string family : {"llama", "qwen2", "qwen3"}) {
+    for (const std::string extra : {R"("attention_bias": true, "mlp_bias": true, "tie_word_embeddings": true)",
+                                    R"("head_dim": 32, "dtype": "float32", "num_key_value_heads": 3)"}) {
+      const ModelConfig config = parse(config_text(extra, R"("model_type": ")" + family + "\""));
+      EXPECT_EQ(parse(to_config_json(config)), config) << to_config_json(config);
+    }
+  }
+}
+
+TEST(LoadModelConfig, ByNameByFileAndByFolder) {
+  EXPECT_EQ(named_shapes(), (std::vector<std::string>{"llama-3.2-1b", "llama-3.1-8b", "smollm2-135m", "tiny"}));
+  const std::string folder = testing::TempDir() + "weightcast_model_config";
+  std::filesystem::remove_all(folder);
+  std::filesystem::create_directories(folder + "/empty");
+  write_text_file(folder + "/config.json", config_text(""));
+  EXPECT_EQ(load_model_config(folder), parse(config_text("")));
+  EXPECT_EQ(load_model_config(folder + "/config.json"), parse(config_text("")));
+  expect_error(ExitCode::usage, "smollm2-135m", [&] { load_model_config("llama-9"); });
+  expect_error(ExitCode::usage, "empty", [&] { load_model_config(folder + "/empty"); });
+  std::filesystem::remove_all(folder);
+}
+
+}  // namespace
+}  // namespace weightcast
