@@ -1,0 +1,53 @@
+#include "bench_options.hpp"
+
+namespace weightcast {
+
+CommandSpec bench_command() {
+  return {
+      .name = "bench",
+      .arguments = "--model SHAPE [options]",
+      .summary =
+          "Times updates of weights made in memory: a row per combination of model, transport, method and granularity.",
+      .options = {{"model", "LIST", "named shapes or config.json files"},
+                  {"tp", "N", "tensor-parallel ranks of an engine; default (world - 1) / dp"},
+                  {"dp", "N", "engines (replicas)", "1"},
+                  {"device", "DEVICE", "auto, host or cuda: where the weights are", "auto"},
+                  {"gpus", "LIST", "GPU of each rank in rank order, like 0,1,1; default: the host's GPUs in turn"},
+                  {"transport", "LIST", "of auto, direct, nccl, mpi", "auto"},
+                  {"method", "LIST", "of sharded, broadcast", "sharded"},
+                  {"granularity", "LIST", "of model, parameter", "model"},
+                  {"repeat", "N", "timed updates of each combination", "20"},
+                  {"warmup", "N", "updates before them, not counted", "2"},
+                  {"ceiling", "", "also time one plain copy of the same size over the same path"},
+                  {"verify", "EXTENT", "all (time the whole verified transaction) or none (the movement alone)", "all"},
+                  {"timeout", "DURATION", "the longest that any wait may take", "60s"},
+                  {"json", "FILE", "write a report"}},
+      .parallel = true,
+  };
+}
+
+BenchOptions parse_bench_options(const Options& options) {
+  options.paths();
+  BenchOptions result;
+  options.required("model");
+  result.models = options.list("model");
+  if (options.has("tp")) result.tp = options.number("tp", 1, 1'000'000);
+  result.dp = options.number("dp", 1, 1'000'000);
+  result.device = options.choice<DeviceChoice>("device");
+  result.gpus = options.numbers("gpus", 1023);
+  result.transports = options.choices<TransportChoice>("transport");
+  result.methods = options.choices<MethodChoice>("method");
+  result.granularities = options.choices<GranularityChoice>("granularity");
+  result.repeat = options.number("repeat", 1);
+  result.warmup = options.number("warmup");
+  result.ceiling = options.flag("ceiling");
+  result.verify = options.choice<VerifyChoice>("verify");
+  if (result.verify == VerifyChoice::sample) {
+    throw Error(ExitCode::usage, "bench cannot verify a sample", "choose --verify all or --verify none");
+  }
+  result.timeout_s = options.duration_s("timeout");
+  result.json = options.text("json");
+  return result;
+}
+
+}  // namespace weightcast

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "options.hpp"
+
+namespace weightcast {
+
+/// What `weightcast bench` was asked to time: every combination of the lists, none of them empty (but `gpus`).
+struct BenchOptions {
+  std::vector<std::string> models;  ///< named shapes or paths of config.json
+  std::optional<std::uint64_t> tp;  ///< default: (world - 1) / dp
+  std::uint64_t dp = 1;
+  DeviceChoice device = DeviceChoice::automatic;
+  std::vector<int> gpus;  ///< of each rank in rank order; empty: the host's in turn
+  std::vector<TransportChoice> transports;
+  std::vector<MethodChoice> methods;
+  std::vector<GranularityChoice> granularities;
+  std::uint64_t repeat = 20, warmup = 2;
+  bool ceiling = false;
+  VerifyChoice verify = VerifyChoice::all;  ///< all or none
+  double timeout_s = 60;
+  std::string json;  ///< output file; empty: none
+};
+
+CommandSpec bench_command();
+/// Reads and checks every value. Error(usage), Error(config).
+BenchOptions parse_bench_options(const Options& options);
+/// Runs the benchmark; returns the exit status. Called on every rank, MPI not yet initialised.
+int run_bench(const BenchOptions& options);
+
+}  // namespace weightcast

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <string>
+#include <string_view>
+
+#include "weightcast/core/bytes.hpp"
+#include "weightcast/core/error.hpp"
+
+/// Options that are one of a few words. `choice_names` lists the words in the order of the enumerators.
+namespace weightcast {
+
+enum class DeviceChoice { automatic, host, cuda };
+enum class TransportChoice { automatic, direct, nccl, mpi };
+enum class MethodChoice { sharded, broadcast };
+enum class GranularityChoice { model, parameter };
+enum class CommitChoice { swap, in_place };
+enum class VerifyChoice { none, sample, all };
+
+template <typename Choice>
+inline constexpr std::array<std::string_view, 0> choice_names{};
+template <>
+inline constexpr std::array<std::string_view, 3> choice_names<DeviceChoice>{"auto", "host", "cuda"};
+template <>
+inline constexpr std::array<std::string_view, 4> choice_names<TransportChoice>{"auto", "direct", "nccl", "mpi"};
+template <>
+inline constexpr std::array<std::string_view, 2> choice_names<MethodChoice>{"sharded", "broadcast"};
+template <>
+inline constexpr std::array<std::string_view, 2> choice_names<GranularityChoice>{"model", "parameter"};
+template <>
+inline constexpr std::array<std::string_view, 2> choice_names<CommitChoice>{"swap", "in-place"};
+template <>
+inline constexpr std::array<std::string_view, 3> choice_names<VerifyChoice>{"none", "sample", "all"};
+
+/// The word for `choice`.
+template <typename Choice>
+constexpr std::string_view name_of(Choice choice) noexcept {
+  return choice_names<Choice>[static_cast<std::size_t>(choice)];
+}
+
+/// The choice of that word. Error(usage) listing the words.
+template <typename Choice>
+Choice parse_choice(std::string_view text) {
+  const auto& names = choice_names<Choice>;
+  const auto found = std::find(names.begin(), names.end(), text);
+  if (found != names.end()) return static_cast<Choice>(found - names.begin());
+  throw Error(ExitCode::usage, fmt::format("'{}' is not one of the choices", printable(text)),
+              fmt::format("choose one of: {}", fmt::join(names, ", ")));
+}
+
+}  // namespace weightcast

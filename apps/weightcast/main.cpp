@@ -1,0 +1,94 @@
+#include <fmt/format.h>
+#include <mpi.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <thread>
+
+#include "commands.hpp"
+#include "error_block.hpp"
+#include "launch.hpp"
+#include "versions.hpp"
+#include "weightcast/comm/communicator.hpp"
+#include "weightcast/core/file.hpp"
+
+namespace weightcast {
+namespace {
+
+void print_once(const std::string& text) {
+  if (launch_rank() == 0) fmt::print("{}", text);
+}
+
+/// Output that did not reach its file (a full disk, a closed pipe) must not end in success.
+void flush_output() {
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return;
+  fail(ExitCode::io_error, "cannot write to the standard output: {}", std::strerror(errno));
+}
+
+int run(const std::vector<std::string>& arguments, const Command* command) {
+  if (arguments.empty()) throw Error(ExitCode::usage, "a command is missing", "see weightcast --help");
+  if (arguments[0] == "--help") return print_once(overview_text()), 0;
+  if (arguments[0] == "--version") return print_once(version_text()), 0;
+  if (command == nullptr) {
+    throw Error(ExitCode::usage, fmt::format("'{}' is not a command", arguments[0]), "see weightcast --help");
+  }
+  std::vector<std::string> environment;
+  for (char** variable = environ; *variable != nullptr; ++variable) environment.emplace_back(*variable);
+  const auto options =
+      Options::parse(command->spec, std::span(arguments).subspan(1), environment, known_option_names());
+  if (options.help()) return print_once(usage_text(command->spec)), 0;
+  if (options.print_config()) return print_once(options.describe()), 0;
+  if (!command->spec.parallel && launch_size() > 1) {
+    throw Error(ExitCode::usage, fmt::format("{} runs on one rank", command->spec.name), "start it without mpirun");
+  }
+  return command->run(options);
+}
+
+bool inside_mpi() {
+  int begun = 0, ended = 0;
+  MPI_Initialized(&begun);
+  MPI_Finalized(&ended);
+  return begun != 0 && ended == 0;
+}
+
+/// Shows an error that nobody has handled and says how the process must end.
+int report(Error error, const Command* command) {
+  const int own_status = command != nullptr ? command->spec.error_status : 0;
+  const int status = own_status != 0 ? own_status : static_cast<int>(error.code());
+  const bool among_others = launch_size() > 1 || launch_rank() > 0;
+  if (among_others && error.origin().rank < 0) error.origin().rank = launch_rank();
+  if (among_others && error.origin().host.empty()) error.origin().host = host_name();
+
+  bool silent = false;
+  if (launch_rank() > 0) {
+    // Rank 0 has most likely failed for the same reason, prints it and ends the job. An environment variable or a file
+    // may be wrong on this rank's host alone, though.
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+    silent = inside_mpi() ? error.agreed() : error.code() == ExitCode::usage;
+  }
+  std::fflush(stdout);
+  if (!silent) std::fputs(error_block(error, status).c_str(), stderr);
+  std::fflush(stderr);
+  if (inside_mpi()) abort_job(error.code());  // the others may still wait for this rank
+  return status;
+}
+
+}  // namespace
+}  // namespace weightcast
+
+int main(int argc, char** argv) {
+  using namespace weightcast;
+  const Command* command = nullptr;
+  try {
+    const std::vector<std::string> arguments(argv + 1, argv + argc);
+    if (!arguments.empty()) command = find_command(arguments[0]);
+    const int status = run(arguments, command);
+    flush_output();
+    return status;
+  } catch (...) {
+    return report(current_error(), command);
+  }
+}

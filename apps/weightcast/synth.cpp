@@ -1,0 +1,45 @@
+#include "commands.hpp"
+#include "progress.hpp"
+#include "weightcast/checkpoint/checkpoint.hpp"
+#include "weightcast/core/bytes.hpp"
+#include "weightcast/core/parallel.hpp"
+#include "weightcast/trainer/weight_source.hpp"
+
+namespace weightcast {
+
+CommandSpec synth_command() {
+  return {
+      .name = "synth",
+      .arguments = "--model SHAPE --output DIR [--seed N] [--shard-size SIZE]",
+      .summary = "Writes a checkpoint of made-up weights; a seed gives the same weights as synth:SEED in update.",
+      .options = {{"model", "SHAPE", "a named shape or config.json"},
+                  {"output", "DIR", "the folder to write, created when missing"},
+                  {"seed", "N", "any number", "1"},
+                  {"shard-size", "SIZE", "largest size of a file", "5G"}},
+  };
+}
+
+int run_synth(const Options& options) {
+  options.paths();
+  const std::string output = options.required("output");
+  const std::uint64_t seed = options.number("seed"), shard_bytes = options.size("shard-size");
+  if (shard_bytes == 0) throw Error(ExitCode::usage, "--shard-size must not be 0", "write it like 5G");
+  const Model model = build_model(load_model_config(options.required("model")));
+  const auto source = make_synthetic_source(model, seed);
+
+  CheckpointContent content;
+  for (const ParameterRule& rule : model.parameters) content.tensors.push_back(rule.info);
+  content.fill = [&](std::size_t index, std::uint64_t offset, std::span<std::byte> destination) {
+    source->read(index, offset, destination);
+  };
+  {
+    Progress progress("writing " + output, model.size_bytes());
+    write_checkpoint(output, content, shard_bytes, to_config_json(model.config), available_cores(),
+                     [&](std::uint64_t bytes) { progress.add(bytes); });
+  }
+  fmt::print("{}: {} parameters, {} ({} bytes), seed {}\n", printable(output), model.parameters.size(),
+             format_size(model.size_bytes()), model.size_bytes(), seed);
+  return 0;
+}
+
+}  // namespace weightcast

@@ -1,0 +1,70 @@
+#include "update_options.hpp"
+
+namespace weightcast {
+
+CommandSpec update_command() {
+  return {
+      .name = "update",
+      .arguments = "--initial PATH|synth[:SEED] --target PATH|synth[:SEED] [options]",
+      .summary =
+          "Moves the weights of --target from a trainer (rank 0) to tensor-parallel engines (1 + tp x dp ranks in "
+          "all)\n"
+          "that start with those of --initial; all engines switch, verified, or none.",
+      .options = {{"initial", "WEIGHTS",
+                   "what the engines start with: a checkpoint, or synth:SEED for made-up weights"},
+                  {"target", "WEIGHTS", "what the trainer publishes"},
+                  {"model", "SHAPE", "named shape or config.json; needed when both weights are made up"},
+                  {"tp", "N", "tensor-parallel ranks of an engine; default (world - 1) / dp"},
+                  {"dp", "N", "engines (replicas)", "1"},
+                  {"device", "DEVICE", "auto, host or cuda: where the weights are", "auto"},
+                  {"gpus", "LIST", "GPU of each rank in rank order, like 0,1,1; default: the host's GPUs in turn"},
+                  {"transport", "NAME", "auto, direct, nccl or mpi", "auto"},
+                  {"method", "NAME", "sharded (each rank gets its part) or broadcast (everybody gets everything)",
+                   "sharded"},
+                  {"granularity", "UNIT", "model (one transaction) or parameter (one request per parameter)", "model"},
+                  {"commit", "MODE", "swap (two slots) or in-place (one)", "swap"},
+                  {"verify", "EXTENT", "none, sample (twelve parameters, first rows) or all (every byte)", "all"},
+                  {"truncate", "ROWS", "rows that --verify sample compares", "10"},
+                  {"repeat", "N", "update N times, alternating target and initial", "1"},
+                  {"snapshot", "FILE.h5", "write the engine's weights after the last update"},
+                  {"timeout", "DURATION", "the longest that any wait may take", "60s"},
+                  {"json", "FILE", "write a report"},
+                  {"trace", "FILE", "write a timeline of all ranks"},
+                  {"preflight", "", "show and check ranks, hosts, devices and transports, then stop"},
+                  {"readers", "N", "threads per engine that read weights during the updates", "0"}},
+      .parallel = true,
+  };
+}
+
+UpdateOptions parse_update_options(const Options& options) {
+  options.paths();
+  UpdateOptions result;
+  result.preflight = options.flag("preflight");
+  result.initial = result.preflight ? options.text("initial") : options.required("initial");
+  result.target = result.preflight ? options.text("target") : options.required("target");
+  if (options.has("model")) result.model = options.required("model");
+  if (options.has("tp")) result.tp = options.number("tp", 1, 1'000'000);
+  result.dp = options.number("dp", 1, 1'000'000);
+  result.device = options.choice<DeviceChoice>("device");
+  result.gpus = options.numbers("gpus", 1023);
+  result.transport = options.choice<TransportChoice>("transport");
+  result.method = options.choice<MethodChoice>("method");
+  result.granularity = options.choice<GranularityChoice>("granularity");
+  result.commit = options.choice<CommitChoice>("commit");
+  result.verify = options.choice<VerifyChoice>("verify");
+  result.truncate = options.number("truncate", 1);
+  result.repeat = options.number("repeat", 1);
+  result.readers = options.number("readers", 0, 1024);
+  result.timeout_s = options.duration_s("timeout");
+  result.snapshot = options.text("snapshot");
+  result.json = options.text("json");
+  result.trace = options.text("trace");
+  const auto synthetic = [](const std::string& spec) { return spec == "synth" || spec.starts_with("synth:"); };
+  if (synthetic(result.initial) && synthetic(result.target) && !result.model) {
+    throw Error(ExitCode::usage, "made-up weights need the shape of a model",
+                "add --model SHAPE, for example --model tiny");
+  }
+  return result;
+}
+
+}  // namespace weightcast

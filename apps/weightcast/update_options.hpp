@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "options.hpp"
+
+namespace weightcast {
+
+/// What `weightcast update` was asked to do.
+struct UpdateOptions {
+  std::string initial, target;  ///< path of a checkpoint, "synth" or "synth:SEED"; never empty, but with `preflight`
+  std::optional<std::string> model;  ///< shape; there when both weights are synthetic
+  std::optional<std::uint64_t> tp;   ///< default: (world - 1) / dp
+  std::uint64_t dp = 1;
+  DeviceChoice device = DeviceChoice::automatic;
+  std::vector<int> gpus;  ///< of each rank in rank order; empty: the host's in turn
+  TransportChoice transport = TransportChoice::automatic;
+  MethodChoice method = MethodChoice::sharded;
+  GranularityChoice granularity = GranularityChoice::model;
+  CommitChoice commit = CommitChoice::swap;
+  VerifyChoice verify = VerifyChoice::all;
+  std::uint64_t truncate = 10, repeat = 1, readers = 0;
+  double timeout_s = 60;
+  std::string snapshot, json, trace;  ///< output files; empty: none
+  bool preflight = false;
+};
+
+CommandSpec update_command();
+/// Reads and checks every value. Error(usage), Error(config).
+UpdateOptions parse_update_options(const Options& options);
+/// Runs the job; returns the exit status. Called on every rank, MPI not yet initialised.
+int run_update(const UpdateOptions& options);
+
+}  // namespace weightcast

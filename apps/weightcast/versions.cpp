@@ -1,0 +1,39 @@
+#include "versions.hpp"
+
+#include <fmt/format.h>
+#include <hdf5.h>
+#include <mpi.h>
+
+#include <array>
+
+namespace weightcast {
+namespace {
+
+/// "Open MPI v4.1.4" of "Open MPI v4.1.4, package: ..., ident: ...".
+std::string mpi_version() {
+  std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
+  int length = 0;
+  MPI_Get_library_version(text.data(), &length);
+  const std::string all(text.data(), static_cast<std::size_t>(length));
+  return all.substr(0, all.find_first_of(",\n"));
+}
+
+std::string hdf5_version() {
+  unsigned major = 0, minor = 0, release = 0;
+  if (H5get_libversion(&major, &minor, &release) < 0) return "unknown";
+  return fmt::format("{}.{}.{}", major, minor, release);
+}
+
+}  // namespace
+
+ReportVersions versions() {
+  return {WEIGHTCAST_VERSION, mpi_version(), "not built in", "not built in", hdf5_version()};
+}
+
+std::string version_text() {
+  const ReportVersions v = versions();
+  return fmt::format("weightcast {}\nMPI        {}\nNCCL       {}\nCUDA       {}\nHDF5       {}\n", v.weightcast, v.mpi,
+                     v.nccl, v.cuda, v.hdf5);
+}
+
+}  // namespace weightcast
