@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "weightcast/core/bytes.hpp"
+#include "weightcast/core/error.hpp"
 #include "weightcast/core/parallel.hpp"
 
 namespace weightcast {
