@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "weightcast/core/error.hpp"
 #include "weightcast/core/parallel.hpp"
 
 namespace weightcast {

@@ -47,7 +47,7 @@ bool SourceDigests::work() noexcept {
     const auto left = shard.size_bytes() - done_bytes_;
     if (left == 0 || plan_->copy(tp_rank_, parameter_)) {
       // A copy has the digest of the rank before it: copies follow what they copy.
-      if (tp_rank_ > 0 && plan_->copy(tp_rank_, parameter_)) digest = shard(tp_rank_ - 1, parameter_);
+      if (tp_rank_ > 0 && plan_->copy(tp_rank_, parameter_)) digest = this->shard(tp_rank_ - 1, parameter_);
       done_bytes_ = 0;
       if (++tp_rank_ == plan_->ranks.size()) {
         tp_rank_ = 0;

@@ -1,0 +1,58 @@
+#include "weightcast/trainer/trainer.hpp"
+
+#include "weightcast/core/bytes.hpp"
+#include "weightcast/core/parallel.hpp"
+
+namespace weightcast {
+
+std::size_t Trainer::load(const WeightSource& source, std::size_t threads, const std::function<void(std::uint64_t)>& progress) {
+  if (group_) fail(ExitCode::config, "weights must be loaded before the update group is formed: their memory is registered then");
+  constexpr std::uint64_t block_bytes = mebibyte;
+  auto version = std::make_unique<Version>();
+  const auto& parameters = plan_->model.parameters;
+  version->buffer = Buffer::host(plan_->source_bytes, true, fmt::format("the trainer's copy of {}", source.describe()));
+  version->claimed.resize(parameters.size());
+  const auto region = version->buffer.region().bytes();
+  parallel_for(parameters.size(), threads, [&](std::size_t p) {
+    const auto bytes = region.subspan(plan_->source_offsets[p], *parameters[p].info.size_bytes());
+    for (std::uint64_t offset = 0; offset < bytes.size(); offset += block_bytes) {
+      const auto block = bytes.subspan(offset, std::min<std::uint64_t>(block_bytes, bytes.size() - offset));
+      source.read(p, offset, block);
+      version->claimed[p] += digest_bytes(block, offset);
+      if (progress) progress(block.size());
+    }
+  });
+  versions_.push_back(std::move(version));
+  return versions_.size() - 1;
+}
+
+void Trainer::init_parameter_update_group(const Communicator& parent, const GroupOptions& options, std::uint64_t served_version,
+                                          const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap) {
+  std::vector<const Buffer*> sources;
+  for (const auto& version : versions_) sources.push_back(&version->buffer);
+  group_ = std::make_unique<UpdateGroup>(parent, *plan_, options, std::move(sources), nullptr, wrap);
+  served_version_ = served_version;
+}
+
+UpdateGroup& Trainer::group() const {
+  if (!group_) throw Error(ExitCode::config, "there is no update group yet", "call init_parameter_update_group first");
+  return *group_;
+}
+
+UpdateResult Trainer::update_weights(std::size_t source, std::uint64_t version) {
+  return update(source, version, 0, plan_->model.parameters.size());
+}
+
+UpdateResult Trainer::update_parameter(std::size_t source, std::uint64_t version, std::string_view name) {
+  const auto index = plan_->model.find(name);
+  if (index < 0) fail(ExitCode::usage, "the model has no parameter {}", printable(name));
+  return update(source, version, static_cast<std::size_t>(index), 1);
+}
+
+UpdateResult Trainer::update(std::size_t source, std::uint64_t version, std::size_t first, std::size_t count) {
+  const auto result = group().publish({served_version_, version, source, claimed(source), first, count});
+  if (result.committed) served_version_ = version;
+  return result;
+}
+
+}  // namespace weightcast

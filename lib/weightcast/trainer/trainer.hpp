@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "weightcast/trainer/weight_source.hpp"
+#include "weightcast/update/update_group.hpp"
+
+namespace weightcast {
+
+/// The sending end: holds versions of the weights in memory that engines may pull from, and publishes them.
+class Trainer {
+ public:
+  /// `plan` must outlive the trainer.
+  explicit Trainer(const TransferPlan& plan) : plan_(&plan) {}
+
+  /// Adds a version: allocates its region and fills it on up to `threads` threads, digesting each block as it arrives, so
+  /// that later damage to file or memory is noticed. Returns its index. Local; before init_parameter_update_group().
+  std::size_t load(const WeightSource& source, std::size_t threads, const std::function<void(std::uint64_t bytes)>& progress = {});
+
+  /// Joins the update group as rank 0; the engines serve `served_version` already. Collective (see UpdateGroup).
+  void init_parameter_update_group(const Communicator& parent, const GroupOptions& options, std::uint64_t served_version,
+                                   const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap = {});
+  /// Sends all parameters of a loaded version as one transaction. Collective; the engines call their update_weights().
+  UpdateResult update_weights(std::size_t source, std::uint64_t version);
+  /// Sends one parameter; the version is committed when the last one has been sent. Error(usage) for an unknown name.
+  UpdateResult update_parameter(std::size_t source, std::uint64_t version, std::string_view name);
+
+  /// Digest of each parameter of a loaded version, as it was read.
+  const std::vector<Digest>& claimed(std::size_t source) const { return versions_.at(source)->claimed; }
+  /// Error(config) before init_parameter_update_group().
+  UpdateGroup& group() const;
+
+ private:
+  struct Version {
+    Buffer buffer;
+    std::vector<Digest> claimed;
+  };
+  UpdateResult update(std::size_t source, std::uint64_t version, std::size_t first, std::size_t count);
+
+  const TransferPlan* plan_;
+  std::vector<std::unique_ptr<Version>> versions_;
+  std::unique_ptr<UpdateGroup> group_;
+  std::uint64_t served_version_ = 0;
+};
+
+}  // namespace weightcast

@@ -1,0 +1,79 @@
+#pragma once
+
+#include <optional>
+
+#include "weightcast/update/update_group.hpp"
+#include "weightcast/verify/shard_digests.hpp"
+
+namespace weightcast {
+
+/// Engine: digests what lands in the slot, block by block.
+class SlotWitness final : public Witness {
+ public:
+  SlotWitness(const TransferPlan& plan, std::size_t tp_rank) : plan_(&plan), tp_rank_(tp_rank), digests_(plan.model.parameters.size()) {}
+  void begin(const std::byte* slot, std::size_t first, std::size_t count) noexcept;
+  void landed(std::size_t parameter, std::uint64_t first, std::uint64_t size_bytes) noexcept override;
+  bool work() noexcept override { return false; }
+  Digest shard(std::size_t parameter) const noexcept { return digests_[parameter]; }
+
+ private:
+  const TransferPlan* plan_;
+  std::size_t tp_rank_;
+  const std::byte* slot_ = nullptr;
+  std::vector<Digest> digests_;
+};
+
+/// Trainer: digests what is sent while there is nothing to send.
+class SourceWitness final : public Witness {
+ public:
+  explicit SourceWitness(const TransferPlan& plan) : digests(plan) {}
+  void landed(std::size_t, std::uint64_t, std::uint64_t) noexcept override {}
+  bool work() noexcept override { return digests.work(); }
+  SourceDigests digests;
+};
+
+/// An update whose parameters are arriving.
+struct OpenUpdate {
+  std::uint64_t base_version = 0, version = 0;
+  std::size_t sink = 0;
+  std::size_t missing = 0;  ///< parameters
+};
+
+struct UpdateGroup::State {
+  const TransferPlan* plan = nullptr;
+  GroupOptions options;
+  ParameterStore* store = nullptr;
+  Communicator group, replica;
+  Peers peers;
+  Endpoints endpoints;
+  std::unique_ptr<Transport> transport;
+  std::string transport_notes;
+  double init_s = 0, warmup_s = 0;
+
+  std::optional<SlotWitness> slot_witness;      // engine, with proof
+  std::optional<SourceWitness> source_witness;  // trainer, with proof
+  std::optional<OpenUpdate> open;
+  std::vector<bool> arrived;             // of the open update, by parameter
+  std::vector<Digest> parameter_digests;  // trainer: of the open update
+  std::vector<Digest> sent;               // exchange buffer: shard digests of all tp ranks for one call, then the model's
+  HeldVersion last;                       // trainer: what it committed last
+
+  bool trainer() const noexcept { return peers.trainer(); }
+  Deadline deadline() const noexcept { return Deadline::after(options.timeout_s); }
+
+  /// Attaches the named transport, or the first that all ranks can use, and notes why others were passed over.
+  void choose_transport(const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap);
+  /// Moves the first parameters once into the spare slots, so that connections and buffers exist before the first update.
+  void warm_up();
+
+  // The stages, in transaction.cpp. Each is what one rank does locally; agree() makes the outcome everybody's.
+  void prepare(UpdateClaim& claim, Deadline deadline);
+  void stage(const UpdateClaim& claim, Deadline deadline);
+  void verify(const UpdateClaim& claim, std::span<const Digest> claimed, Deadline deadline);
+  bool complete() const noexcept { return open->missing == 0; }
+  std::string commit();
+  void abort() noexcept;
+  UpdateResult run(UpdateClaim claim, std::span<const Digest> claimed, FunctionRef<void(const UpdateClaim&)> check);
+};
+
+}  // namespace weightcast

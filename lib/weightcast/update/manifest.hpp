@@ -1,0 +1,45 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include "weightcast/tensor/tensor_info.hpp"
+#include "weightcast/verify/digest.hpp"
+
+/// What the ranks of an update group must agree on before a byte moves.
+namespace weightcast {
+
+/// Sent once, when the group is formed: everything that does not change from update to update.
+struct Manifest {
+  std::string schema = "weightcast.manifest/1";
+  std::string plan_digest;                      ///< 32 hexadecimal digits: binds shapes, tp, offsets
+  std::map<std::string, std::string> settings;  ///< transport, method, commit, verify, library versions, ...
+  std::vector<TensorInfo> parameters;           ///< in the order of the plan
+  bool operator==(const Manifest&) const = default;
+};
+
+/// Manifest as JSON.
+std::string to_json(const Manifest& manifest);
+/// The way back. Total: Error(bad_data) naming the byte offset, whatever the text is.
+Manifest parse_manifest(std::string_view text);
+/// The first difference in words ("settings.method is sharded here and broadcast there"), or an empty string.
+std::string first_difference(const Manifest& mine, const Manifest& theirs);
+
+/// Sent at the beginning of every update (or of every parameter of one): what it claims. Plain data, sent as bytes.
+struct UpdateClaim {
+  std::array<char, 8> schema{'w', 'c', 'c', 'l', 'a', 'i', 'm', '1'};
+  std::array<char, 32> plan_digest{};
+  std::uint64_t base_version = 0, version = 0;
+  std::uint64_t source = 0;                           ///< index of the trainer's source region
+  std::uint64_t first_parameter = 0, parameters = 0;  ///< range of this call
+  std::uint64_t flags = 0;                            ///< UpdateClaim::same when trainer and engines hold it already
+  static constexpr std::uint64_t same = 1;
+};
+static_assert(std::is_trivially_copyable_v<UpdateClaim>);
+
+}  // namespace weightcast

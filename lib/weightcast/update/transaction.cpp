@@ -1,0 +1,167 @@
+#include <algorithm>
+#include <cstring>
+
+#include "weightcast/telemetry/stopwatch.hpp"
+#include "weightcast/update/group_state.hpp"
+
+namespace weightcast {
+
+void SlotWitness::begin(const std::byte* slot, std::size_t first, std::size_t count) noexcept {
+  slot_ = slot;
+  std::fill_n(digests_.begin() + static_cast<std::ptrdiff_t>(first), count, Digest{});
+}
+
+void SlotWitness::landed(std::size_t parameter, std::uint64_t first, std::uint64_t size_bytes) noexcept {
+  digests_[parameter] += digest_of_shard_part(*plan_, tp_rank_, parameter, slot_, first, size_bytes);
+}
+
+void UpdateGroup::State::prepare(UpdateClaim& claim, Deadline deadline) {
+  group.broadcast(std::as_writable_bytes(std::span(&claim, 1)), 0, deadline);
+  const auto parameters = plan->model.parameters.size();
+  if (claim.schema != UpdateClaim{}.schema) fail(ExitCode::bad_data, "the update's claim has an unknown schema");
+  if (!std::equal(claim.plan_digest.begin(), claim.plan_digest.end(), plan->digest.begin(), plan->digest.end())) {
+    fail(ExitCode::config, "the update was made for another plan");
+  }
+  if (claim.first_parameter >= parameters || claim.parameters == 0 || claim.parameters > parameters - claim.first_parameter) {
+    fail(ExitCode::config, "parameters {} + {} are not in the plan of {}", claim.first_parameter, claim.parameters, parameters);
+  }
+  if (claim.flags == UpdateClaim::same) return;
+  if (open && open->version != claim.version) {
+    fail(ExitCode::busy, "version {} is still being updated ({} parameters missing): version {} must wait", open->version, open->missing,
+         claim.version);
+  }
+  if (open) return;
+  if (claim.version <= claim.base_version) fail(ExitCode::config, "version {} does not come after its base {}", claim.version, claim.base_version);
+  OpenUpdate begun{claim.base_version, claim.version, 0, parameters};
+  if (store != nullptr) {
+    const auto served = store->served();
+    // A dirty engine has no base: only a full update helps it, and every update is full.
+    if (served && *served != claim.base_version) {
+      throw Error(ExitCode::config, fmt::format("the update is based on version {}, but the engine serves {}", claim.base_version, *served),
+                  "publish on top of the served version");
+    }
+    begun.sink = store->stage(deadline);
+  }
+  open = begun;
+  arrived.assign(parameters, false);
+}
+
+void UpdateGroup::State::stage(const UpdateClaim& claim, Deadline deadline) {
+  Batch batch{claim.source, open->sink, claim.first_parameter, claim.parameters, nullptr};
+  if (source_witness) {
+    source_witness->digests.begin(endpoints.sources.at(claim.source)->region().data, batch.first_parameter, batch.parameters);
+    batch.witness = &*source_witness;
+  }
+  if (slot_witness) {
+    slot_witness->begin(store->slots()[open->sink].data, batch.first_parameter, batch.parameters);
+    batch.witness = &*slot_witness;
+  }
+  transport->run(batch, deadline);
+  for (std::size_t p = claim.first_parameter; p < claim.first_parameter + claim.parameters; ++p) {
+    if (!arrived[p]) --open->missing;
+    arrived[p] = true;
+  }
+}
+
+void UpdateGroup::State::verify(const UpdateClaim& claim, std::span<const Digest> claimed, Deadline deadline) {
+  if (options.proof == Proof::none) return;
+  const auto first = claim.first_parameter, count = claim.parameters, tp = options.tp;
+  const auto message = std::span(sent).first(tp * count + 1);  // by tp rank, then parameter; last the model's digest
+  if (source_witness) {
+    auto& digests = source_witness->digests;
+    digests.finish();
+    for (std::size_t i = 0; i < count; ++i) {
+      for (std::size_t t = 0; t < tp; ++t) message[t * count + i] = digests.shard(t, first + i);
+      parameter_digests[first + i] = digests.parameter(first + i);
+    }
+    message.back() = complete() ? digest_of_model(plan->model, parameter_digests) : Digest{};
+  }
+  group.broadcast(std::as_writable_bytes(message), 0, deadline);
+  sent.back() = message.back();
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto& parameter = plan->model.parameters[first + i].info.name;
+    if (source_witness && !claimed.empty() && claimed[first + i] != parameter_digests[first + i]) {
+      throw Error(ExitCode::mismatch,
+                  fmt::format("{} changed between loading and sending: its digest was {} and is {}", parameter, claimed[first + i].hex(),
+                              parameter_digests[first + i].hex()),
+                  "the trainer's memory or its file was overwritten; publish again");
+    }
+    if (slot_witness && slot_witness->shard(first + i) != message[peers.tp_rank() * count + i]) {
+      throw Error(ExitCode::mismatch,
+                  fmt::format("{} arrived with other bytes than were sent: digest {} instead of {}", parameter,
+                              slot_witness->shard(first + i).hex(), message[peers.tp_rank() * count + i].hex()),
+                  "the link, a buffer or this host's memory is faulty; check its error counters, then publish again");
+    }
+  }
+}
+
+std::string UpdateGroup::State::commit() {
+  HeldVersion version{open->version, options.proof == Proof::none ? std::string() : sent.back().hex()};
+  open.reset();
+  if (store != nullptr) store->publish(version);
+  last = std::move(version);
+  return last.digest;
+}
+
+void UpdateGroup::State::abort() noexcept {
+  if (open && store != nullptr) store->drop();
+  open.reset();
+}
+
+UpdateResult UpdateGroup::State::run(UpdateClaim claim, std::span<const Digest> claimed, FunctionRef<void(const UpdateClaim&)> check) {
+  UpdateResult result;
+  Stopwatch watch;
+  try {
+    agree(group, "prepare", deadline(), [&] {
+      prepare(claim, deadline());
+      if (check) check(claim);
+    });
+    result.version = claim.version;
+    result.prepare_s = watch.lap();
+    if (claim.flags == UpdateClaim::same) {
+      result.committed = result.no_op = true;
+      result.digest = last.digest;
+      return result;
+    }
+    agree(group, "stage", deadline(), [&] { stage(claim, deadline()); });
+    result.stage_s = watch.lap();
+    // The verdict over VERIFY is the VOTE.
+    agree(group, "verify", deadline(), [&] {
+      verify(claim, claimed, deadline());
+      result.verify_s = watch.lap();
+    });
+    result.vote_s = watch.lap();
+    if (complete()) {
+      result.digest = commit();
+      result.committed = true;
+    }
+    result.commit_s = watch.lap();
+  } catch (...) {
+    abort();
+    throw;
+  }
+  result.egress_bytes = transport->traffic().egress_bytes;
+  result.staging_bytes = transport->traffic().staging_bytes;
+  return result;
+}
+
+UpdateResult UpdateGroup::publish(const UpdateRequest& request) {
+  auto& s = *state_;
+  UpdateClaim claim;
+  std::copy_n(s.plan->digest.begin(), std::min(claim.plan_digest.size(), s.plan->digest.size()), claim.plan_digest.begin());
+  claim.base_version = request.base_version;
+  claim.version = request.version;
+  claim.source = request.source;
+  claim.first_parameter = request.first_parameter;
+  claim.parameters = request.parameters;
+  // The same version with the same content again is not an error and moves nothing.
+  if (!s.open && request.version == s.last.id && !s.last.digest.empty() && !request.claimed.empty() &&
+      digest_of_model(s.plan->model, request.claimed).hex() == s.last.digest) {
+    claim.flags = UpdateClaim::same;
+  }
+  return s.run(claim, request.claimed, {});
+}
+
+UpdateResult UpdateGroup::receive(FunctionRef<void(const UpdateClaim&)> check) { return state_->run({}, {}, check); }
+
+}  // namespace weightcast

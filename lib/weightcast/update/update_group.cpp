@@ -1,0 +1,158 @@
+#include "weightcast/update/update_group.hpp"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "weightcast/core/file.hpp"
+#include "weightcast/telemetry/stopwatch.hpp"
+#include "weightcast/update/group_state.hpp"
+
+namespace weightcast {
+namespace {
+
+std::string mpi_library() {
+  std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
+  int length = 0;
+  MPI_Get_library_version(text.data(), &length);
+  return std::string(text.data(), static_cast<std::size_t>(length));
+}
+
+Manifest make_manifest(const TransferPlan& plan, const GroupOptions& options) {
+  Manifest manifest;
+  manifest.plan_digest = plan.digest;
+  for (const auto& rule : plan.model.parameters) manifest.parameters.push_back(rule.info);
+  manifest.settings = {{"tp", std::to_string(options.tp)},
+                       {"dp", std::to_string(options.dp)},
+                       {"memory", std::string(name(options.memory))},
+                       {"transport", options.transport},
+                       {"method", std::string(name(options.method))},
+                       {"proof", options.proof == Proof::digests ? "digests" : "none"},
+                       {"mpi", mpi_library()}};
+  return manifest;
+}
+
+/// Every rank holds the trainer's manifest against its own.
+void compare_manifests(const Communicator& group, const Manifest& mine, Deadline deadline) {
+  agree(group, "prepare", deadline, [&] {
+    std::string text = group.rank() == 0 ? to_json(mine) : std::string();
+    std::uint64_t size_bytes = text.size();
+    group.broadcast(std::as_writable_bytes(std::span(&size_bytes, 1)), 0, deadline);
+    if (size_bytes > 256 * 1024 * 1024) fail(ExitCode::bad_data, "the trainer's manifest has {} bytes", size_bytes);
+    text.resize(size_bytes);
+    group.broadcast(std::as_writable_bytes(std::span(text)), 0, deadline);
+    const auto difference = first_difference(mine, parse_manifest(text));
+    if (!difference.empty()) {
+      throw Error(ExitCode::config, "trainer and engine do not agree: " + difference, "start all ranks with the same model and options");
+    }
+  });
+}
+
+}  // namespace
+
+UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, const GroupOptions& options,
+                         std::vector<const Buffer*> sources, ParameterStore* store,
+                         const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap)
+    : state_(std::make_unique<State>()) {
+  Stopwatch watch;
+  auto& s = *state_;
+  s.plan = &plan;
+  s.options = options;
+  s.store = store;
+  const auto world = 1 + options.tp * options.dp;
+  if (static_cast<std::uint64_t>(parent.size()) != world) {  // the same on all ranks: no agreement needed
+    throw Error(ExitCode::config,
+                fmt::format("tp {} x dp {} needs {} ranks (1 trainer + {} engine ranks), but there are {}", options.tp, options.dp, world,
+                            world - 1, parent.size()),
+                fmt::format("start it with mpirun -n {}", world));
+  }
+  s.group = Communicator::duplicate(parent.get());
+  const int color = s.group.rank() == 0 ? -1 : static_cast<int>((static_cast<std::uint64_t>(s.group.rank()) - 1) / options.tp);
+  s.replica = s.group.split(color, s.group.rank(), s.deadline());
+  const auto hosts = s.group.all_gather(host_name(), s.deadline());
+  s.peers = {&s.group, options.tp, options.dp, options.memory,
+             std::all_of(hosts.begin(), hosts.end(), [&](const std::string& host) { return host == hosts[0]; })};
+  compare_manifests(s.group, make_manifest(plan, options), s.deadline());
+
+  s.endpoints.sources = std::move(sources);
+  if (store != nullptr) s.endpoints.sinks = store->slots();
+  s.choose_transport(wrap);
+
+  const auto parameters = plan.model.parameters.size();
+  s.arrived.resize(parameters);
+  s.parameter_digests.resize(parameters);
+  s.sent.resize(options.tp * parameters + 1);
+  if (options.proof == Proof::digests && s.trainer()) s.source_witness.emplace(plan);
+  if (options.proof == Proof::digests && !s.trainer()) s.slot_witness.emplace(plan, s.peers.tp_rank());
+  s.init_s = watch.lap();
+  s.warm_up();
+  s.warmup_s = watch.lap();
+}
+
+UpdateGroup::~UpdateGroup() = default;
+
+void UpdateGroup::State::choose_transport(const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap) {
+  const bool automatic = options.transport == "auto";
+  std::vector<std::string> candidates = {options.transport};
+  if (automatic) {
+    const auto names = transport_names();
+    candidates.assign(names.begin(), names.end());
+  }
+  std::string refusals;
+  for (const auto& candidate : candidates) {
+    std::vector<std::string> reasons;
+    try {
+      transport = make_transport(candidate, options.method);
+      const auto reason = transport->probe(peers);
+      const auto all = group.all_gather(reason.value_or(""), deadline());
+      for (std::size_t rank = 0; rank < all.size(); ++rank) {
+        // One line for each distinct reason, with the first rank that gives it.
+        if (!all[rank].empty() && std::find(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(rank), all[rank]) == all.begin() + static_cast<std::ptrdiff_t>(rank)) {
+          reasons.push_back(fmt::format("rank {}: {}", rank, all[rank]));
+        }
+      }
+    } catch (const Error& error) {  // the same on all ranks: unknown name, impossible method
+      if (!automatic) throw;
+      reasons.push_back(error.what());
+    }
+    if (reasons.empty()) {
+      if (wrap) transport = wrap(std::move(transport));
+      try {
+        agree(group, "attach", deadline(), [&] { transport->attach(peers, *plan, endpoints, deadline()); });
+        transport_notes = refusals;
+        return;
+      } catch (const Error& error) {
+        if (!automatic || !error.agreed() || error.code() == ExitCode::deadline) throw;
+        reasons.push_back(fmt::format("rank {}: {}", error.origin().rank, error.what()));
+      }
+    }
+    refusals += fmt::format("{}{}: {}", refusals.empty() ? "" : "; ", candidate, fmt::join(reasons, ", "));
+  }
+  throw Error(ExitCode::config, fmt::format("no transport can be used. {}", refusals), "choose another with --transport, or --transport auto");
+}
+
+void UpdateGroup::State::warm_up() {
+  // With one slot there is no memory that a warm-up may write to.
+  const bool possible = store == nullptr || store->slots().size() > 1;
+  const auto count = std::min<std::size_t>(plan->model.parameters.size(), 16);
+  if (group.max(possible ? 0 : 1, deadline()) == 0) {
+    agree(group, "warm-up", deadline(), [&] {
+      Batch batch{0, 0, 0, count, nullptr};
+      if (store != nullptr) batch.sink = store->stage(deadline());
+      transport->run(batch, deadline());
+      if (store != nullptr) store->drop();
+    });
+  }
+  group.barrier(deadline());
+}
+
+const Communicator& UpdateGroup::group() const noexcept { return state_->group; }
+const Communicator& UpdateGroup::replica() const noexcept { return state_->replica; }
+const TransferPlan& UpdateGroup::plan() const noexcept { return *state_->plan; }
+const GroupOptions& UpdateGroup::options() const noexcept { return state_->options; }
+std::string_view UpdateGroup::transport() const noexcept { return state_->transport->name(); }
+const std::string& UpdateGroup::transport_notes() const noexcept { return state_->transport_notes; }
+double UpdateGroup::init_s() const noexcept { return state_->init_s; }
+double UpdateGroup::warmup_s() const noexcept { return state_->warmup_s; }
+
+}  // namespace weightcast

@@ -1,0 +1,99 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "weightcast/comm/communicator.hpp"
+#include "weightcast/plan/transfer_plan.hpp"
+#include "weightcast/store/parameter_store.hpp"
+#include "weightcast/transport/transport.hpp"
+#include "weightcast/update/manifest.hpp"
+#include "weightcast/verify/digest.hpp"
+
+/// The update group and its transaction: the only room that knows the whole road of the bytes.
+///
+/// PREPARE  the claim of the update reaches everybody and is held against what each rank knows; nothing has moved.
+/// STAGE    bytes move into the spare slots; readers stay on the served version. Digests are taken on the way.
+/// VERIFY   every engine rank compares the digests of what its slot holds with those of what the trainer sent.
+/// VOTE     one agreement of outcomes over all ranks: all or none.
+/// COMMIT   engines serve the new version from now on. Or ABORT: what was staged is dropped, all ranks throw one error.
+namespace weightcast {
+
+/// What an update proves before it commits.
+enum class Proof : std::uint8_t {
+  none,     ///< nothing: movement alone
+  digests,  ///< every shard by digest
+};
+
+struct GroupOptions {
+  std::uint64_t tp = 1, dp = 1;
+  MemoryKind memory = MemoryKind::host;
+  std::string transport = "auto";  ///< a name of transport_names(), or auto: the first that all ranks can use
+  Method method = Method::sharded;
+  Proof proof = Proof::digests;
+  double timeout_s = 60;  ///< of each stage
+};
+
+/// What the trainer asks for.
+struct UpdateRequest {
+  std::uint64_t base_version = 0, version = 0;
+  std::size_t source = 0;  ///< which of its source regions
+  /// Digest of each parameter as the source claims it (taken when it was loaded), or empty: then what is sent is what counts.
+  std::span<const Digest> claimed;
+  /// Parameters to move in this call. An update is complete, and commits, when each has been moved once.
+  std::size_t first_parameter = 0, parameters = 0;
+};
+
+/// How one call went, in seconds of this rank.
+struct UpdateResult {
+  std::uint64_t version = 0;
+  bool committed = false;  ///< false: parameters are still missing
+  bool no_op = false;      ///< the engines held this version already
+  std::string digest;      ///< of the whole model once committed; empty without proof
+  double prepare_s = 0, stage_s = 0, verify_s = 0, vote_s = 0, commit_s = 0;
+  double total_s() const noexcept { return prepare_s + stage_s + verify_s + vote_s + commit_s; }
+  std::uint64_t egress_bytes = 0, staging_bytes = 0;
+};
+
+/// Trainer and all engine ranks, bound together over one plan. All verbs are collective over the group and blocking, each
+/// wait has a deadline, and on failure every rank throws the same Error naming the guilty rank.
+class UpdateGroup {
+ public:
+  /// Forms the group: checks world = 1 + tp * dp, compares the manifests of all ranks (the first difference is named),
+  /// chooses and attaches the transport, warms up its paths. Collective over `parent`.
+  /// Trainer: `sources` are its versions, `store` is nullptr. Engine: `store` is its store, `sources` is empty.
+  /// All must outlive the group. `wrap`, for tests, may put a decorator around the transport.
+  UpdateGroup(const Communicator& parent, const TransferPlan& plan, const GroupOptions& options, std::vector<const Buffer*> sources,
+              ParameterStore* store, const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap = {});
+  ~UpdateGroup();
+  UpdateGroup(UpdateGroup&&) = delete;
+
+  /// Trainer: publishes parameters to all engines.
+  UpdateResult publish(const UpdateRequest& request);
+  /// Engines: takes part in the trainer's next publish(). `check` may refuse its claim by throwing, before anything moves:
+  /// then all ranks throw that error.
+  UpdateResult receive(FunctionRef<void(const UpdateClaim&)> check = {});
+
+  const Communicator& group() const noexcept;
+  /// Engine ranks of this rank's replica, by tp rank; on the trainer an empty communicator.
+  const Communicator& replica() const noexcept;
+  const TransferPlan& plan() const noexcept;
+  const GroupOptions& options() const noexcept;
+  std::string_view transport() const noexcept;
+  /// Why `auto` passed over transports ("direct: the ranks are on several hosts"), or empty.
+  const std::string& transport_notes() const noexcept;
+  double init_s() const noexcept;
+  double warmup_s() const noexcept;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace weightcast
