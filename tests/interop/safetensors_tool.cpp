@@ -1,13 +1,14 @@
 // The C++ side of safetensors_interop.py.
-//   safetensors_tool write DIR SHARD_BYTES   writes tensors of all dtypes that the reference writer knows; byte j of tensor i
+//   safetensors_tool write DIR SHARD_BYTES   writes tensors of all dtypes that the reference writer knows; byte j of
+//   tensor i
 //                                            is (31 j + 7 i + j / 256) mod 256
 //   safetensors_tool read PATH               prints a line per tensor: name, dtype, shape, bytes in hex
+#include <fmt/ranges.h>
+
 #include <cstdio>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include <fmt/ranges.h>
 
 #include "weightcast/checkpoint/checkpoint.hpp"
 #include "weightcast/core/error.hpp"
@@ -20,7 +21,8 @@ void write(const std::string& directory, std::uint64_t shard_bytes) {
   CheckpointContent content;
   for (int i = 0; i < dtype_count; ++i) {
     const auto dtype = static_cast<DType>(i);
-    content.tensors.push_back({fmt::format("layers.{}.{}", i, name(dtype)), dtype, {3, static_cast<std::uint64_t>(8 * i)}});
+    content.tensors.push_back(
+        {fmt::format("layers.{}.{}", i, name(dtype)), dtype, {3, static_cast<std::uint64_t>(8 * i)}});
   }
   content.tensors.push_back({"scalar", DType::F32, {}});
   content.tensors.push_back({"ten \"quoted\" \\ \n Gewicht-ü", DType::BF16, {1, 2, 3, 4}});
