@@ -109,7 +109,7 @@ if [[ -z $quick ]]; then
   check asan
 
   if command -v clang++ >/dev/null; then
-    build fuzz
+    build fuzz -- --target tests/fuzz/all
     fuzz_smoke
   else
     notes+=("fuzz: no clang++ here, so the corpora were replayed but no new inputs tried (apt-get install clang)")
