@@ -135,7 +135,7 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         Malformed{"J1", "{", 0, "byte 9"}, Malformed{"J1", "{}{}", 0, "byte 10"},
         Malformed{"J1", std::string("{}\0", 3), 0, "NUL"}, Malformed{"J1", "\xef\xbb\xbf{}", 0, "byte order mark"},
-        Malformed{"J1", R"({"__metadata__":{},})", 0, "byte 28"}, Malformed{"J1", "{}//", 0, "byte 10"},
+        Malformed{"J1", R"({"__metadata__":{},})", 0, "byte 27"}, Malformed{"J1", "{}//", 0, "byte 10"},
         Malformed{"J2", "{\"\xff\":{}}", 0, "UTF-8"}, Malformed{"J2", "{\"\xc0\x80\":{}}", 0, "UTF-8"},
         Malformed{"J3", "[]", 0, "an array where the header object"}, Malformed{"J3", "3", 0, "a number where"},
         Malformed{"J3", "\"x\"", 0, "a string where"}, Malformed{"J3", "null", 0, "null where"},
