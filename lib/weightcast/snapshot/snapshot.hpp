@@ -2,7 +2,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "weightcast/comm/communicator.hpp"
+#include "weightcast/core/function_ref.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 #include "weightcast/verify/digest.hpp"
 
@@ -21,6 +21,7 @@ namespace weightcast {
 struct SnapshotInfo {
   std::uint64_t version = 0;
   std::vector<Digest> digests;  ///< of each parameter, in the order of Model::parameters
+  std::map<std::string, std::string> settings;  ///< for people: tp, transport, ...; kept in the user block, < 4 KiB in all
 };
 
 /// Writes `path` from the shards of one replica, in parallel. Collective over `replica` (rank = tp rank of `plan`).
@@ -28,6 +29,14 @@ struct SnapshotInfo {
 /// On failure every rank throws the same error: Error(cant_create), Error(io_error).
 void write_snapshot(const std::string& path, const Communicator& replica, const TransferPlan& plan,
                     std::span<const std::byte> slot, const SnapshotInfo& info, Deadline deadline);
+
+/// Writes the same file with one process and without MPI. `content(index, offset, destination)` supplies bytes of parameter
+/// `index`, whole rows, each byte once, in ascending order. `info.digests` is not used: the digests of what was written are
+/// returned. `progress(bytes)` is called after each block. Error(cant_create), Error(io_error), or what `content` throws.
+std::vector<Digest> write_snapshot(
+    const std::string& path, const Model& model,
+    FunctionRef<void(std::size_t index, std::uint64_t offset, std::span<std::byte> destination)> content,
+    const SnapshotInfo& info, FunctionRef<void(std::uint64_t bytes)> progress = {});
 
 /// A snapshot opened for reading, by one process. The library crashes on some malformed files, so open() first lets a
 /// child process with limits walk the whole structure.

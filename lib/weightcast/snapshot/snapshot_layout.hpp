@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "weightcast/model/parameter_rules.hpp"
+#include "weightcast/snapshot/hdf5_handle.hpp"
+#include "weightcast/snapshot/snapshot.hpp"
+
+/// The parts of format.md that writers and the reader share. Internal to snapshot.
+namespace weightcast::snapshot_layout {
+
+inline constexpr std::uint64_t user_block_bytes = 4096;
+inline constexpr std::uint32_t format_version = 1;
+inline constexpr char format_name[] = "weightcast.snapshot", user_block_schema[] = "weightcast.snapshot/1";
+inline constexpr std::size_t digest_digits = 32;
+
+/// The user block, exactly user_block_bytes long. Error(config) when the settings do not fit.
+std::string make_user_block(const SnapshotInfo& info);
+/// The version in it. Error(bad_data), naming `path`, when it is not what make_user_block() makes.
+std::uint64_t parse_user_block(std::string_view text, const std::string& path);
+
+/// Size that the file will not exceed. A reservation of as much, before anything is made, keeps the library from meeting a
+/// full disk: after a failed close HDF5 1.10 crashes when the process ends.
+std::uint64_t most_bytes(const Model& model);
+/// Makes the file with all datasets and attributes, its data still unwritten and its digests zero. One process; the file is
+/// open through the default driver. `path` is only for messages. Error(cant_create), Error(config).
+Hdf5Id create(const std::string& file_name, const Model& model, const std::string& path);
+/// Fills in the digest attributes.
+void set_digests(hid_t file, const Model& model, std::span<const Digest> digests);
+/// Sets the disk space of the closed file aside. Error(io_error) when there is not enough.
+void reserve(const std::string& file_name, const std::string& path);
+
+/// A rectangle of a parameter, in elements of its matrix view, written from dense rows at `data`. Cut into pieces below
+/// 1 GiB, because the MPI-IO driver fails on 2 GiB. `slice` may cut columns only where the shape has two dimensions.
+void write(hid_t file, const TensorInfo& info, const Slice& slice, const std::byte* data);
+
+}  // namespace weightcast::snapshot_layout

@@ -1,0 +1,98 @@
+#include <algorithm>
+#include <array>
+
+#include "weightcast/core/bytes.hpp"
+#include "weightcast/core/error.hpp"
+#include "weightcast/core/expects.hpp"
+#include "weightcast/core/file.hpp"
+#include "weightcast/snapshot/snapshot.hpp"
+#include "weightcast/snapshot/snapshot_layout.hpp"
+#include "weightcast/snapshot/snapshot_walk.hpp"
+
+namespace weightcast {
+namespace {
+
+constexpr std::string_view signature("\x89HDF\r\n\x1a\n", 8);
+
+bool has_signature(const InputFile& file, std::uint64_t offset) {
+  std::array<char, 8> bytes{};
+  if (file.size() < offset + bytes.size()) return false;
+  file.read(offset, std::as_writable_bytes(std::span(bytes)));
+  return std::string_view(bytes.data(), bytes.size()) == signature;
+}
+
+/// Holds what the child says against the file: data inside it, no byte twice, and the digest of the set.
+void check_table(const std::string& path, std::uint64_t file_bytes, const WalkedFile& walked) {
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges;
+  std::vector<TensorInfo> tensors;
+  std::vector<Digest> digests;
+  for (const WalkedDataset& dataset : walked.datasets) {
+    const auto size = dataset.info.size_bytes();
+    if (!size || dataset.offset > file_bytes || *size > file_bytes - dataset.offset) {
+      fail(ExitCode::bad_data, "{}: {} lies outside of the file's {} bytes; was it cut off?", path, printable(dataset.info.name), file_bytes);
+    }
+    if (*size > 0) ranges.emplace_back(dataset.offset, *size);
+    tensors.push_back(dataset.info);
+    digests.push_back(dataset.digest);
+  }
+  std::ranges::sort(ranges);
+  const auto overlap = [](const auto& a, const auto& b) { return a.first + a.second > b.first; };
+  if (std::ranges::adjacent_find(ranges, overlap) != ranges.end()) fail(ExitCode::bad_data, "{}: two parameters share bytes of the file", path);
+  if (digest_of_set(tensors, digests) != walked.digest) {
+    fail(ExitCode::bad_data, "{}: names, shapes, types or digests of the parameters do not match the digest of the set", path);
+  }
+}
+
+}  // namespace
+
+struct Snapshot::State {
+  explicit State(const std::string& path) : file(path) {}
+  InputFile file;
+  std::uint64_t version = 0;
+  std::vector<TensorInfo> tensors;
+  std::vector<Digest> digests;
+  std::vector<std::uint64_t> offsets;
+};
+
+Snapshot::Snapshot(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+Snapshot::Snapshot(Snapshot&&) noexcept = default;
+Snapshot& Snapshot::operator=(Snapshot&&) noexcept = default;
+Snapshot::~Snapshot() = default;
+
+Snapshot Snapshot::open(const std::string& path) {
+  auto state = std::make_unique<State>(path);
+  if (!looks_like_hdf5(path)) {
+    throw Error(ExitCode::bad_data, fmt::format("{} is not an HDF5 file", path), "give a snapshot that weightcast wrote");
+  }
+  if (!has_signature(state->file, 0)) {
+    std::string block(snapshot_layout::user_block_bytes, '\0');
+    state->file.read(0, std::as_writable_bytes(std::span(block)));
+    state->version = snapshot_layout::parse_user_block(block, path);
+  }
+  WalkedFile walked = walk_snapshot_apart(path);
+  std::ranges::sort(walked.datasets, {}, [](const WalkedDataset& dataset) -> const std::string& { return dataset.info.name; });
+  check_table(path, state->file.size(), walked);
+  for (WalkedDataset& dataset : walked.datasets) {
+    state->tensors.push_back(std::move(dataset.info));
+    state->digests.push_back(dataset.digest);
+    state->offsets.push_back(dataset.offset);
+  }
+  return Snapshot(std::move(state));
+}
+
+std::uint64_t Snapshot::version() const noexcept { return state_->version; }
+std::span<const TensorInfo> Snapshot::tensors() const noexcept { return state_->tensors; }
+std::span<const Digest> Snapshot::claimed_digests() const noexcept { return state_->digests; }
+
+void Snapshot::read(std::size_t index, std::uint64_t offset, std::span<std::byte> destination) const {
+  const std::uint64_t size = state_->tensors.at(index).size_bytes().value();
+  WEIGHTCAST_EXPECTS(offset <= size && destination.size() <= size - offset);
+  state_->file.read(state_->offsets[index] + offset, destination);
+}
+
+bool looks_like_hdf5(const std::string& path) {
+  const InputFile file(path);
+  return has_signature(file, snapshot_layout::user_block_bytes) || has_signature(file, 0);
+}
+
+}  // namespace weightcast

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+#include <vector>
+
+#include "weightcast/plan/transfer_plan.hpp"
+#include "weightcast/verify/digest.hpp"
+
+/// Weights that are quickly made and the same everywhere, for tests that need a whole model.
+namespace weightcast::harness {
+
+/// Each parameter's bytes: every word differs from every other of the model. The snapshot and its parts never look inside.
+inline std::vector<std::vector<std::byte>> model_bytes(const Model& model, std::uint64_t seed) {
+  std::vector<std::vector<std::byte>> parameters;
+  std::uint64_t state = seed;
+  for (const ParameterRule& rule : model.parameters) {
+    auto& bytes = parameters.emplace_back(rule.info.size_bytes().value());
+    for (std::byte& byte : bytes) {
+      state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+      byte = static_cast<std::byte>(state >> 56);
+    }
+  }
+  return parameters;
+}
+
+inline std::vector<Digest> digests_of(const std::vector<std::vector<std::byte>>& parameters) {
+  std::vector<Digest> digests;
+  for (const auto& bytes : parameters) digests.push_back(digest_bytes(bytes, 0));
+  return digests;
+}
+
+/// What the slot of tensor-parallel rank `rank` holds.
+inline std::vector<std::byte> slot_of(const TransferPlan& plan, std::size_t rank,
+                                      const std::vector<std::vector<std::byte>>& parameters) {
+  std::vector<std::byte> slot(plan.slot_bytes);
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const Segment& shard = plan.ranks[rank].shards[i];
+    const std::byte* source = parameters[i].data() + (shard.rows > 0 ? plan.offset_in_parameter(rank, i) : 0);
+    for (std::uint64_t row = 0; row < shard.rows; ++row) {
+      std::memcpy(slot.data() + shard.destination + row * shard.destination_pitch, source + row * shard.source_pitch, shard.row_bytes);
+    }
+  }
+  return slot;
+}
+
+}  // namespace weightcast::harness
