@@ -102,6 +102,8 @@ rlim_t mapped_bytes() noexcept {
   limit(RLIMIT_CPU, processor_limit_s);
   limit(RLIMIT_CORE, 0);
   limit(RLIMIT_FSIZE, 0);
+  const int nowhere = ::open("/dev/null", O_WRONLY | O_CLOEXEC);
+  ::dup2(nowhere, STDERR_FILENO);  // what the C library has to say of a crash is of no use to anybody
   std::string message;
   try {
     message = encode(walk_snapshot(path));
