@@ -20,8 +20,14 @@ for path in map(Path, sys.argv[1:]):
     for case in ElementTree.parse(path).iter("testcase"):
         row = tiers[case.get("name").split(".")[0]]
         row[0] += 1
-        row[{"run": 1, "notrun": 2, "disabled": 2}.get(case.get("status"), 3)] += 1
-        ran = re.findall(r"\[=+\] (\d+) tests? from .* ran", case.findtext("system-out") or "")
-        row[4] += sum(map(int, ran[-1:]))
+        skipped = case.find("skipped")
+        if case.get("status") == "run":
+            row[1] += 1
+        elif skipped is not None and skipped.get("message", "").startswith("SKIP"):
+            row[2] += 1
+        else:
+            row[3] += 1
+        started = re.search(r"\[=+\] Running (\d+) tests?", case.findtext("system-out") or "")
+        row[4] += int(started[1]) if started else 0
     for tier, row in sorted(tiers.items()):
         print(f"{path.parent.name:8} {tier:8} {row[0]:5} {row[1]:7} {row[2]:8} {row[3]:7} {row[4]:7}")
