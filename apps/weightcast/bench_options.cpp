@@ -7,7 +7,8 @@ CommandSpec bench_command() {
       .name = "bench",
       .arguments = "--model SHAPE [options]",
       .summary =
-          "Times updates of weights made in memory: a row per combination of model, transport, method and granularity.",
+          "Times updates with weights made in memory.\n"
+          "A row per combination of model, transport, method and granularity.",
       .options = {{"model", "LIST", "named shapes or config.json files"},
                   {"tp", "N", "tensor-parallel ranks of an engine; default (world - 1) / dp"},
                   {"dp", "N", "engines (replicas)", "1"},

@@ -40,7 +40,7 @@ std::string overview_text() {
       "  weightcast COMMAND [options]\n\n";
   for (const Command& command : commands()) {
     const std::string& summary = command.spec.summary;
-    text += fmt::format("  {:<10}{}\n", command.spec.name, summary.substr(0, summary.find_first_of(";(:")));
+    text += fmt::format("  {:<10}{}\n", command.spec.name, summary.substr(0, summary.find('\n')));
   }
   return text +
          "\n  weightcast COMMAND --help   the options of a command\n"

@@ -67,7 +67,7 @@ int report(Error error, const Command* command) {
     // Rank 0 has most likely failed for the same reason, prints it and ends the job. An environment variable or a file
     // may be wrong on this rank's host alone, though.
     std::this_thread::sleep_for(std::chrono::seconds(1));
-    silent = inside_mpi() ? error.agreed() : error.code() == ExitCode::usage;
+    silent = inside_mpi() ? error.reach() == Error::Reach::everybody : error.code() == ExitCode::usage;
   }
   std::fflush(stdout);
   if (!silent) std::fputs(error_block(error, status).c_str(), stderr);

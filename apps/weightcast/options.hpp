@@ -27,7 +27,7 @@ struct OptionSpec {
 struct CommandSpec {
   std::string name;
   std::string arguments;  ///< what follows the name in the first line of the help
-  std::string summary;
+  std::string summary;    ///< one line, and then, if need be, more
   std::vector<OptionSpec> options = {};
   std::size_t paths = 0;  ///< number of arguments that are not options
   bool parallel = false;  ///< runs under mpirun

@@ -1,9 +1,333 @@
 #include "update_options.hpp"
 
-namespace weightcast {
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
-int run_update(const UpdateOptions& /*options*/) {
-  fail(ExitCode::internal, "update is not there yet");
+#include <filesystem>
+#include <memory>
+#include <sstream>
+#include <algorithm>
+#include <cstring>
+
+#include "job.hpp"
+#include "preflight.hpp"
+#include "progress.hpp"
+#include "sample.hpp"
+#include "trace.hpp"
+#include "versions.hpp"
+#include "weightcast/core/bytes.hpp"
+#include "weightcast/core/parallel.hpp"
+#include "weightcast/snapshot/snapshot.hpp"
+#include "weightcast/trainer/trainer.hpp"
+#include "weightcast/verify/shard_digests.hpp"
+
+namespace weightcast {
+namespace {
+
+bool synthetic(const std::string& spec) { return spec == "synth" || spec.starts_with("synth:"); }
+
+/// --model, else the config.json of the target or of the initial weights.
+ModelConfig config_of(const UpdateOptions& options) {
+  if (options.model) return load_model_config(*options.model);
+  const auto& path = synthetic(options.target) ? options.initial : options.target;
+  if (!std::filesystem::exists(path)) throw Error(ExitCode::no_input, fmt::format("{} does not exist", printable(path)), "check the path");
+  if (!std::filesystem::exists(path + "/config.json")) {
+    throw Error(ExitCode::no_input, fmt::format("{} has no config.json, so its model is unknown", printable(path)),
+                "name the shape with --model");
+  }
+  return load_model_config(path);
+}
+
+/// Finds out before anything moves that an output cannot be created.
+void check_output(const std::string& path) {
+  if (!path.empty()) OutputFile probe(path);
+}
+
+/// One job: the values that its stages share, in the order in which they come to be.
+class Update {
+ public:
+  Update(const UpdateOptions& options, Job& job, Report& report) : options_(options), job_(job), report_(report) {}
+
+  void run() {
+    join();
+    load();
+    form_group();
+    if (options_.verify == VerifyChoice::sample) check_sample(*initial_, "before");
+    for (std::uint64_t i = 0; i < options_.repeat; ++i) update_once(i);
+    if (options_.verify == VerifyChoice::sample) check_sample(last_source(), "after");
+    if (options_.verify == VerifyChoice::all) check_reference();
+    if (!options_.snapshot.empty()) snapshot();
+    gather_layers();
+    if (job_.trainer()) print_summary();
+  }
+
+  const Trace& trace() const noexcept { return trace_; }
+
+ private:
+  void join() {
+    report_.ranks = gather_ranks(job_.world(), job_.deadline());
+    agree(job_.world(), "start", job_.deadline(), [&] {
+      tp_ = tensor_parallel_size(options_.tp, options_.dp, job_.world().size());
+      memory_ = memory_for(options_.device, options_.gpus, job_.world().size());
+      if (job_.trainer()) {
+        for (const auto& path : {options_.snapshot, options_.json, options_.trace}) check_output(path);
+      }
+    });
+    threads_ = threads_per_rank(job_.world(), job_.deadline());
+  }
+
+  void load() {
+    agree(job_.world(), "load", job_.deadline(), [&] {
+      const auto model = build_model(config_of(options_));
+      plan_ = make_plan(model, tp_, options_.dp);
+      initial_ = make_source(plan_.model, options_.initial);
+      target_ = make_source(plan_.model, options_.target);
+    });
+    const auto& model = plan_.model;
+    report_.tp = tp_;
+    report_.dp = options_.dp;
+    report_.model = {std::string(name(model.config.family)), model.parameters.size(), model.size_bytes()};
+    report_.device = name(memory_);
+    report_.method = name_of(options_.method);
+    report_.granularity = name_of(options_.granularity);
+    report_.commit = name_of(options_.commit);
+    const auto ranks = static_cast<std::uint64_t>(job_.world().size());
+    agree(job_.world(), "load", job_.deadline_for(model.size_bytes() * (ranks + 1)), [&] {
+      if (job_.trainer()) {
+        const bool both = options_.repeat > 1;
+        Progress progress("loading weights", model.size_bytes() * (both ? 2 : 1));
+        const auto add = [&](std::uint64_t bytes) { progress.add(bytes); };
+        trainer_ = std::make_unique<Trainer>(plan_);
+        trainer_->load(*target_, threads_, add);
+        if (both) trainer_->load(*initial_, threads_, add);
+      } else {
+        const auto mode = options_.commit == CommitChoice::swap ? CommitMode::swap : CommitMode::in_place;
+        const auto tp_rank = (static_cast<std::size_t>(job_.world().rank()) - 1) % tp_;
+        engine_ = std::make_unique<Engine>(plan_, tp_rank, mode, memory_);
+        engine_->load(1, reader(*initial_), threads_);
+      }
+    });
+  }
+
+  void form_group() {
+    const GroupOptions group{tp_,
+                             options_.dp,
+                             memory_,
+                             std::string(name_of(options_.transport)),
+                             options_.method == MethodChoice::sharded ? Method::sharded : Method::broadcast,
+                             options_.verify == VerifyChoice::all ? Proof::digests : Proof::none,
+                             options_.timeout_s};
+    if (trainer_) trainer_->init_parameter_update_group(job_.world(), group, 1);
+    if (engine_) engine_->init_parameter_update_group(job_.world(), group);
+    report_.transport = this->group().transport();
+    report_.group = {this->group().init_s(), this->group().warmup_s()};
+    if (job_.trainer()) print_header();
+  }
+
+  UpdateGroup& group() const { return trainer_ ? trainer_->group() : engine_->group(); }
+
+  static ReadReference reader(const WeightSource& source) {
+    return [&source](std::size_t p, std::uint64_t offset, std::span<std::byte> to) { source.read(p, offset, to); };
+  }
+
+  /// The weights that the last update brought.
+  const WeightSource& last_source() const { return options_.repeat % 2 == 1 ? *target_ : *initial_; }
+
+  void update_once(std::uint64_t index) {
+    const std::uint64_t version = index + 2;
+    ReportUpdate row{.id = index + 1, .version = version, .result = "aborted"};
+    try {
+      UpdateResult total;
+      if (options_.granularity == GranularityChoice::model) {
+        total = trainer_ ? trainer_->update_weights(index % 2, version) : engine_->update_weights();
+      } else {
+        total = update_by_parameter(index % 2, version);
+      }
+      digest_ = total.digest;
+      row = {index + 1, version, total.no_op ? "unchanged" : "committed", total.total_s(), total.prepare_s, total.stage_s, total.verify_s,
+             total.vote_s, total.commit_s, options_.commit == CommitChoice::swap ? total.commit_s : total.total_s(), total.egress_bytes,
+             total.staging_bytes};
+    } catch (...) {
+      if (options_.commit == CommitChoice::in_place) row.result = "dirty";
+      report_.updates.push_back(row);
+      throw;
+    }
+    trace_.add(row);
+    report_.updates.push_back(row);
+    if (job_.trainer()) print_row(row);
+  }
+
+  /// The seed's way: one request for each parameter. Sums of all calls; the digest is the last one's.
+  UpdateResult update_by_parameter(std::size_t source, std::uint64_t version) {
+    UpdateResult total;
+    for (const auto& rule : plan_.model.parameters) {
+      const auto& info = rule.info;
+      if (engine_) {
+        const auto answer = engine_->update_parameter_from_distributed(info.name, info.dtype, info.shape);
+        if (answer.success) continue;
+        Error error(answer.code, answer.message);
+        error.set_reach(Error::Reach::everybody);
+        throw error;
+      }
+      const auto call = trainer_->update_parameter(source, version, info.name);
+      total.prepare_s += call.prepare_s;
+      total.stage_s += call.stage_s;
+      total.verify_s += call.verify_s;
+      total.vote_s += call.vote_s;
+      total.commit_s += call.commit_s;
+      total.egress_bytes += call.egress_bytes;
+      total.staging_bytes = call.staging_bytes;
+      total.digest = call.digest;
+    }
+    return total;
+  }
+
+  void check_sample(const WeightSource& expected, const std::string& when) {
+    agree(job_.world(), "sample", job_.deadline(), [&] {
+      if (trainer_ && when == "before") {
+        const auto equal = equal_samples(plan_.model, *initial_, *target_, options_.truncate);
+        if (!equal.empty()) {
+          throw Error(ExitCode::mismatch, fmt::format("initial and target have the same {}: a sample proves nothing", fmt::join(equal, ", ")),
+                      "use different weights, or --verify all");
+        }
+      }
+      if (engine_) check_samples(*engine_, plan_.model, expected, options_.truncate, when);
+    });
+    const auto count = sample_parameters(plan_.model).size();
+    if (job_.trainer()) {
+      fmt::print("# sample: {} parameters x {} rows equal to {} {} the update{}\n", count, options_.truncate, expected.describe(), when,
+                 when == "before" ? ", and initial and target differ in each" : "");
+    }
+    report_.verify = {"sample", count, 0, {}};
+  }
+
+  /// Every byte of every engine rank against the weights' own source: not through a digest.
+  void check_reference() {
+    ReferenceCheck check;
+    const auto& model = plan_.model;
+    const auto deadline = job_.deadline_for(model.size_bytes() * static_cast<std::uint64_t>(job_.world().size()));
+    agree(job_.world(), "reference", deadline, [&] {
+      if (!engine_) return;
+      const auto pin = engine_->store().pin();
+      check = check_against_reference(plan_, (static_cast<std::size_t>(job_.world().rank()) - 1) % tp_, pin.slot().bytes(), reader(last_source()));
+    });
+    std::vector<std::byte> wrong(model.parameters.size());
+    for (const auto p : check.mismatched) wrong[p] = std::byte{1};
+    const auto all = job_.world().gather(wrong, 0, job_.deadline());
+    std::vector<bool> any(wrong.size());
+    for (std::size_t i = 0; i < all.size(); ++i) any[i % wrong.size()] = any[i % wrong.size()] || all[i] != std::byte{0};
+    report_.verify = {"all", model.parameters.size(), static_cast<std::uint64_t>(std::count(any.begin(), any.end(), true)), digest_};
+    agree(job_.world(), "reference", job_.deadline(), [&] {
+      if (check.first) throw Error(ExitCode::mismatch, *check.first + " (compared with " + last_source().describe() + ")", "do not use these weights");
+    });
+  }
+
+  void snapshot() {
+    const auto& model = plan_.model;
+    const auto deadline = job_.deadline_for(model.size_bytes());
+    if (job_.trainer()) fmt::print(stderr, "writing {}\n", printable(options_.snapshot));
+    agree(job_.world(), "snapshot", deadline, [&] {
+      // One replica writes: they all hold the same.
+      if (!engine_ || job_.world().rank() > static_cast<int>(tp_)) return;
+      const auto pin = engine_->store().pin();
+      const SnapshotInfo info{pin.version().id, reference_digests(pin.slot()), {{"tp", std::to_string(tp_)}, {"transport", report_.transport}}};
+      write_snapshot(options_.snapshot, group().replica(), plan_, pin.slot().bytes(), info, deadline);
+    });
+  }
+
+  /// Digest of each parameter as this replica holds it: its shards' digests, copies counted once, summed over its ranks.
+  std::vector<Digest> reference_digests(const Region& slot) const {
+    const auto& replica = group().replica();
+    const auto tp_rank = static_cast<std::size_t>(replica.rank());
+    std::vector<Digest> mine(plan_.model.parameters.size());
+    for (std::size_t p = 0; p < mine.size(); ++p) {
+      if (!plan_.copy(tp_rank, p)) mine[p] = digest_of_shard(plan_, tp_rank, p, slot.data);
+    }
+    auto all = replica.gather(std::as_bytes(std::span(mine)), 0, job_.deadline());
+    std::vector<Digest> sum(mine.size());
+    for (std::size_t i = 0; i * sizeof(Digest) < all.size(); ++i) {
+      Digest part;
+      std::memcpy(&part, all.data() + i * sizeof part, sizeof part);
+      sum[i % sum.size()] += part;
+    }
+    replica.broadcast(std::as_writable_bytes(std::span(sum)), 0, job_.deadline());
+    return sum;
+  }
+
+  /// The layers' times of the first engine rank reach rank 0.
+  void gather_layers() {
+    std::string mine;
+    if (engine_) {
+      for (const auto* layer : engine_->layers()) mine += fmt::format("{} {} {}\n", layer->layer, layer->seconds.size(), median(layer->seconds));
+    }
+    std::istringstream lines(job_.world().all_gather(mine, job_.deadline())[1]);
+    for (ReportLayer layer; lines >> layer.layer >> layer.calls >> layer.median_s;) report_.layers.push_back(layer);
+  }
+
+  void print_header() const {
+    fmt::print("# weightcast update: {} ({} parameters, {}), 1 trainer + {} x tp {} engine ranks\n", name(plan_.model.config.family),
+               plan_.model.parameters.size(), format_size(plan_.model.size_bytes()), options_.dp, tp_);
+    fmt::print("# from {} to {}; memory {}, transport {}, method {}, granularity {}, commit {}, verify {}\n", initial_->describe(),
+               target_->describe(), report_.device, report_.transport, report_.method, report_.granularity, report_.commit,
+               name_of(options_.verify));
+    if (!group().transport_notes().empty()) fmt::print("# not used: {}\n", group().transport_notes());
+    fmt::print("# group formed in {:.3f} s, warmed up in {:.3f} s\n", report_.group.init_s, report_.group.warmup_s);
+    fmt::print("{:>7} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>8} {:>8}\n", "update", "version", "result", "prepare ms", "stage ms",
+               "verify ms", "vote ms", "commit ms", "total ms", "GB/s", "egress");
+    std::fflush(stdout);
+  }
+
+  void print_row(const ReportUpdate& row) const {
+    const auto bytes = static_cast<double>(plan_.model.size_bytes());
+    fmt::print("{:>7} {:>8} {:>10} {:>10.3f} {:>10.3f} {:>10.3f} {:>10.3f} {:>10.3f} {:>10.3f} {:>8.2f} {:>8.3f}\n", row.id, row.version,
+               row.result, row.prepare_s * 1e3, row.stage_s * 1e3, row.verify_s * 1e3, row.vote_s * 1e3, row.commit_s * 1e3, row.total_s * 1e3,
+               bytes / row.total_s / 1e9, static_cast<double>(row.egress_bytes) / bytes);
+    std::fflush(stdout);
+  }
+
+  void print_summary() const {
+    if (!digest_.empty()) fmt::print("# digest {}\n", digest_);
+    if (options_.verify == VerifyChoice::none) {
+      fmt::print("nothing verified (--verify none)\n");
+    } else {
+      fmt::print("{} of {} parameters verified{}\n", report_.verify.parameters - report_.verify.mismatched,
+                 plan_.model.parameters.size(), options_.verify == VerifyChoice::sample ? " by sample" : "");
+    }
+  }
+
+  const UpdateOptions& options_;
+  Job& job_;
+  Report& report_;
+  Trace trace_;
+  std::uint64_t tp_ = 1;
+  MemoryKind memory_ = MemoryKind::host;
+  std::size_t threads_ = 1;
+  TransferPlan plan_;
+  std::unique_ptr<WeightSource> initial_, target_;
+  std::unique_ptr<Trainer> trainer_;
+  std::unique_ptr<Engine> engine_;
+  std::string digest_;
+};
+
+}  // namespace
+
+int run_update(const UpdateOptions& options) {
+  Job job(options.timeout_s);
+  if (options.preflight) return run_preflight(options, job);
+  Report report;
+  report.command = "update";
+  report.versions = versions();
+  Update update(options, job, report);
+  return job.run([&] { update.run(); },
+                 [&](const std::optional<Error>& error) {
+                   if (error) {
+                     report.error = report_error(*error);
+                     report.exit_code = error->code();
+                   }
+                   report.summary = summarize(report.updates, report.model.bytes);
+                   if (!options.json.empty()) write_report(options.json, report);
+                   if (!options.trace.empty()) write_text_file(options.trace, update.trace().to_json());
+                 });
 }
 
 }  // namespace weightcast

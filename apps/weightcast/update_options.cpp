@@ -7,9 +7,8 @@ CommandSpec update_command() {
       .name = "update",
       .arguments = "--initial PATH|synth[:SEED] --target PATH|synth[:SEED] [options]",
       .summary =
-          "Moves the weights of --target from a trainer (rank 0) to tensor-parallel engines (1 + tp x dp ranks in "
-          "all)\n"
-          "that start with those of --initial; all engines switch, verified, or none.",
+          "Moves the weights of --target from a trainer to engines that start with those of --initial.\n"
+          "Rank 0 is the trainer; 1 + tp x dp ranks in all. All engines switch, verified, or none.",
       .options = {{"initial", "WEIGHTS",
                    "what the engines start with: a checkpoint, or synth:SEED for made-up weights"},
                   {"target", "WEIGHTS", "what the trainer publishes"},

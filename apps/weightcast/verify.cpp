@@ -108,7 +108,7 @@ CommandSpec verify_command() {
       .name = "verify",
       .arguments = "A B",
       .summary =
-          "Compares two of: checkpoint folder, safetensors file, HDF5 snapshot; bit for bit.\n"
+          "Compares two of: checkpoint folder, safetensors file, HDF5 snapshot; every bit.\n"
           "Exit status 0: the same; 1: different, with the first difference named; 2: trouble.",
       .paths = 2,
       .error_status = 2,

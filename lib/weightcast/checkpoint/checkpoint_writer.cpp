@@ -4,7 +4,6 @@
 #include <atomic>
 #include <filesystem>
 #include <memory>
-#include <regex>
 #include <string_view>
 
 #include "weightcast/checkpoint/checkpoint.hpp"
@@ -55,13 +54,19 @@ struct Block {
   std::uint64_t file_offset;
 };
 
+bool is_checkpoint_file(std::string name) {
+  if (name == single_name || name == index_name) return true;
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; }, '0');
+  return name == "model-00000-of-00000.safetensors";
+}
+
 /// Removes what an earlier checkpoint left in the folder, but for the file `keep`.
 void remove_stale(const fs::path& folder, std::string_view keep) {
-  static const std::regex ours(R"(model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json)");
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(folder)) {
     const auto name = entry.path().filename().string();
-    if (!std::regex_match(name, ours) || name == keep) continue;
+    if (!is_checkpoint_file(name) || name == keep) continue;
     if (!fs::remove(entry.path(), error) && error) {
       fail(ExitCode::cant_create, "cannot remove the stale {}: {}", entry.path().string(), error.message());
     }

@@ -14,7 +14,7 @@ constexpr int tag_outcome = 9001, tag_reason = 9002, tag_verdict = 9003, tag_ver
 
 /// What is sent of an Error: fixed size, so that nothing is allocated between ranks.
 struct Reason {
-  std::int32_t code = 0, rank = -1, agreed = 1;
+  std::int32_t code = 0, rank = -1, lost = 0;
   std::array<char, 32> stage{};
   std::array<char, 84> host{};
   std::array<char, 512> hint{};
@@ -35,7 +35,7 @@ Reason make_reason(const Error& error, std::string_view stage, int rank, const s
   reason.code = static_cast<std::int32_t>(error.code());
   // An error that another agreement has already placed keeps its origin.
   reason.rank = error.origin().rank >= 0 ? error.origin().rank : rank;
-  reason.agreed = error.agreed() ? 1 : 0;
+  reason.lost = error.reach() == Error::Reach::lost ? 1 : 0;
   store(reason.stage, error.origin().stage.empty() ? stage : error.origin().stage);
   store(reason.host, error.origin().host.empty() ? host : error.origin().host);
   store(reason.hint, error.hint());
@@ -46,14 +46,14 @@ Reason make_reason(const Error& error, std::string_view stage, int rank, const s
 [[noreturn]] void throw_reason(const Reason& reason) {
   Error error(static_cast<ExitCode>(reason.code), reason.message.data(), reason.hint.data());
   error.origin() = {reason.stage.data(), reason.rank, reason.host.data(), {}};
-  error.set_agreed(reason.agreed != 0);
+  error.set_reach(reason.lost != 0 ? Error::Reach::lost : Error::Reach::everybody);
   throw error;
 }
 
 Error silence(std::string_view who, std::string_view stage) {
   Error error(ExitCode::deadline, fmt::format("{} did not answer in time at stage {}", who, stage),
               "look for a stopped, swapping or dead process there, or give it more time with --timeout");
-  error.set_agreed(false);
+  error.set_reach(Error::Reach::lost);
   return error;
 }
 
@@ -91,12 +91,12 @@ void judge(const Communicator& comm, std::string_view stage, Deadline deadline, 
     } catch (const Error& error) {
       const bool late = error.code() == ExitCode::deadline;
       auto silent = late ? silence(fmt::format("rank {}", peer), stage) : error;
-      silent.set_agreed(false);
+      silent.set_reach(Error::Reach::lost);
       reason = make_reason(silent, stage, peer, {});
     }
   }
   for (int peer = 1; peer < comm.size(); ++peer) {
-    if (reason.agreed == 0 && reason.rank == peer) continue;
+    if (reason.lost != 0 && reason.rank == peer) continue;
     send(comm, &reason.code, sizeof reason.code, peer, tag_verdict, patience.plus(1));
     if (reason.code != 0) send(comm, &reason, sizeof reason, peer, tag_verdict_reason, patience.plus(1));
   }
@@ -116,7 +116,7 @@ void report(const Communicator& comm, std::string_view stage, Deadline deadline,
     receive(comm, &reason, sizeof reason, 0, tag_verdict_reason, patience);
   } catch (const Error& error) {
     auto lost = error.code() == ExitCode::deadline ? silence("rank 0", stage) : error;
-    lost.set_agreed(false);
+    lost.set_reach(Error::Reach::lost);
     reason = make_reason(lost, stage, 0, {});
   }
   throw_reason(reason);

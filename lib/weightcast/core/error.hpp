@@ -50,13 +50,15 @@ class Error : public std::runtime_error {
   const ErrorOrigin& origin() const noexcept { return origin_; }
   ErrorOrigin& origin() noexcept { return origin_; }
 
-  /// False when some rank may not know of this error: the job must be aborted, not finalized.
-  bool agreed() const noexcept { return agreed_; }
-  void set_agreed(bool agreed) noexcept { agreed_ = agreed; }
+  /// Who knows of this error: this rank alone (the default), every rank (see agree() in comm), or a rank is out of reach:
+  /// then, as when only this rank knows, the job must be aborted and not finalized.
+  enum class Reach { local, everybody, lost };
+  Reach reach() const noexcept { return reach_; }
+  void set_reach(Reach reach) noexcept { reach_ = reach; }
 
  private:
   ExitCode code_;
-  bool agreed_ = true;
+  Reach reach_ = Reach::local;
   std::string hint_;
   ErrorOrigin origin_;
 };

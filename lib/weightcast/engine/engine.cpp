@@ -123,8 +123,8 @@ Answer Engine::update_parameter_from_distributed(std::string_view name, DType dt
       });
       return {true, result.committed ? fmt::format("version {} is served", result.version) : fmt::format("{} received", printable(name))};
     } catch (const Error& error) {
-      if (!error.agreed()) throw;
-      return {false, error.what()};
+      if (error.reach() != Error::Reach::everybody) throw;
+      return {false, error.what(), error.code()};
     }
   });
 }

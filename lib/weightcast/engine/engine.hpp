@@ -78,6 +78,7 @@ class Scheduler {
 struct Answer {
   bool success = false;
   std::string message;
+  ExitCode code = ExitCode::ok;  ///< why not
 };
 
 /// The public face of an engine rank. `plan` must outlive it.

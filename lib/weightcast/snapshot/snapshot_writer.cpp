@@ -18,9 +18,8 @@ namespace {
 
 constexpr std::uint64_t block_bytes = 8 * mebibyte;
 
-void finish(OutputFile& output, const SnapshotInfo& info) {
-  const std::string block = snapshot_layout::make_user_block(info);
-  output.write(0, std::as_bytes(std::span(block)));
+void finish(OutputFile& output, const std::string& user_block) {
+  output.write(0, std::as_bytes(std::span(user_block)));
   output.commit();
 }
 
@@ -55,9 +54,11 @@ void write_snapshot(const std::string& path, const Communicator& replica, const 
   WEIGHTCAST_EXPECTS(static_cast<std::uint64_t>(replica.size()) == plan.tp);
   const QuietHdf5 quiet;
   const auto rank = static_cast<std::size_t>(replica.rank());
+  std::string user_block;
   std::optional<OutputFile> output;
   agree(replica, "snapshot: create", deadline, [&] {
     if (rank != 0) return;
+    user_block = snapshot_layout::make_user_block(info);
     output.emplace(path, snapshot_layout::most_bytes(plan.model));
     Hdf5Id file = snapshot_layout::create(output->temporary_path(), plan.model, path);
     snapshot_layout::set_digests(file.get(), plan.model, info.digests);
@@ -78,7 +79,7 @@ void write_snapshot(const std::string& path, const Communicator& replica, const 
   agree(replica, "snapshot: close", deadline, [&] { close_hdf5(file, ExitCode::io_error, fmt::format("write {}", path)); });
   agree(replica, "snapshot: sync", deadline, [&] { sync_file(file_name); });
   agree(replica, "snapshot: commit", deadline, [&] {
-    if (output) finish(*output, info);
+    if (output) finish(*output, user_block);
   });
 }
 
@@ -87,6 +88,7 @@ std::vector<Digest> write_snapshot(
     FunctionRef<void(std::size_t index, std::uint64_t offset, std::span<std::byte> destination)> content,
     const SnapshotInfo& info, FunctionRef<void(std::uint64_t bytes)> progress) {
   const QuietHdf5 quiet;
+  const std::string user_block = snapshot_layout::make_user_block(info);
   OutputFile output(path, snapshot_layout::most_bytes(model));
   Hdf5Id file = snapshot_layout::create(output.temporary_path(), model, path);
   check_hdf5(H5Fflush(file.get(), H5F_SCOPE_GLOBAL), ExitCode::io_error, fmt::format("write {}", path));
@@ -110,7 +112,7 @@ std::vector<Digest> write_snapshot(
   }
   snapshot_layout::set_digests(file.get(), model, digests);
   close_hdf5(file, ExitCode::io_error, fmt::format("write {}", path));
-  finish(output, info);
+  finish(output, user_block);
   return digests;
 }
 

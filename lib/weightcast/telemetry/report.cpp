@@ -134,4 +134,20 @@ void write_report(const std::string& path, const Report& report) {
   write_text_file(path, to_json(report));
 }
 
+ReportSummary summarize(const std::vector<ReportUpdate>& updates, std::uint64_t model_bytes) {
+  std::vector<double> seconds;
+  for (const auto& update : updates) {
+    if (update.result == "committed") seconds.push_back(update.total_s);
+  }
+  ReportSummary summary;
+  if (seconds.empty()) return summary;
+  summary.cold_s = seconds.front();
+  summary.median_s = median(seconds);
+  summary.min_s = min(seconds);
+  summary.max_s = max(seconds);
+  summary.p99_s = p99(seconds);
+  summary.model_GBps = static_cast<double>(model_bytes) / summary.median_s / 1e9;
+  return summary;
+}
+
 }  // namespace weightcast

@@ -30,6 +30,9 @@ struct ReportSummary {
   double model_GBps = unknown, ceiling_GBps = unknown, ratio_to_ceiling = unknown;
 };
 
+/// Summary of the committed updates of a model of `model_bytes`: the first is the cold one and counts in all figures.
+ReportSummary summarize(const std::vector<ReportUpdate>& updates, std::uint64_t model_bytes);
+
 struct ReportReaders {
   std::uint64_t count = 0, reads = 0, mixed = 0, stale = 0;
   double idle_p99_s = unknown, updating_p99_s = unknown;

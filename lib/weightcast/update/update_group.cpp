@@ -60,13 +60,14 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
   s.options = options;
   s.store = store;
   const auto world = 1 + options.tp * options.dp;
-  if (static_cast<std::uint64_t>(parent.size()) != world) {  // the same on all ranks: no agreement needed
+  s.group = Communicator::duplicate(parent.get());
+  agree(s.group, "prepare", s.deadline(), [&] {
+    if (static_cast<std::uint64_t>(s.group.size()) == world) return;
     throw Error(ExitCode::config,
                 fmt::format("tp {} x dp {} needs {} ranks (1 trainer + {} engine ranks), but there are {}", options.tp, options.dp, world,
-                            world - 1, parent.size()),
+                            world - 1, s.group.size()),
                 fmt::format("start it with mpirun -n {}", world));
-  }
-  s.group = Communicator::duplicate(parent.get());
+  });
   const int color = s.group.rank() == 0 ? -1 : static_cast<int>((static_cast<std::uint64_t>(s.group.rank()) - 1) / options.tp);
   s.replica = s.group.split(color, s.group.rank(), s.deadline());
   const auto hosts = s.group.all_gather(host_name(), s.deadline());
@@ -112,7 +113,6 @@ void UpdateGroup::State::choose_transport(const std::function<std::unique_ptr<Tr
         }
       }
     } catch (const Error& error) {  // the same on all ranks: unknown name, impossible method
-      if (!automatic) throw;
       reasons.push_back(error.what());
     }
     if (reasons.empty()) {
@@ -122,13 +122,15 @@ void UpdateGroup::State::choose_transport(const std::function<std::unique_ptr<Tr
         transport_notes = refusals;
         return;
       } catch (const Error& error) {
-        if (!automatic || !error.agreed() || error.code() == ExitCode::deadline) throw;
+        if (!automatic || error.reach() != Error::Reach::everybody || error.code() == ExitCode::deadline) throw;
         reasons.push_back(fmt::format("rank {}: {}", error.origin().rank, error.what()));
       }
     }
     refusals += fmt::format("{}{}: {}", refusals.empty() ? "" : "; ", candidate, fmt::join(reasons, ", "));
   }
-  throw Error(ExitCode::config, fmt::format("no transport can be used. {}", refusals), "choose another with --transport, or --transport auto");
+  agree(group, "attach", deadline(), [&] {
+    throw Error(ExitCode::config, fmt::format("no transport can be used. {}", refusals), "choose another with --transport, or --transport auto");
+  });
 }
 
 void UpdateGroup::State::warm_up() {

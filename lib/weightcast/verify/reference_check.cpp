@@ -69,12 +69,11 @@ ReferenceCheck check_against_reference(const TransferPlan& plan, std::size_t tp_
                      same = false;
                      if (!result.first) result.first = describe_difference(plan, p, offset, slot.data() + offset, reference, row_bytes);
                    });
-    if (!same) ++result.mismatched;
+    if (!same) result.mismatched.push_back(p);
   }
   for (const auto& range : plan.ranks[tp_rank].padding) {
     const auto padding = slot.subspan(range.offset, range.size_bytes);
     if (std::all_of(padding.begin(), padding.end(), [](std::byte b) { return b == std::byte{0}; })) continue;
-    ++result.mismatched;
     if (!result.first) result.first = fmt::format("vocabulary padding at byte {} of the slot is not zero", range.offset);
   }
   return result;

@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "weightcast/plan/transfer_plan.hpp"
 
@@ -15,8 +16,8 @@ namespace weightcast {
 using ReadReference = std::function<void(std::size_t parameter, std::uint64_t offset, std::span<std::byte> destination)>;
 
 struct ReferenceCheck {
-  std::size_t mismatched = 0;         ///< parameters whose shard differs
-  std::optional<std::string> first;   ///< the first of them: parameter, element and both values in words
+  std::vector<std::size_t> mismatched;  ///< parameters whose shard differs
+  std::optional<std::string> first;     ///< the first of them: parameter, element and both values in words
 };
 
 /// Compares every byte of a tp rank's slot with the reference: an independent reader of the same weights, not a digest.

@@ -1,0 +1,104 @@
+#include "job.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <ctime>
+
+#include "error_block.hpp"
+#include "weightcast/core/file.hpp"
+#include "weightcast/core/parallel.hpp"
+
+namespace weightcast {
+namespace {
+
+/// When a rank is lost, the lowest rank that still runs should be the one that speaks and ends the job.
+void let_lower_ranks_speak(int rank) {
+  const auto until = Deadline::after(rank == 0 ? 0 : 1.0 + 0.2 * rank);
+  while (!until.passed()) {
+    const timespec nap{0, 20'000'000};
+    ::nanosleep(&nap, nullptr);
+  }
+}
+
+}  // namespace
+
+std::string role_of(int rank) { return rank == 0 ? "trainer" : "engine"; }
+
+Job::Job(double timeout_s)
+    : environment_(nullptr, nullptr), world_(Communicator::duplicate(MPI_COMM_WORLD)), timeout_s_(timeout_s) {}
+
+int Job::run(FunctionRef<void()> body, FunctionRef<void(const std::optional<Error>&)> finish) {
+  std::optional<Error> error;
+  try {
+    body();
+  } catch (...) {
+    error = current_error();
+  }
+  const auto shared = [&] { return !error || error->reach() == Error::Reach::everybody; };
+  const auto place = [&] {
+    if (!error) return;
+    auto& origin = error->origin();
+    if (origin.rank < 0) origin.rank = world_.rank();
+    if (origin.host.empty() && origin.rank == world_.rank()) origin.host = host_name();
+    origin.role = role_of(origin.rank);
+  };
+  place();
+  try {
+    if (shared()) {
+      agree(world_, "report", deadline(), [&] {
+        if (trainer()) finish(error);
+      });
+    } else if (trainer()) {
+      finish(error);
+    }
+  } catch (...) {
+    if (!error) error = current_error();
+    place();
+  }
+  if (!error) return 0;
+  const bool together = shared();
+  if (!together) let_lower_ranks_speak(world_.rank());
+  if (trainer() || !together) {
+    std::fflush(stdout);
+    fmt::print(stderr, "{}", error_block(*error, static_cast<int>(error->code())));
+    std::fflush(stderr);
+  }
+  if (!together) abort_job(error->code());
+  return static_cast<int>(error->code());
+}
+
+std::uint64_t tensor_parallel_size(const std::optional<std::uint64_t>& tp, std::uint64_t dp, int world) {
+  const auto engines = static_cast<std::uint64_t>(world) - 1;
+  if (tp && engines == *tp * dp) return *tp;
+  if (!tp && engines > 0 && engines % dp == 0) return engines / dp;
+  const auto needed = 1 + tp.value_or(1) * dp;
+  throw Error(ExitCode::config,
+              fmt::format("{} ranks are not 1 trainer + {} x {} engine ranks", world, dp, tp ? std::to_string(*tp) : std::string("tp")),
+              fmt::format("start it with mpirun -n {}, or change --tp and --dp", needed));
+}
+
+MemoryKind memory_for(DeviceChoice device, const std::vector<int>& gpus, int world) {
+  if (!gpus.empty() && gpus.size() != static_cast<std::size_t>(world)) {
+    fail(ExitCode::config, "--gpus names {} GPUs for {} ranks", gpus.size(), world);
+  }
+  if (device == DeviceChoice::cuda || !gpus.empty()) {
+    throw Error(ExitCode::config, "this build keeps weights in host memory only", "leave out --gpus and use --device host");
+  }
+  return MemoryKind::host;
+}
+
+std::vector<ReportRank> gather_ranks(const Communicator& world, Deadline deadline) {
+  const auto hosts = world.all_gather(host_name(), deadline);
+  std::vector<ReportRank> ranks;
+  for (std::size_t r = 0; r < hosts.size(); ++r) ranks.push_back({static_cast<int>(r), role_of(static_cast<int>(r)), hosts[r], {}});
+  return ranks;
+}
+
+std::size_t threads_per_rank(const Communicator& world, Deadline deadline) {
+  const auto local = world.split_by_host(deadline);
+  return std::max<std::size_t>(available_cores() / static_cast<std::size_t>(local.size()), 1);
+}
+
+}  // namespace weightcast

@@ -1,0 +1,12 @@
+#pragma once
+
+#include "job.hpp"
+#include "update_options.hpp"
+
+namespace weightcast {
+
+/// Shows ranks, hosts, cores, memory and devices, and which transports all ranks could use; moves nothing. Returns the exit
+/// status.
+int run_preflight(const UpdateOptions& options, Job& job);
+
+}  // namespace weightcast

@@ -1,0 +1,52 @@
+#include "sample.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace weightcast {
+namespace {
+
+/// Bit for bit: NaN equals itself, -0 is not 0.
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+}  // namespace
+
+std::vector<float> sample_of(const Model& model, const WeightSource& source, std::size_t parameter, std::uint64_t rows) {
+  const auto& info = model.parameters[parameter].info;
+  const auto all_rows = info.shape.empty() ? 1 : info.shape[0];
+  const auto elements = std::min(rows, all_rows) * (*info.elements() / std::max<std::uint64_t>(all_rows, 1));
+  const auto width = static_cast<std::uint64_t>(bits(info.dtype)) / 8;
+  std::vector<std::byte> bytes(elements * width);
+  source.read(parameter, 0, bytes);
+  std::vector<float> values(elements);
+  for (std::uint64_t i = 0; i < elements; ++i) values[i] = to_float(info.dtype, bytes.data() + i * width).value_or(0);
+  return values;
+}
+
+std::size_t check_samples(Engine& engine, const Model& model, const WeightSource& source, std::uint64_t rows, const std::string& when) {
+  const auto samples = sample_parameters(model);
+  std::string different;  // thrown at the end only: reading is collective
+  for (const auto p : samples) {
+    const auto& name = model.parameters[p].info.name;
+    const auto held = engine.get_weights_by_parameter_name(name, rows);
+    if (engine.group().replica().rank() == 0 && !same_bits(held, sample_of(model, source, p, rows))) {
+      if (different.empty()) different = name;
+    }
+  }
+  if (!different.empty()) {
+    fail(ExitCode::mismatch, "{}: the first {} rows {} the update are not those of {}", different, rows, when, source.describe());
+  }
+  return samples.size();
+}
+
+std::vector<std::string> equal_samples(const Model& model, const WeightSource& a, const WeightSource& b, std::uint64_t rows) {
+  std::vector<std::string> names;
+  for (const auto p : sample_parameters(model)) {
+    if (same_bits(sample_of(model, a, p, rows), sample_of(model, b, p, rows))) names.push_back(model.parameters[p].info.name);
+  }
+  return names;
+}
+
+}  // namespace weightcast

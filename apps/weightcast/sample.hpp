@@ -1,0 +1,23 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "weightcast/engine/engine.hpp"
+#include "weightcast/trainer/weight_source.hpp"
+
+/// The seed's check: the first rows of twelve parameters, read through get_weights_by_parameter_name, before and after.
+namespace weightcast {
+
+/// The first `rows` rows of a parameter as its source has them, as float.
+std::vector<float> sample_of(const Model& model, const WeightSource& source, std::size_t parameter, std::uint64_t rows);
+
+/// Engine side, collective over the replica: reads the twelve samples and compares them bit for bit with `source`.
+/// Error(mismatch) naming the parameter. Returns how many were compared.
+std::size_t check_samples(Engine& engine, const Model& model, const WeightSource& source, std::uint64_t rows, const std::string& when);
+
+/// Names of the sampled parameters that are the same in both sources: then a sample proves nothing.
+std::vector<std::string> equal_samples(const Model& model, const WeightSource& a, const WeightSource& b, std::uint64_t rows);
+
+}  // namespace weightcast
