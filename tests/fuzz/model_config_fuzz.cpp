@@ -31,7 +31,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (config.layers > 8) return 0;
   try {
     const Model model = build_model(config);
-    for (const std::uint64_t tp : {1, 2, 3, 8}) {
+    for (const std::uint64_t tp : {1u, 2u, 3u, 8u}) {
       try {
         if (!prove_coverage(make_plan(model, tp, 1)).empty()) std::abort();
       } catch (const Error& error) {

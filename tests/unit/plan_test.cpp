@@ -120,8 +120,8 @@ TEST(Plan, EverythingIsAligned) {
 TEST(Plan, DigestTellsPlansApart) {
   std::set<std::string> digests;
   for (const std::string shape : {"tiny", "smollm2-135m"}) {
-    for (const std::uint64_t tp : {1, 3, 4}) {
-      for (const std::uint64_t dp : {1, 2}) {
+    for (const std::uint64_t tp : {1u, 3u, 4u}) {
+      for (const std::uint64_t dp : {1u, 2u}) {
         if ((shape == "tiny") == (tp == 3)) continue;
         if (shape != "tiny" && tp == 4) continue;
         const std::string digest = plan_of(shape, tp, dp).digest;

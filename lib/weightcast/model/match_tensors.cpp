@@ -73,7 +73,8 @@ TensorMatch match_tensors(const Model& model, std::span<const TensorInfo> tensor
     problems.push_back(fmt::format("and {} more", count - reported_limit));
   }
   throw Error(ExitCode::bad_data,
-              fmt::format("{} does not fit the model: {} differences\n  {}", what, count, fmt::join(problems, "\n  ")),
+              fmt::format("{} does not fit the model: {} difference{}\n  {}", what, count, count == 1 ? "" : "s",
+                          fmt::join(problems, "\n  ")),
               "check that the checkpoint belongs to this config.json");
 }
 
