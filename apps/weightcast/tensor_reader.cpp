@@ -1,10 +1,13 @@
 #include "tensor_reader.hpp"
 
+#include <filesystem>
+
 namespace weightcast {
 namespace {
 
 std::variant<Checkpoint, Snapshot> open(const std::string& path) {
-  if (looks_like_hdf5(path)) return Snapshot::open(path);
+  std::error_code unreadable;  // left to Checkpoint::open() to report
+  if (std::filesystem::is_regular_file(path, unreadable) && looks_like_hdf5(path)) return Snapshot::open(path);
   return Checkpoint::open(path);
 }
 

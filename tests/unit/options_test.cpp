@@ -1,0 +1,248 @@
+#include "options.hpp"
+
+#include <gmock/gmock.h>
+
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "bench_options.hpp"
+#include "commands.hpp"
+#include "update_options.hpp"
+#include "weightcast/core/file.hpp"
+
+namespace weightcast {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+const CommandSpec command = {
+    .name = "test",
+    .arguments = "",
+    .summary = "",
+    .options = {{"tp", "N", ""},
+                {"shard-size", "SIZE", "", "5G"},
+                {"timeout", "DURATION", "", "60s"},
+                {"method", "NAME", "", "sharded"},
+                {"gpus", "LIST", ""},
+                {"ceiling", "", ""}},
+    .paths = 0,
+};
+const std::set<std::string> known = {"tp", "shard-size", "timeout", "method", "gpus", "ceiling", "repeat"};
+
+Options parse(std::vector<std::string> arguments, std::vector<std::string> environment = {}) {
+  return Options::parse(command, arguments, environment, known);
+}
+
+/// The error that `action` ends with; a failed test when there is none.
+template <typename Action>
+Error error_of(Action action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error;
+  }
+  ADD_FAILURE() << "no error";
+  return {ExitCode::ok, ""};
+}
+
+/// A configuration file that lives as long as the test.
+class ConfigFile {
+ public:
+  explicit ConfigFile(const std::string& text) : path_(::testing::TempDir() + "weightcast_options_test.ini") {
+    write_text_file(path_, text);
+  }
+  ~ConfigFile() { std::remove(path_.c_str()); }
+  std::string option() const { return "--config=" + path_; }
+
+ private:
+  std::string path_;
+};
+
+TEST(Options, CommandLineBeatsEnvironmentBeatsFileBeatsDefault) {
+  const ConfigFile file("tp = 1\nshard-size = 1M\nmethod = broadcast\n");
+  const auto options = parse({"--tp", "3", file.option()}, {"WEIGHTCAST_TP=2", "WEIGHTCAST_SHARD_SIZE=2M"});
+  EXPECT_EQ(options.number("tp"), 3u);
+  EXPECT_EQ(options.size("shard-size"), 2u << 20);
+  EXPECT_EQ(options.choice<MethodChoice>("method"), MethodChoice::broadcast);
+  EXPECT_EQ(options.duration_s("timeout"), 60);
+}
+
+TEST(Options, DescribeNamesEveryOrigin) {
+  const ConfigFile file("method = broadcast\n");
+  const std::string text = parse({"--tp=3", file.option()}, {"WEIGHTCAST_TIMEOUT=30s"}).describe();
+  EXPECT_THAT(text, HasSubstr("tp = 3                                  # command line\n"));
+  EXPECT_THAT(text, HasSubstr("timeout = 30s                           # WEIGHTCAST_TIMEOUT\n"));
+  EXPECT_THAT(text, HasSubstr("shard-size = 5G                         # default\n"));
+  EXPECT_THAT(text, HasSubstr("ceiling = false                         # default\n"));
+  EXPECT_THAT(text, HasSubstr("# gpus                                  # not set\n"));
+  EXPECT_THAT(text, HasSubstr("weightcast_options_test.ini\n"));
+}
+
+TEST(Options, DescriptionIsAConfigFile) {
+  const ConfigFile file(parse({"--tp=3", "--ceiling"}).describe());
+  const auto again = parse({file.option()});
+  EXPECT_EQ(again.number("tp"), 3u);
+  EXPECT_TRUE(again.flag("ceiling"));
+  EXPECT_FALSE(again.has("gpus"));
+}
+
+TEST(Options, TheConfigFileMayBeNamedByTheEnvironment) {
+  const ConfigFile file("tp = 4\n");
+  EXPECT_EQ(parse({}, {"WEIGHTCAST_CONFIG=" + file.option().substr(9)}).number("tp"), 4u);
+}
+
+TEST(Options, AbbreviationsAreRefused) {
+  EXPECT_EQ(error_of([] { parse({"--time", "3s"}); }).code(), ExitCode::usage);
+  EXPECT_EQ(error_of([] { parse({"--ceil"}); }).code(), ExitCode::usage);
+}
+
+TEST(Options, UnknownNamesAreRefusedEverywhere) {
+  EXPECT_EQ(error_of([] { parse({"--nonsense", "3"}); }).code(), ExitCode::usage);
+  EXPECT_EQ(error_of([] { parse({"-t", "3"}).paths(); }).code(), ExitCode::usage);
+  const Error variable = error_of([] { parse({}, {"WEIGHTCAST_TIMEUOT=3s"}); });
+  EXPECT_EQ(variable.code(), ExitCode::config);
+  EXPECT_THAT(variable.what(), HasSubstr("WEIGHTCAST_TIMEUOT"));
+  const ConfigFile file("tp = 1\ntimeuot = 3s\n");
+  const Error key = error_of([&] { parse({file.option()}); });
+  EXPECT_EQ(key.code(), ExitCode::config);
+  EXPECT_THAT(key.what(), HasSubstr("'timeuot'"));
+  EXPECT_THAT(key.what(), HasSubstr("weightcast_options_test.ini"));
+}
+
+TEST(Options, OptionsOfOtherCommandsAreKnownToEnvironmentAndFileOnly) {
+  const ConfigFile file("repeat = 5\ntp = 2\n");
+  EXPECT_EQ(parse({file.option()}, {"WEIGHTCAST_REPEAT=5"}).number("tp"), 2u);
+  EXPECT_EQ(error_of([] { parse({"--repeat", "5"}); }).code(), ExitCode::usage);
+}
+
+TEST(Options, TwiceIsAnError) {
+  EXPECT_EQ(error_of([] { parse({"--tp=1", "--tp=2"}); }).code(), ExitCode::usage);
+  const ConfigFile file("tp = 1\ntp = 2\n");
+  EXPECT_EQ(error_of([&] { parse({file.option()}); }).code(), ExitCode::config);
+}
+
+TEST(Options, BadFiles) {
+  EXPECT_EQ(error_of([] { parse({"--config", "/nonexistent.ini"}); }).code(), ExitCode::no_input);
+  const ConfigFile file("this is no assignment\n");
+  EXPECT_EQ(error_of([&] { parse({file.option()}); }).code(), ExitCode::config);
+}
+
+TEST(Options, BadValuesNameOptionOriginAndChoices) {
+  const Error choice = error_of([] { parse({"--method", "mail"}).choice<MethodChoice>("method"); });
+  EXPECT_EQ(choice.code(), ExitCode::usage);
+  EXPECT_THAT(choice.what(), HasSubstr("--method (command line): 'mail'"));
+  EXPECT_THAT(choice.hint(), HasSubstr("sharded, broadcast"));
+  const Error number = error_of([] { parse({}, {"WEIGHTCAST_TP=2x"}).number("tp"); });
+  EXPECT_EQ(number.code(), ExitCode::config);
+  EXPECT_THAT(number.what(), HasSubstr("--tp (WEIGHTCAST_TP): '2x'"));
+  EXPECT_EQ(error_of([] { parse({"--tp=0"}).number("tp", 1); }).code(), ExitCode::usage);
+  EXPECT_EQ(error_of([] { parse({"--tp=18446744073709551616"}).number("tp"); }).code(), ExitCode::usage);
+  EXPECT_EQ(error_of([] { parse({"--timeout=never"}).duration_s("timeout"); }).code(), ExitCode::usage);
+  EXPECT_EQ(error_of([] { parse({"--shard-size=1X"}).size("shard-size"); }).code(), ExitCode::usage);
+  EXPECT_EQ(error_of([] { parse({}, {"WEIGHTCAST_CEILING=perhaps"}).flag("ceiling"); }).code(), ExitCode::config);
+}
+
+TEST(Options, ListsAndFlags) {
+  const auto options = parse({"--gpus=0,1,1", "--ceiling"});
+  EXPECT_THAT(options.numbers("gpus", 1023), ElementsAre(0, 1, 1));
+  EXPECT_TRUE(options.flag("ceiling"));
+  EXPECT_FALSE(parse({}, {"WEIGHTCAST_CEILING=false"}).flag("ceiling"));
+  EXPECT_EQ(error_of([] { parse({"--gpus=0,,1"}).numbers("gpus", 9); }).code(), ExitCode::usage);
+  EXPECT_EQ(error_of([] { parse({"--gpus=0,10"}).numbers("gpus", 9); }).code(), ExitCode::usage);
+  EXPECT_EQ(error_of([] { parse({"surplus"}).paths(); }).code(), ExitCode::usage);
+}
+
+UpdateOptions update(std::vector<std::string> arguments) {
+  return parse_update_options(Options::parse(update_command(), arguments, {}, known_option_names()));
+}
+
+TEST(UpdateOptions, Defaults) {
+  const auto options = update({"--initial=a", "--target=b"});
+  EXPECT_EQ(options.initial, "a");
+  EXPECT_EQ(options.target, "b");
+  EXPECT_FALSE(options.model);
+  EXPECT_FALSE(options.tp);
+  EXPECT_EQ(options.dp, 1u);
+  EXPECT_EQ(options.verify, VerifyChoice::all);
+  EXPECT_EQ(options.truncate, 10u);
+  EXPECT_EQ(options.repeat, 1u);
+  EXPECT_EQ(options.timeout_s, 60);
+  EXPECT_TRUE(options.gpus.empty());
+  EXPECT_FALSE(options.preflight);
+}
+
+TEST(UpdateOptions, Everything) {
+  const auto options = update({"--initial=synth:1",
+                               "--target=synth:2",
+                               "--model=tiny",
+                               "--tp=2",
+                               "--dp=3",
+                               "--device=host",
+                               "--gpus=0,1",
+                               "--transport=mpi",
+                               "--method=broadcast",
+                               "--granularity=parameter",
+                               "--commit=in-place",
+                               "--verify=sample",
+                               "--truncate=3",
+                               "--repeat=4",
+                               "--snapshot=s.h5",
+                               "--timeout=500ms",
+                               "--json=r.json",
+                               "--trace=t.json",
+                               "--preflight",
+                               "--readers=5"});
+  EXPECT_EQ(options.model, "tiny");
+  EXPECT_EQ(options.tp, 2u);
+  EXPECT_EQ(options.dp, 3u);
+  EXPECT_EQ(options.device, DeviceChoice::host);
+  EXPECT_EQ(options.transport, TransportChoice::mpi);
+  EXPECT_EQ(options.method, MethodChoice::broadcast);
+  EXPECT_EQ(options.granularity, GranularityChoice::parameter);
+  EXPECT_EQ(options.commit, CommitChoice::in_place);
+  EXPECT_EQ(options.verify, VerifyChoice::sample);
+  EXPECT_EQ(options.timeout_s, 0.5);
+  EXPECT_EQ(options.snapshot, "s.h5");
+  EXPECT_EQ(options.trace, "t.json");
+  EXPECT_EQ(options.readers, 5u);
+  EXPECT_TRUE(options.preflight);
+}
+
+TEST(UpdateOptions, WhatIsMissing) {
+  EXPECT_THAT(error_of([] { update({"--initial=a"}); }).what(), HasSubstr("--target"));
+  EXPECT_THAT(error_of([] { update({"--initial=synth", "--target=synth:2"}); }).hint(), HasSubstr("--model"));
+  EXPECT_EQ(error_of([] { update({"--initial=a", "--target=b", "--tp=0"}); }).code(), ExitCode::usage);
+}
+
+TEST(BenchOptions, Lists) {
+  const std::vector<std::string> arguments = {"--model=tiny,llama-3.2-1b", "--transport=mpi,direct",
+                                              "--method=sharded,broadcast", "--verify=none"};
+  const auto options = parse_bench_options(Options::parse(bench_command(), arguments, {}, known_option_names()));
+  EXPECT_THAT(options.models, ElementsAre("tiny", "llama-3.2-1b"));
+  EXPECT_THAT(options.transports, ElementsAre(TransportChoice::mpi, TransportChoice::direct));
+  EXPECT_THAT(options.methods, ElementsAre(MethodChoice::sharded, MethodChoice::broadcast));
+  EXPECT_THAT(options.granularities, ElementsAre(GranularityChoice::model));
+  EXPECT_EQ(options.verify, VerifyChoice::none);
+  EXPECT_EQ(options.repeat, 20u);
+  EXPECT_EQ(options.warmup, 2u);
+}
+
+TEST(BenchOptions, NoSample) {
+  const std::vector<std::string> arguments = {"--model=tiny", "--verify=sample"};
+  const auto options = Options::parse(bench_command(), arguments, {}, known_option_names());
+  EXPECT_EQ(error_of([&] { parse_bench_options(options); }).code(), ExitCode::usage);
+}
+
+TEST(Commands, HelpTextsNameEveryOption) {
+  for (const Command& each : commands()) {
+    const std::string text = usage_text(each.spec);
+    for (const OptionSpec& option : each.spec.options) EXPECT_THAT(text, HasSubstr("--" + option.name));
+    EXPECT_THAT(overview_text(), HasSubstr("  " + each.spec.name));
+  }
+}
+
+}  // namespace
+}  // namespace weightcast

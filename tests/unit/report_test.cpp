@@ -1,0 +1,114 @@
+#include "weightcast/telemetry/report.hpp"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <string>
+
+#include "weightcast/core/file.hpp"
+
+namespace weightcast {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+TEST(Statistics, SmallSets) {
+  EXPECT_TRUE(std::isnan(median({})));
+  EXPECT_TRUE(std::isnan(p99({})));
+  EXPECT_TRUE(std::isnan(min({})));
+  EXPECT_EQ(median({3, 1, 2}), 2);
+  EXPECT_EQ(median({4, 1, 2, 3}), 2.5);
+  EXPECT_EQ(min({3, 1, 2}), 1);
+  EXPECT_EQ(max({1, 3, 2}), 3);
+}
+
+TEST(Statistics, NearestRank) {
+  std::vector<double> values;
+  for (int i = 200; i >= 1; --i) values.push_back(i);
+  EXPECT_EQ(p99(values), 198);
+  EXPECT_EQ(percentile(values, 50), 100);
+  EXPECT_EQ(percentile(values, 100), 200);
+  EXPECT_EQ(p99({7}), 7);
+  EXPECT_EQ(p99({1, 2, 3}), 3);
+}
+
+Report sample(const std::string& command) {
+  Report report;
+  report.command = command;
+  report.versions = {"0.1.0", "Open MPI v4.1.4", "not built in", "not built in", "1.10.8"};
+  report.ranks = {{0, "trainer", "node1", ""}, {1, "engine", "node1", "0000:0f:00.0"}};
+  report.device = "host";
+  report.transport = "mpi";
+  report.method = "sharded";
+  report.granularity = "model";
+  report.commit = "swap";
+  report.verify.mode = "all";
+  report.model.family = "llama";
+  return report;
+}
+
+/// Runs the schema check that scripts use on a report.
+int check(const std::string& name, const Report& report) {
+  const std::string path = ::testing::TempDir() + name;
+  write_report(path, report);
+  return std::system(("python3 " WEIGHTCAST_SOURCE_DIR "/tests/interop/check_report.py " + path).c_str());
+}
+
+TEST(Report, UpdateFollowsTheSchema) {
+  Report report = sample("update");
+  ReportUpdate update;
+  update.id = 1, update.version = 2, update.result = "committed", update.total_s = 0.25;
+  report.updates.push_back(update);
+  report.layers.push_back({"engine", 3, 0.001});
+  report.readers = ReportReaders{.count = 2, .reads = 10};
+  report.verify.digest = std::string(32, 'a');
+  EXPECT_EQ(check("weightcast_report_update.json", report), 0);
+  const std::string text = to_json(report);
+  EXPECT_THAT(text, HasSubstr("\"schema\": \"weightcast.report/1\""));
+  EXPECT_THAT(text, HasSubstr("\"total_s\": 0.25"));
+  EXPECT_THAT(text, HasSubstr("\"pause_s\": null"));
+  EXPECT_THAT(text, HasSubstr("\"error\": null"));
+  EXPECT_THAT(text, HasSubstr("\"ok\": true"));
+}
+
+TEST(Report, AnErrorIsPartOfIt) {
+  Report report = sample("update");
+  Error error(ExitCode::deadline, "rank 2 did not answer");
+  error.origin() = {.stage = "stage", .rank = 2, .host = "node1", .role = "engine"};
+  report.exit_code = error.code();
+  report.error = report_error(error);
+  EXPECT_EQ(check("weightcast_report_error.json", report), 0);
+  EXPECT_THAT(to_json(report), HasSubstr("\"ok\": false"));
+  EXPECT_THAT(to_json(report), HasSubstr("\"exit_code\": 124"));
+  EXPECT_THAT(to_json(report), HasSubstr("\"stage\": \"stage\""));
+}
+
+TEST(Report, BenchHasRowsAndNoUpdates) {
+  Report report = sample("bench");
+  ReportRow row;
+  row.model = "tiny", row.model_bytes = 1000, row.device = "host", row.transport = "mpi", row.method = "sharded";
+  row.granularity = "model", row.verify = "none", row.median_s = 0.5;
+  report.rows.push_back(row);
+  EXPECT_EQ(check("weightcast_report_bench.json", report), 0);
+  EXPECT_THAT(to_json(report), Not(HasSubstr("\"updates\"")));
+}
+
+TEST(Report, TheSchemaCheckCanFail) {
+  Report report = sample("update");
+  report.command = "neither";
+  EXPECT_NE(check("weightcast_report_bad.json", report), 0);
+  report = sample("update");
+  report.exit_code = ExitCode::deadline;  // but no error
+  EXPECT_NE(check("weightcast_report_bad.json", report), 0);
+}
+
+TEST(Report, TextThatIsNotUtf8IsReplaced) {
+  Report report = sample("bench");
+  report.error = ReportError{ExitCode::no_input, "load", 0, "cannot open \xff\n"};
+  EXPECT_THAT(to_json(report), HasSubstr("cannot open \xef\xbf\xbd\\n"));
+}
+
+}  // namespace
+}  // namespace weightcast

@@ -1,0 +1,161 @@
+#include "weightcast/trainer/weight_source.hpp"
+
+#include <gmock/gmock.h>
+
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <vector>
+
+#include "weightcast/core/error.hpp"
+
+namespace weightcast {
+namespace {
+
+using ::testing::HasSubstr;
+
+Model tiny(DType dtype = DType::BF16) {
+  ModelConfig config = load_model_config("tiny");
+  config.dtype = dtype;
+  return build_model(config);
+}
+
+std::vector<std::byte> read(const WeightSource& source, std::size_t parameter, std::uint64_t offset,
+                            std::size_t count) {
+  std::vector<std::byte> bytes(count);
+  source.read(parameter, offset, bytes);
+  return bytes;
+}
+
+// Pins the definition: these bits are what synth:1 means, and scripts may rely on them.
+TEST(SyntheticSource, PinnedBits) {
+  const Model model = tiny();
+  const auto source = make_synthetic_source(model, 1);
+  const auto parameter = static_cast<std::size_t>(model.find("model.norm.weight"));
+  const auto bytes = read(*source, parameter, 0, 16);
+  std::array<std::uint64_t, 2> words{};
+  std::memcpy(words.data(), bytes.data(), 16);
+  EXPECT_EQ(words[0], 0x37b9bd16bd353f3au);
+  EXPECT_EQ(words[1], 0x387dbd653b4d3a6cu);
+  EXPECT_EQ(source->describe(), "synth:1");
+}
+
+TEST(SyntheticSource, AnyRangeHasTheSameBits) {
+  const Model model = tiny();
+  const auto source = make_synthetic_source(model, 7);
+  const auto whole = read(*source, 1, 0, 64);
+  for (std::size_t offset = 0; offset < 40; ++offset) {
+    for (std::size_t count = 0; count <= 24; ++count) {
+      const std::vector<std::byte> expected(whole.begin() + static_cast<std::ptrdiff_t>(offset),
+                                            whole.begin() + static_cast<std::ptrdiff_t>(offset + count));
+      ASSERT_EQ(read(*source, 1, offset, count), expected) << offset << " " << count;
+    }
+  }
+}
+
+TEST(SyntheticSource, LooksLikeWeightsInEveryFloatType) {
+  for (const DType dtype : {DType::BF16, DType::F16, DType::F32, DType::F64}) {
+    const Model model = tiny(dtype);
+    const auto source = make_synthetic_source(model, 3);
+    const auto width = static_cast<std::size_t>(bits(dtype) / 8);
+    const auto bytes = read(*source, 0, 0, 4096 * width);
+    double sum = 0;
+    for (std::size_t i = 0; i < 4096; ++i) {
+      const float value = to_float(dtype, bytes.data() + i * width).value();
+      ASSERT_LT(std::abs(value), 1.0f) << name(dtype);
+      ASSERT_GE(std::abs(value), std::ldexp(1.0f, -16)) << name(dtype);
+      sum += value;
+    }
+    EXPECT_LT(std::abs(sum / 4096), 0.02) << name(dtype);
+  }
+}
+
+TEST(SyntheticSource, SeedsAndNamesMakeOtherBits) {
+  const Model model = tiny();
+  const auto one = make_synthetic_source(model, 1), two = make_synthetic_source(model, 2);
+  const auto same_elements = [](const std::vector<std::byte>& a, const std::vector<std::byte>& b) {
+    int same = 0;
+    for (std::size_t i = 0; i < a.size(); i += 2) same += a[i] == b[i] && a[i + 1] == b[i + 1] ? 1 : 0;
+    return same;
+  };
+  const auto bytes = read(*one, 0, 0, 16384);
+  EXPECT_EQ(bytes, read(*one, 0, 0, 16384));
+  EXPECT_LT(same_elements(bytes, read(*two, 0, 0, 16384)), 20);  // 2 of 8192 expected
+  EXPECT_LT(same_elements(bytes, read(*one, 3, 0, 16384)), 20);
+}
+
+TEST(SyntheticSource, Specs) {
+  const Model model = tiny();
+  EXPECT_EQ(make_source(model, "synth")->describe(), "synth:1");
+  EXPECT_EQ(make_source(model, "synth:18446744073709551615")->describe(), "synth:18446744073709551615");
+  for (const char* bad : {"synth:", "synth:x", "synth:1x", "synth:-1", "synth:18446744073709551616"}) {
+    EXPECT_THROW(make_source(model, bad), Error) << bad;
+  }
+}
+
+/// Writes the tensors of synth:5 (and `extra`) and gives back the path of the checkpoint.
+class CheckpointFolder {
+ public:
+  CheckpointFolder(const Model& model, bool with_head, bool head_equal)
+      : path_(::testing::TempDir() + "weightcast_weight_source_test") {
+    const auto source = make_synthetic_source(model, 5);
+    CheckpointContent content;
+    for (const auto& rule : model.parameters) content.tensors.push_back(rule.info);
+    const auto embedding = static_cast<std::size_t>(model.find("model.embed_tokens.weight"));
+    if (with_head) {
+      content.tensors.push_back(content.tensors[embedding]);
+      content.tensors.back().name = "lm_head.weight";
+    }
+    content.fill = [&](std::size_t index, std::uint64_t offset, std::span<std::byte> destination) {
+      const bool head = index == model.parameters.size();
+      source->read(head ? embedding : index, offset, destination);
+      if (head && !head_equal) destination.back() ^= std::byte{1};
+    };
+    write_checkpoint(path_, content, 1u << 30, "", 1);
+  }
+  ~CheckpointFolder() { std::filesystem::remove_all(path_); }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+Model tied_model() {
+  ModelConfig config = load_model_config("tiny");
+  config.tied_embeddings = true;
+  return build_model(config);
+}
+
+TEST(CheckpointSource, GivesTheBytesOfTheCheckpoint) {
+  const Model model = tied_model();
+  const CheckpointFolder folder(model, true, true);
+  const auto source = make_source(model, folder.path());
+  const auto synthetic = make_synthetic_source(model, 5);
+  for (std::size_t i = 0; i < model.parameters.size(); ++i) {
+    ASSERT_EQ(read(*source, i, 2, 100), read(*synthetic, i, 2, 100)) << model.parameters[i].info.name;
+  }
+  EXPECT_EQ(source->describe(), "checkpoint " + folder.path());
+}
+
+TEST(CheckpointSource, ATiedHeadMustEqualTheEmbedding) {
+  const Model model = tied_model();
+  const CheckpointFolder folder(model, true, false);
+  try {
+    make_source(model, folder.path());
+    FAIL() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::bad_data);
+    EXPECT_THAT(error.what(), HasSubstr("lm_head.weight differs"));
+  }
+}
+
+TEST(CheckpointSource, AnotherModelIsRefused) {
+  const Model model = tied_model();
+  const CheckpointFolder folder(model, false, false);
+  EXPECT_THROW(make_source(build_model(load_model_config("smollm2-135m")), folder.path()), Error);
+}
+
+}  // namespace
+}  // namespace weightcast
