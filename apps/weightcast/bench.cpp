@@ -1,9 +1,231 @@
 #include "bench_options.hpp"
 
-namespace weightcast {
+#include <fmt/format.h>
 
-int run_bench(const BenchOptions& /*options*/) {
-  fail(ExitCode::internal, "bench is not there yet");
+#include <cstring>
+#include <memory>
+
+#include "job.hpp"
+#include "versions.hpp"
+#include "weightcast/core/bytes.hpp"
+#include "weightcast/engine/engine.hpp"
+#include "weightcast/telemetry/statistics.hpp"
+#include "weightcast/telemetry/stopwatch.hpp"
+#include "weightcast/trainer/trainer.hpp"
+
+namespace weightcast {
+namespace {
+
+/// What a row of the table varies.
+struct Combination {
+  TransportChoice transport;
+  MethodChoice method;
+  GranularityChoice granularity;
+};
+
+/// Everything that the rows of one model share: its weights, loaded once.
+class ModelBench {
+ public:
+  ModelBench(const BenchOptions& options, Job& job, std::string model_name, std::uint64_t tp, MemoryKind memory)
+      : options_(options), job_(job), model_name_(std::move(model_name)), tp_(tp), memory_(memory) {
+    agree(job.world(), "load", job.deadline(), [&] {
+      plan_ = make_plan(build_model(load_model_config(model_name_)), tp, options.dp);
+      for (std::uint64_t seed : {2, 1}) sources_.push_back(make_synthetic_source(plan_.model, seed));
+    });
+    const auto threads = threads_per_rank(job.world(), job.deadline());
+    const auto ranks = static_cast<std::uint64_t>(job.world().size());
+    agree(job.world(), "load", job.deadline_for(plan_.model.size_bytes() * (ranks + 1)), [&] {
+      if (job.trainer()) {
+        trainer_ = std::make_unique<Trainer>(plan_);
+        for (const auto& source : sources_) trainer_->load(*source, threads);
+      } else {
+        engine_ = std::make_unique<Engine>(plan_, tp_rank(), CommitMode::swap, memory);
+        engine_->load(version_, reader(1), threads);
+      }
+    });
+  }
+
+  /// One plain copy of the same size by as many processes as there are engine ranks, each its share, in GB/s of the model.
+  double ceiling_GBps() {
+    std::vector<double> seconds;
+    for (int i = 0; i < 7; ++i) {
+      job_.world().barrier(job_.deadline());
+      Stopwatch watch;
+      if (engine_) {
+        auto& store = engine_->store();
+        const auto spare = store.stage(job_.deadline());
+        const auto from = store.slots()[1 - spare], to = store.slots()[spare];
+        std::memcpy(to.data, from.data, to.size_bytes);
+        store.drop();
+      }
+      job_.world().barrier(job_.deadline());
+      seconds.push_back(watch.elapsed_s());
+    }
+    return static_cast<double>(plan_.model.size_bytes()) / median(seconds) / 1e9;
+  }
+
+  ReportRow run(const Combination& what, double ceiling) {
+    const GroupOptions group{tp_,
+                             options_.dp,
+                             memory_,
+                             std::string(name_of(what.transport)),
+                             what.method == MethodChoice::sharded ? Method::sharded : Method::broadcast,
+                             options_.verify == VerifyChoice::all ? Proof::digests : Proof::none,
+                             options_.timeout_s};
+    if (trainer_) trainer_->init_parameter_update_group(job_.world(), group, version_);
+    if (engine_) engine_->init_parameter_update_group(job_.world(), group);
+
+    const auto size_bytes = plan_.model.size_bytes();
+    ReportRow row{.model = model_name_,
+                  .model_bytes = size_bytes,
+                  .device = std::string(name(memory_)),
+                  .transport = std::string((trainer_ ? trainer_->group() : engine_->group()).transport()),
+                  .method = std::string(name_of(what.method)),
+                  .granularity = std::string(name_of(what.granularity)),
+                  .tp = tp_,
+                  .dp = options_.dp,
+                  .verify = std::string(name_of(options_.verify))};
+    row.cold_s = update(what.granularity, row);
+    for (std::uint64_t i = 0; i < options_.warmup; ++i) update(what.granularity, row);
+    std::vector<double> seconds;
+    for (std::uint64_t i = 0; i < options_.repeat; ++i) seconds.push_back(update(what.granularity, row));
+    row.median_s = median(seconds);
+    row.min_s = min(seconds);
+    row.max_s = max(seconds);
+    row.p99_s = p99(seconds);
+    row.model_GBps = static_cast<double>(size_bytes) / row.median_s / 1e9;
+    row.ceiling_GBps = ceiling;
+    row.ratio_to_ceiling = row.model_GBps / ceiling;
+    row.staging_bytes = job_.world().max(row.staging_bytes, job_.deadline());
+    row.wrong = wrong();
+    return row;
+  }
+
+ private:
+  std::size_t tp_rank() const noexcept { return (static_cast<std::size_t>(job_.world().rank()) - 1) % tp_; }
+
+  ReadReference reader(std::size_t source) const {
+    return [this, source](std::size_t p, std::uint64_t offset, std::span<std::byte> to) { sources_[source]->read(p, offset, to); };
+  }
+
+  /// One update; the other weights each time, so that it changes every parameter. Seconds on rank 0, from before PREPARE
+  /// to after COMMIT.
+  double update(GranularityChoice granularity, ReportRow& row) {
+    job_.world().barrier(job_.deadline());
+    const auto source = version_++ % 2 == 1 ? 0u : 1u;
+    double seconds = 0;
+    row.egress_bytes = 0;
+    const auto note = [&](const UpdateResult& result) {
+      seconds += result.total_s();
+      row.egress_bytes += result.egress_bytes;
+      row.staging_bytes = result.staging_bytes;
+    };
+    if (granularity == GranularityChoice::model) {
+      note(trainer_ ? trainer_->update_weights(source, version_) : engine_->update_weights());
+      return seconds;
+    }
+    for (const auto& rule : plan_.model.parameters) {
+      if (trainer_) {
+        note(trainer_->update_parameter(source, version_, rule.info.name));
+      } else if (const auto answer = engine_->update_parameter_from_distributed(rule.info.name, rule.info.dtype, rule.info.shape);
+                 !answer.success) {
+        Error error(answer.code, answer.message);
+        error.set_reach(Error::Reach::everybody);
+        throw error;
+      }
+    }
+    return seconds;
+  }
+
+  /// Parameters that differ from their source on any rank, summed over the ranks.
+  std::uint64_t wrong() const {
+    std::uint64_t mine = 0;
+    const auto deadline = job_.deadline_for(plan_.model.size_bytes() * static_cast<std::uint64_t>(job_.world().size()));
+    agree(job_.world(), "reference", deadline, [&] {
+      if (!engine_) return;
+      const auto pin = engine_->store().pin();
+      mine = check_against_reference(plan_, tp_rank(), pin.slot().bytes(), reader(version_ % 2 == 0 ? 0 : 1)).mismatched.size();
+    });
+    return job_.world().sum(mine, job_.deadline());
+  }
+
+  const BenchOptions& options_;
+  Job& job_;
+  std::string model_name_;
+  std::uint64_t tp_, version_ = 1;
+  MemoryKind memory_;
+  TransferPlan plan_;
+  std::vector<std::unique_ptr<WeightSource>> sources_;  // the trainer's regions 0 and 1; engines start with 1
+  std::unique_ptr<Trainer> trainer_;
+  std::unique_ptr<Engine> engine_;
+};
+
+void print_header(const BenchOptions& options, std::uint64_t tp, MemoryKind memory) {
+  fmt::print("# weightcast bench: 1 trainer + {} x tp {} engine ranks, memory {}, verify {}; {} updates after {} to warm up\n", options.dp, tp,
+             name(memory), name_of(options.verify), options.repeat, options.warmup);
+  fmt::print("# times in ms from before PREPARE to after COMMIT, as rank 0 sees them; GB/s are bytes of the model / median\n");
+  fmt::print("{:<14} {:>9} {:<9} {:<9} {:<9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>9} {:>6} {:>8}\n", "model", "size", "transport",
+             "method", "unit", "cold", "median", "min", "max", "p99", "GB/s", "egress", "staging", "#wrong", "ratio");
+}
+
+void print_row(const ReportRow& row) {
+  fmt::print("{:<14} {:>9} {:<9} {:<9} {:<9} {:>9.3f} {:>9.3f} {:>9.3f} {:>9.3f} {:>9.3f} {:>7.2f} {:>7.4f} {:>9} {:>6} {:>8}\n", row.model,
+             format_size(row.model_bytes), row.transport, row.method, row.granularity, row.cold_s * 1e3, row.median_s * 1e3, row.min_s * 1e3,
+             row.max_s * 1e3, row.p99_s * 1e3, row.model_GBps, static_cast<double>(row.egress_bytes) / static_cast<double>(row.model_bytes),
+             format_size(row.staging_bytes), row.wrong, row.ratio_to_ceiling > 0 ? fmt::format("{:.3f}", row.ratio_to_ceiling) : "-");
+  std::fflush(stdout);
+}
+
+void run(const BenchOptions& options, Job& job, Report& report) {
+  std::uint64_t tp = 1;
+  MemoryKind memory = MemoryKind::host;
+  report.ranks = gather_ranks(job.world(), job.deadline());
+  agree(job.world(), "start", job.deadline(), [&] {
+    tp = tensor_parallel_size(options.tp, options.dp, job.world().size());
+    memory = memory_for(options.device, options.gpus, job.world().size());
+    if (job.trainer() && !options.json.empty()) OutputFile probe(options.json);
+  });
+  if (job.trainer()) print_header(options, tp, memory);
+  for (const auto& model : options.models) {
+    ModelBench bench(options, job, model, tp, memory);
+    double ceiling = unknown;
+    if (options.ceiling) {
+      ceiling = bench.ceiling_GBps();
+      if (job.trainer()) fmt::print("# ceiling: {} engine ranks copy their share by memcpy: {:.2f} GB/s\n", tp * options.dp, ceiling);
+    }
+    for (const auto granularity : options.granularities) {
+      for (const auto method : options.methods) {
+        for (const auto transport : options.transports) {
+          if (transport == TransportChoice::direct && method == MethodChoice::broadcast) continue;  // engines pull what they need
+          report.rows.push_back(bench.run({transport, method, granularity}, ceiling));
+          if (job.trainer()) print_row(report.rows.back());
+        }
+      }
+    }
+  }
+  std::uint64_t wrong = 0;
+  for (const auto& row : report.rows) wrong += row.wrong;
+  if (wrong == 0) return;
+  Error error(ExitCode::mismatch, fmt::format("{} parameters arrived wrong: see the column #wrong", wrong));
+  error.set_reach(Error::Reach::everybody);
+  throw error;
+}
+
+}  // namespace
+
+int run_bench(const BenchOptions& options) {
+  Job job(options.timeout_s);
+  Report report;
+  report.command = "bench";
+  report.versions = versions();
+  return job.run([&] { run(options, job, report); },
+                 [&](const std::optional<Error>& error) {
+                   if (error) {
+                     report.error = report_error(*error);
+                     report.exit_code = error->code();
+                   }
+                   if (!options.json.empty()) write_report(options.json, report);
+                 });
 }
 
 }  // namespace weightcast

@@ -32,10 +32,7 @@ class MpiBroadcast final : public Transport {
     shapes_.clear();
     slices_.clear();
     for (const auto& rule : plan.model.parameters) {
-      const auto& shape = rule.info.shape;
-      MatrixShape matrix;
-      for (std::size_t i = 0; i < shape.size(); ++i) (i == 0 ? matrix.rows : matrix.columns) *= shape[i];
-      shapes_.push_back(matrix);
+      shapes_.push_back(matrix_of(rule.info));
       largest = std::max(largest, row_bytes(shapes_.size() - 1));
       if (!peers.trainer()) slices_.push_back(shard_of(rule, plan.tp, peers.tp_rank()));
     }

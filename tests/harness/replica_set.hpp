@@ -1,0 +1,93 @@
+#pragma once
+
+#include <gtest/gtest.h>
+#include <mpi.h>
+
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "weightcast/model/model_config.hpp"
+#include "weightcast/plan/transfer_plan.hpp"
+#include "weightcast/store/parameter_store.hpp"
+#include "weightcast/trainer/trainer.hpp"
+#include "weightcast/transport/transport.hpp"
+#include "weightcast/verify/digest.hpp"
+
+/// Small update groups for the tests under mpiexec: a trainer with random weights and engine ranks that know them too.
+namespace weightcast::testing_harness {
+
+/// Weights from a seeded generator, different in every byte position from seed to seed, and the same on all ranks.
+class RandomWeights final : public WeightSource {
+ public:
+  RandomWeights(const Model& model, std::uint64_t seed) {
+    for (std::size_t p = 0; p < model.parameters.size(); ++p) {
+      std::mt19937_64 random(seed * 1'000'003 + p);
+      auto& bytes = parameters_.emplace_back(*model.parameters[p].info.size_bytes());
+      for (auto& byte : bytes) byte = static_cast<std::byte>(random());
+    }
+  }
+  void read(std::size_t parameter, std::uint64_t offset, std::span<std::byte> destination) const override {
+    std::memcpy(destination.data(), parameters_.at(parameter).data() + offset, destination.size());
+  }
+  std::string describe() const override { return "random weights"; }
+  const std::vector<std::byte>& bytes(std::size_t parameter) const { return parameters_.at(parameter); }
+
+ private:
+  std::vector<std::vector<std::byte>> parameters_;
+};
+
+/// A model that is cut evenly by 1, 2, 4 and 8, with column shards, shared key/value heads and a padded vocabulary.
+inline Model small_model(Family family = Family::llama) {
+  ModelConfig config;
+  config.family = family;
+  config.layers = 2;
+  config.hidden = 64;
+  config.heads = 8;
+  config.kv_heads = 2;
+  config.head_dim = 16;
+  config.intermediate = 96;
+  config.vocabulary = 200;
+  config.attention_bias = family == Family::qwen2;
+  return build_model(config);
+}
+
+/// Holds a slot's bytes against the source by the sharding rule itself, element by element: shares no code with transports.
+inline testing::AssertionResult slot_equals(const TransferPlan& plan, std::size_t tp_rank, std::span<const std::byte> slot,
+                                            const RandomWeights& weights, std::size_t first = 0, std::size_t count = SIZE_MAX) {
+  for (const auto& tensor : plan.engine_tensors) {
+    std::uint64_t base = tensor.offset;
+    for (const auto p : tensor.parameters) {
+      const auto& rule = plan.model.parameters[p];
+      const auto part = shard_of(rule, plan.tp, tp_rank);
+      const auto width = static_cast<std::uint64_t>(bits(rule.info.dtype)) / 8;
+      const auto columns = *rule.info.elements() / rule.info.shape[0];
+      for (std::uint64_t row = 0; row < part.rows && p >= first && p - first < count; ++row) {
+        const auto* expected = weights.bytes(p).data() + ((part.row + row) * columns + part.column) * width;
+        const auto* held = slot.data() + base + row * part.columns * width;
+        if (std::memcmp(held, expected, part.columns * width) != 0) {
+          return testing::AssertionFailure() << rule.info.name << " row " << row << " of tp rank " << tp_rank << " differs";
+        }
+      }
+      const auto extent = shard_extent(rule, plan.tp);
+      base += extent.rows * extent.columns * width;
+    }
+  }
+  return testing::AssertionSuccess();
+}
+
+inline int world_rank() {
+  int rank = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  return rank;
+}
+
+inline int world_size() {
+  int size = 1;
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  return size;
+}
+
+}  // namespace weightcast::testing_harness

@@ -1,0 +1,119 @@
+// Agreement: all ranks throw the same error, or none does, and nobody hangs.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "harness/replica_set.hpp"
+#include "weightcast/comm/communicator.hpp"
+
+namespace weightcast {
+namespace {
+
+using testing::HasSubstr;
+
+Communicator world() { return Communicator::duplicate(MPI_COMM_WORLD); }
+
+std::optional<Error> outcome(const Communicator& comm, double seconds, FunctionRef<void()> local) {
+  try {
+    agree(comm, "test", Deadline::after(seconds), local);
+    return std::nullopt;
+  } catch (const Error& error) {
+    return error;
+  }
+}
+
+TEST(Agree, NothingHappensWhenNobodyFails) {
+  const auto comm = world();
+  for (int i = 0; i < 100; ++i) EXPECT_FALSE(outcome(comm, 10, [] {}));
+}
+
+TEST(Agree, EveryRankThrowsTheGuiltyRanksError) {
+  const auto comm = world();
+  for (int guilty = 0; guilty < comm.size(); ++guilty) {
+    const auto error = outcome(comm, 10, [&] {
+      if (comm.rank() == guilty) throw Error(ExitCode::bad_data, fmt::format("broken by {}", guilty), "mend it");
+    });
+    ASSERT_TRUE(error);
+    EXPECT_EQ(error->code(), ExitCode::bad_data);
+    EXPECT_STREQ(error->what(), fmt::format("broken by {}", guilty).c_str());
+    EXPECT_EQ(error->hint(), "mend it");
+    EXPECT_EQ(error->origin().rank, guilty);
+    EXPECT_EQ(error->origin().stage, "test");
+    EXPECT_EQ(error->reach(), Error::Reach::everybody);
+  }
+  EXPECT_FALSE(outcome(comm, 10, [] {}));  // and the communicator is as good as before
+}
+
+TEST(Agree, TheLowestGuiltyRankSpeaks) {
+  const auto comm = world();
+  const auto error = outcome(comm, 10, [&] {
+    if (comm.rank() >= comm.size() / 2) fail(ExitCode::io_error, "rank {}", comm.rank());
+  });
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->origin().rank, comm.size() / 2);
+}
+
+TEST(Agree, ACauseOutranksAWait) {
+  const auto comm = world();
+  const auto error = outcome(comm, 10, [&] {
+    if (comm.rank() == comm.size() - 1) fail(ExitCode::mismatch, "the cause");
+    fail(ExitCode::deadline, "waited in vain");
+  });
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->code(), ExitCode::mismatch);
+  EXPECT_EQ(error->origin().rank, comm.size() - 1);
+}
+
+TEST(Agree, ForeignExceptionsAndLongTextsTravel) {
+  const auto comm = world();
+  auto error = outcome(comm, 10, [&] {
+    if (comm.rank() == comm.size() - 1) throw std::runtime_error(std::string(10'000, 'x'));
+  });
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->code(), ExitCode::internal);
+  EXPECT_THAT(error->what(), HasSubstr("xxx..."));
+  error = outcome(comm, 10, [] { throw std::bad_alloc(); });
+  EXPECT_EQ(error->code(), ExitCode::unavailable);
+}
+
+TEST(Agree, ASilentRankIsNamedToAllOthers) {
+  if (testing_harness::world_size() < 3) GTEST_SKIP() << "needs a rank that is silent and two that talk of it";
+  const auto comm = world();
+  const int silent = comm.size() - 1;
+  if (comm.rank() == silent) {
+    std::this_thread::sleep_for(std::chrono::duration<double>(grace_s + 2));
+  } else {
+    const auto error = outcome(comm, 0.1, [] {});
+    ASSERT_TRUE(error);
+    EXPECT_EQ(error->code(), ExitCode::deadline);
+    EXPECT_EQ(error->origin().rank, silent);
+    EXPECT_EQ(error->reach(), Error::Reach::lost);
+    EXPECT_THAT(error->what(), HasSubstr(fmt::format("rank {}", silent)));
+  }
+  MPI_Barrier(MPI_COMM_WORLD);
+}
+
+TEST(Communicator, GathersTextsOfDifferentLength) {
+  const auto comm = world();
+  const auto all = comm.all_gather(std::string(static_cast<std::size_t>(comm.rank()) * 7, 'a'), Deadline::after(10));
+  ASSERT_EQ(all.size(), static_cast<std::size_t>(comm.size()));
+  for (std::size_t r = 0; r < all.size(); ++r) EXPECT_EQ(all[r], std::string(r * 7, 'a'));
+}
+
+TEST(Communicator, AWaitEndsAtItsDeadline) {
+  if (testing_harness::world_size() < 2) GTEST_SKIP() << "needs two ranks";
+  const auto comm = world();
+  if (comm.rank() == 0) {
+    try {
+      comm.barrier(Deadline::after(0.2));
+      FAIL() << "the barrier did not wait for anybody";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::deadline);
+    }
+  }
+  MPI_Barrier(MPI_COMM_WORLD);
+}
+
+}  // namespace
+}  // namespace weightcast

@@ -1,0 +1,169 @@
+// One conformance suite over every transport and method of this build.
+#include <gtest/gtest.h>
+
+#include "harness/replica_set.hpp"
+
+namespace weightcast {
+namespace {
+
+using testing_harness::RandomWeights;
+using testing_harness::slot_equals;
+
+struct Case {
+  std::string transport;
+  Method method;
+  std::uint64_t dp;
+  Family family;
+};
+
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.transport << " " << name(c.method) << " dp " << c.dp << " " << name(c.family);
+}
+
+/// Counts how often each byte of each shard was announced.
+class CountingWitness final : public Witness {
+ public:
+  explicit CountingWitness(const RankPlan& rank) : rank_(rank) {
+    for (const auto& shard : rank.shards) counts.emplace_back(shard.size_bytes());
+  }
+  void landed(std::size_t parameter, std::uint64_t first, std::uint64_t size_bytes) noexcept override {
+    const auto& shard = rank_.shards[parameter];
+    if (!shard.contiguous_source() && (first % shard.row_bytes != 0 || size_bytes % shard.row_bytes != 0)) ++broken_rows;
+    for (auto i = first; i < first + size_bytes; ++i) ++counts[parameter].at(i);
+  }
+  bool work() noexcept override { return worked++ < 3; }
+
+  std::vector<std::vector<int>> counts;
+  int worked = 0, broken_rows = 0;
+
+ private:
+  const RankPlan& rank_;
+};
+
+class TransportTest : public testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    const auto& param = GetParam();
+    const auto engines = static_cast<std::uint64_t>(testing_harness::world_size()) - 1;
+    if (engines == 0 || engines % param.dp != 0) GTEST_SKIP() << "needs a multiple of " << param.dp << " engine ranks";
+    group = Communicator::duplicate(MPI_COMM_WORLD);
+    plan = make_plan(testing_harness::small_model(param.family), engines / param.dp, param.dp);
+    peers = {&group, plan.tp, plan.dp, MemoryKind::host, true};
+    for (std::uint64_t seed : {1, 2}) weights.push_back(std::make_unique<RandomWeights>(plan.model, seed));
+    if (peers.trainer()) {
+      for (const auto& source : weights) {
+        auto& buffer = sources.emplace_back(std::make_unique<Buffer>(Buffer::host(plan.source_bytes, true, "test source")));
+        for (std::size_t p = 0; p < plan.model.parameters.size(); ++p) {
+          source->read(p, 0, buffer->region().bytes().subspan(plan.source_offsets[p], source->bytes(p).size()));
+        }
+        endpoints.sources.push_back(buffer.get());
+      }
+    } else {
+      store = std::make_unique<ParameterStore>(plan, CommitMode::swap, MemoryKind::host);
+      endpoints.sinks = store->slots();
+    }
+    transport = make_transport(param.transport, param.method);
+    ASSERT_EQ(transport->probe(peers), std::nullopt);
+    transport->attach(peers, plan, endpoints, deadline());
+    group.barrier(deadline());
+  }
+
+  static Deadline deadline() { return Deadline::after(20); }
+
+  void run(Batch batch) {
+    transport->run(batch, deadline());
+    group.barrier(deadline());
+  }
+
+  Communicator group;
+  TransferPlan plan;
+  Peers peers;
+  std::vector<std::unique_ptr<RandomWeights>> weights;
+  std::vector<std::unique_ptr<Buffer>> sources;
+  std::unique_ptr<ParameterStore> store;
+  Endpoints endpoints;
+  std::unique_ptr<Transport> transport;
+};
+
+TEST_P(TransportTest, MovesTheWholeModelFromEitherSourceIntoEitherSlot) {
+  for (std::size_t source : {0, 1, 0}) {
+    for (std::size_t sink : {1, 0}) {
+      run({source, sink, 0, plan.model.parameters.size(), nullptr});
+      if (!store) continue;
+      EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), store->slots()[sink].bytes(), *weights[source]));
+      for (const auto& padding : plan.ranks[peers.tp_rank()].padding) {
+        for (std::uint64_t i = 0; i < padding.size_bytes; ++i) ASSERT_EQ(store->slots()[sink].data[padding.offset + i], std::byte{0});
+      }
+    }
+  }
+}
+
+TEST_P(TransportTest, MovesAnyRangeAndTouchesNothingElse) {
+  const auto all = plan.model.parameters.size();
+  run({0, 0, 0, all, nullptr});
+  for (std::size_t first = 0; first < all; first += 3) {
+    const auto count = std::min<std::size_t>(first % 4 + 1, all - first);
+    run({1, 0, first, count, nullptr});
+    if (store) {
+      EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), store->slots()[0].bytes(), *weights[1], first, count));
+      EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), store->slots()[0].bytes(), *weights[0], 0, first));
+      EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), store->slots()[0].bytes(), *weights[0], first + count));
+    }
+    run({0, 0, first, count, nullptr});
+  }
+}
+
+TEST_P(TransportTest, AnnouncesEveryByteOnce) {
+  std::optional<CountingWitness> witness;
+  witness.emplace(plan.ranks[peers.trainer() ? 0 : peers.tp_rank()]);
+  run({0, 0, 0, plan.model.parameters.size(), &*witness});
+  if (peers.trainer()) {
+    EXPECT_GE(witness->worked, 0);
+    return;
+  }
+  EXPECT_EQ(witness->broken_rows, 0);
+  for (std::size_t p = 0; p < witness->counts.size(); ++p) {
+    for (const int count : witness->counts[p]) ASSERT_EQ(count, 1) << plan.model.parameters[p].info.name;
+  }
+}
+
+TEST_P(TransportTest, ShardedSendsEachShardOnceForEachTpRank) {
+  run({0, 0, 0, plan.model.parameters.size(), nullptr});
+  if (!peers.trainer() || GetParam().method != Method::sharded || GetParam().transport == "direct") return;
+  EXPECT_EQ(transport->traffic().egress_bytes, plan.egress_bytes());
+}
+
+TEST_P(TransportTest, ADeadlineEndsARunThatTheTrainerDoesNotJoin) {
+  if (GetParam().transport == "direct") GTEST_SKIP() << "engines pull: nobody waits";
+  if (!peers.trainer()) {
+    try {
+      transport->run({0, 0, 0, plan.model.parameters.size(), nullptr}, Deadline::after(0.2));
+      ADD_FAILURE() << "nothing was sent, and yet it arrived";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::deadline);
+    }
+  }
+  MPI_Barrier(MPI_COMM_WORLD);
+}
+
+std::vector<Case> cases() {
+  std::vector<Case> result;
+  for (const std::uint64_t dp : {1, 2, 4}) {
+    for (const auto family : {Family::llama, Family::qwen2}) {
+      result.push_back({"direct", Method::sharded, dp, family});
+      result.push_back({"mpi", Method::sharded, dp, family});
+      result.push_back({"mpi", Method::broadcast, dp, family});
+    }
+  }
+  return result;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, TransportTest, testing::ValuesIn(cases()));
+
+TEST(TransportRegistry, UnknownNamesAndImpossibleMethodsAreRefused) {
+  EXPECT_THROW(make_transport("pigeon", Method::sharded), Error);
+  EXPECT_THROW(make_transport("direct", Method::broadcast), Error);
+}
+
+}  // namespace
+}  // namespace weightcast
