@@ -64,8 +64,8 @@ int report(Error error, const Command* command) {
 
   bool silent = false;
   if (launch_rank() > 0) {
-    // Rank 0 has most likely failed for the same reason, prints it, and the launcher ends this process while it waits. An
-    // environment variable or a file may be wrong on this rank's host alone, though.
+    // Rank 0 has most likely failed for the same reason, prints it, and the launcher ends this process while it waits.
+    // An environment variable or a file may be wrong on this rank's host alone, though.
     silent = inside_mpi() ? error.reach() == Error::Reach::everybody : error.code() == ExitCode::usage;
     std::this_thread::sleep_for(std::chrono::seconds(silent ? 1 : 5));
   }
