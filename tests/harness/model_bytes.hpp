@@ -10,7 +10,8 @@
 /// Weights that are quickly made and the same everywhere, for tests that need a whole model.
 namespace weightcast::harness {
 
-/// Each parameter's bytes: every word differs from every other of the model. The snapshot and its parts never look inside.
+/// Each parameter's bytes: every word differs from every other of the model. The snapshot and its parts never look
+/// inside.
 inline std::vector<std::vector<std::byte>> model_bytes(const Model& model, std::uint64_t seed) {
   std::vector<std::vector<std::byte>> parameters;
   std::uint64_t state = seed;
@@ -38,7 +39,8 @@ inline std::vector<std::byte> slot_of(const TransferPlan& plan, std::size_t rank
     const Segment& shard = plan.ranks[rank].shards[i];
     const std::byte* source = parameters[i].data() + (shard.rows > 0 ? plan.offset_in_parameter(rank, i) : 0);
     for (std::uint64_t row = 0; row < shard.rows; ++row) {
-      std::memcpy(slot.data() + shard.destination + row * shard.destination_pitch, source + row * shard.source_pitch, shard.row_bytes);
+      std::memcpy(slot.data() + shard.destination + row * shard.destination_pitch, source + row * shard.source_pitch,
+                  shard.row_bytes);
     }
   }
   return slot;

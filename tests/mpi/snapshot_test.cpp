@@ -20,20 +20,31 @@ namespace fs = std::filesystem;
 Model model_for(std::uint64_t tp, DType dtype) {
   ModelConfig config = load_model_config("tiny");
   if (8 % tp != 0) {
-    config = {.family = Family::qwen2, .layers = 2, .hidden = 24 * tp, .heads = 2 * tp, .kv_heads = tp, .head_dim = 12,
-              .intermediate = 10 * tp, .vocabulary = 64 * tp - 9, .tied_embeddings = true, .attention_bias = true};
+    config = {.family = Family::qwen2,
+              .layers = 2,
+              .hidden = 24 * tp,
+              .heads = 2 * tp,
+              .kv_heads = tp,
+              .head_dim = 12,
+              .intermediate = 10 * tp,
+              .vocabulary = 64 * tp - 9,
+              .tied_embeddings = true,
+              .attention_bias = true};
   }
   config.dtype = dtype;
   return build_model(config);
 }
 
-Deadline soon() { return Deadline::after(30); }
+Deadline soon() {
+  return Deadline::after(30);
+}
 
 class SnapshotTest : public testing::Test {
  protected:
   void SetUp() override {
     world_ = Communicator::duplicate(MPI_COMM_WORLD);
-    const auto names = world_.all_gather(fmt::format("{}weightcast_snapshot_{}", testing::TempDir(), ::getpid()), soon());
+    const auto names =
+        world_.all_gather(fmt::format("{}weightcast_snapshot_{}", testing::TempDir(), ::getpid()), soon());
     folder_ = names[0];
     if (world_.rank() == 0) fs::create_directory(folder_);
     world_.barrier(soon());
@@ -46,8 +57,8 @@ class SnapshotTest : public testing::Test {
   std::size_t files() const { return static_cast<std::size_t>(std::distance(fs::directory_iterator(folder_), {})); }
 
   /// Writes through the first `tp` ranks.
-  void write(const std::string& name, const Model& model, std::uint64_t tp, const std::vector<std::vector<std::byte>>& bytes,
-             std::map<std::string, std::string> settings) const {
+  void write(const std::string& name, const Model& model, std::uint64_t tp,
+             const std::vector<std::vector<std::byte>>& bytes, std::map<std::string, std::string> settings) const {
     const Communicator replica = world_.split(world_.rank() < static_cast<int>(tp) ? 0 : -1, world_.rank(), soon());
     if (!replica) return;
     const TransferPlan plan = make_plan(model, tp, 1);
@@ -59,7 +70,9 @@ class SnapshotTest : public testing::Test {
   std::string folder_;
 };
 
-std::string behind_user_block(const std::string& path) { return read_text_file(path, 1 << 26).substr(4096); }
+std::string behind_user_block(const std::string& path) {
+  return read_text_file(path, 1 << 26).substr(4096);
+}
 
 void write_alone(const std::string& path, const Model& model, const std::vector<std::vector<std::byte>>& bytes) {
   const auto content = [&](std::size_t index, std::uint64_t offset, std::span<std::byte> destination) {
@@ -88,13 +101,20 @@ TEST_F(SnapshotTest, IsTheSameWhateverTpWroteIt) {
 /// down_proj has 25 MB here, more than is gathered at a time.
 TEST_F(SnapshotTest, GathersALongParameterInSeveralParts) {
   if (world_.size() < 2 || world_.size() > 3) GTEST_SKIP() << "one number of ranks is enough";
-  const Model model = build_model({.layers = 1, .hidden = 1000, .heads = 6, .kv_heads = 6, .head_dim = 8, .intermediate = 12288,
-                                   .vocabulary = 192, .tied_embeddings = true});
+  const Model model = build_model({.layers = 1,
+                                   .hidden = 1000,
+                                   .heads = 6,
+                                   .kv_heads = 6,
+                                   .head_dim = 8,
+                                   .intermediate = 12288,
+                                   .vocabulary = 192,
+                                   .tied_embeddings = true});
   const auto bytes = harness::model_bytes(model, 5);
   write("cut.h5", model, static_cast<std::uint64_t>(world_.size()), bytes, {});
   if (world_.rank() != 0) return;
   write_alone(path("alone.h5"), model, bytes);
-  EXPECT_TRUE(read_text_file(path("cut.h5"), 1 << 28).substr(4096) == read_text_file(path("alone.h5"), 1 << 28).substr(4096));
+  EXPECT_TRUE(read_text_file(path("cut.h5"), 1 << 28).substr(4096) ==
+              read_text_file(path("alone.h5"), 1 << 28).substr(4096));
 }
 
 TEST_F(SnapshotTest, ReadsBackWhatWasWritten) {
@@ -146,7 +166,7 @@ TEST_F(SnapshotTest, FindsAFullDiskBeforeWritingAndLeavesNothing) {
   ::getrlimit(RLIMIT_FSIZE, &before);
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
   for (const rlim_t limit : {rlim_t{100}, rlim_t{8192}, rlim_t{50'000}}) {
-    const struct rlimit small {limit, before.rlim_max};
+    const struct rlimit small { limit, before.rlim_max };
     if (world_.rank() == 0) ::setrlimit(RLIMIT_FSIZE, &small);
     try {
       write("a.h5", model, tp, bytes, {});

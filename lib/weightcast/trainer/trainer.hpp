@@ -31,6 +31,8 @@ class Trainer {
   /// Sends one parameter; the version is committed when the last one has been sent. Error(usage) for an unknown name.
   UpdateResult update_parameter(std::size_t source, std::uint64_t version, std::string_view name);
 
+  /// The memory of a loaded version, parameters at plan.source_offsets; not to be written during an update.
+  Region source(std::size_t source) const { return versions_.at(source)->buffer.region(); }
   /// Digest of each parameter of a loaded version, as it was read.
   const std::vector<Digest>& claimed(std::size_t source) const { return versions_.at(source)->claimed; }
   /// Error(config) before init_parameter_update_group().

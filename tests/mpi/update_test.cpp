@@ -1,0 +1,214 @@
+// The transaction: all ranks switch versions, or none does.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "harness/update_rig.hpp"
+
+namespace weightcast {
+namespace {
+
+using testing::HasSubstr;
+using testing_harness::UpdateRig;
+
+class UpdateTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (testing_harness::world_size() < 2) GTEST_SKIP() << "needs an engine rank";
+  }
+};
+
+TEST_F(UpdateTest, CommitsOnAllRanksAndAlternates) {
+  for (const char* transport : {"mpi", "direct", "auto"}) {
+    UpdateRig rig({.transport = transport});
+    EXPECT_TRUE(rig.serves(1, rig.seed1));
+    std::string digest;
+    for (std::uint64_t version = 2; version < 8; ++version) {
+      UpdateResult result;
+      ASSERT_FALSE(rig.update(version % 2, version, &result));
+      EXPECT_TRUE(result.committed);
+      EXPECT_EQ(result.version, version);
+      EXPECT_EQ(result.digest.size(), 32u);
+      EXPECT_NE(result.digest, digest);
+      digest = result.digest;
+      EXPECT_TRUE(rig.serves(version, version % 2 == 0 ? rig.seed2 : rig.seed1));
+    }
+  }
+}
+
+TEST_F(UpdateTest, TheDigestIsThatOfTheWholeModelWhateverTheTp) {
+  UpdateRig rig({});
+  UpdateResult result;
+  ASSERT_FALSE(rig.update(0, 2, &result));
+  std::vector<Digest> digests;
+  for (std::size_t p = 0; p < rig.plan.model.parameters.size(); ++p) digests.push_back(digest_bytes(rig.seed2.bytes(p), 0));
+  EXPECT_EQ(result.digest, digest_of_model(rig.plan.model, digests).hex());
+  if (rig.engine) {
+    EXPECT_EQ(rig.engine->store().pin().version().digest, result.digest);
+  }
+}
+
+TEST_F(UpdateTest, ReplicasSwitchTogether) {
+  if ((testing_harness::world_size() - 1) % 2 != 0) GTEST_SKIP() << "needs an even number of engine ranks";
+  for (const char* transport : {"mpi", "direct"}) {
+    UpdateRig rig({.transport = transport, .dp = 2});
+    ASSERT_FALSE(rig.update(0, 2));
+    EXPECT_TRUE(rig.serves(2, rig.seed2));
+  }
+}
+
+TEST_F(UpdateTest, TheSameVersionAgainMovesNothing) {
+  UpdateRig rig({});
+  ASSERT_FALSE(rig.update(0, 2));
+  UpdateResult again;
+  ASSERT_FALSE(rig.update(0, 2, &again));
+  EXPECT_TRUE(again.no_op);
+  EXPECT_TRUE(rig.serves(2, rig.seed2));
+}
+
+TEST_F(UpdateTest, TheSameVersionWithOtherContentIsRefused) {
+  UpdateRig rig({});
+  ASSERT_FALSE(rig.update(0, 2));
+  const auto error = rig.update(1, 2);
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->code(), ExitCode::config);
+  EXPECT_TRUE(rig.serves(2, rig.seed2));
+}
+
+TEST_F(UpdateTest, AnOlderBaseIsRefusedAndTheNextUpdateSucceeds) {
+  UpdateRig rig({});
+  ASSERT_FALSE(rig.update(0, 2));
+  std::optional<Error> error;
+  try {
+    if (rig.trainer) {
+      rig.trainer->group().publish({1, 3, 1, {}, 0, rig.plan.model.parameters.size()});
+    } else {
+      rig.engine->update_weights();
+    }
+  } catch (const Error& thrown) {
+    error = thrown;
+  }
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->code(), ExitCode::config);
+  EXPECT_THAT(error->what(), HasSubstr("based on version 1"));
+  EXPECT_EQ(error->origin().rank, 1);
+  EXPECT_TRUE(rig.serves(2, rig.seed2));
+  ASSERT_FALSE(rig.update(1, 3));
+  EXPECT_TRUE(rig.serves(3, rig.seed1));
+}
+
+TEST_F(UpdateTest, OneParameterAtATimeCommitsWithTheLast) {
+  UpdateRig rig({});
+  const auto& parameters = rig.plan.model.parameters;
+  for (std::size_t p = parameters.size(); p-- > 0;) {  // any order will do
+    const auto& info = parameters[p].info;
+    if (rig.trainer) {
+      EXPECT_EQ(rig.trainer->update_parameter(0, 2, info.name).committed, p == 0);
+    } else {
+      const auto answer = rig.engine->update_parameter_from_distributed(info.name, info.dtype, info.shape);
+      EXPECT_TRUE(answer.success) << answer.message;
+    }
+    EXPECT_TRUE(p == 0 ? rig.serves(2, rig.seed2) : rig.serves(1, rig.seed1));
+  }
+}
+
+TEST_F(UpdateTest, AWrongShapeIsRefusedByEveryRankAndDropsTheOpenUpdate) {
+  UpdateRig rig({});
+  const auto& info = rig.plan.model.parameters[1].info;
+  const auto call = [&](DType dtype) -> Answer {
+    try {
+      if (rig.trainer) return {rig.trainer->update_parameter(0, 2, info.name).version == 2, {}, {}};
+      return rig.engine->update_parameter_from_distributed(info.name, dtype, info.shape);
+    } catch (const Error& error) {
+      return {false, error.what(), error.code()};
+    }
+  };
+  EXPECT_TRUE(call(info.dtype).success);
+  const auto answer = call(DType::F32);
+  EXPECT_FALSE(answer.success);
+  EXPECT_EQ(answer.code, ExitCode::config);
+  EXPECT_THAT(answer.message, HasSubstr(info.name));
+  EXPECT_TRUE(rig.serves(1, rig.seed1));
+  ASSERT_FALSE(rig.update(0, 2));
+  EXPECT_TRUE(rig.serves(2, rig.seed2));
+}
+
+TEST_F(UpdateTest, ReadsAreUnfusedAndGathered) {
+  UpdateRig rig({});
+  if (!rig.engine) return;
+  for (std::size_t p = 0; p < rig.plan.model.parameters.size(); ++p) {
+    const auto& info = rig.plan.model.parameters[p].info;
+    for (const std::uint64_t rows : {1, 10, 1000}) {
+      const auto values = rig.engine->get_weights_by_parameter_name(info.name, rows);
+      if (rig.engine->group().replica().rank() != 0) continue;
+      const auto columns = *info.elements() / info.shape[0];
+      ASSERT_EQ(values.size(), std::min(rows, info.shape[0]) * columns) << info.name;
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        const float expected = *to_float(info.dtype, rig.seed1.bytes(p).data() + 2 * i);
+        ASSERT_EQ(std::memcmp(&values[i], &expected, sizeof expected), 0) << info.name << " element " << i;
+      }
+    }
+  }
+  EXPECT_THROW(rig.engine->get_weights_by_parameter_name("no.such.weight", 1), Error);
+}
+
+TEST_F(UpdateTest, InPlaceServesNothingAfterAFailureUntilAFullUpdate) {
+  UpdateRig rig({.commit = CommitMode::in_place});
+  ASSERT_FALSE(rig.update(0, 2));
+  EXPECT_TRUE(rig.serves(2, rig.seed2));
+  // A claim that the sent bytes cannot meet fails in VERIFY, when the only slot has been overwritten.
+  std::vector<Digest> wrong(rig.plan.model.parameters.size());
+  std::optional<Error> error;
+  try {
+    if (rig.trainer) {
+      rig.trainer->group().publish({2, 3, 1, wrong, 0, wrong.size()});
+    } else {
+      rig.engine->update_weights();
+    }
+  } catch (const Error& thrown) {
+    error = thrown;
+  }
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->code(), ExitCode::mismatch);
+  EXPECT_EQ(error->origin().rank, 0);
+  if (rig.engine) {
+    EXPECT_TRUE(rig.engine->store().dirty());
+    EXPECT_THROW(rig.engine->store().pin(), Error);
+  }
+  ASSERT_FALSE(rig.update(1, 4));
+  EXPECT_TRUE(rig.serves(4, rig.seed1));
+}
+
+TEST_F(UpdateTest, GroupsThatDoNotAgreeAreNotFormed) {
+  const auto world = Communicator::duplicate(MPI_COMM_WORLD);
+  const auto tp = static_cast<std::uint64_t>(world.size()) - 1;
+  // One rank has another idea of the model.
+  const bool odd = world.rank() == world.size() - 1;
+  const auto plan = make_plan(testing_harness::small_model(odd ? Family::qwen2 : Family::llama), tp, 1);
+  const auto form = [&](const GroupOptions& options) -> std::optional<Error> {
+    try {
+      if (world.rank() == 0) {
+        Trainer trainer(plan);
+        trainer.load(testing_harness::RandomWeights(plan.model, 1), 1);
+        trainer.init_parameter_update_group(world, options, 1);
+      } else {
+        Engine engine(plan, static_cast<std::size_t>(world.rank()) - 1, CommitMode::swap, MemoryKind::host);
+        engine.init_parameter_update_group(world, options);
+      }
+      return std::nullopt;
+    } catch (const Error& error) {
+      return error;
+    }
+  };
+  auto error = form({.tp = tp});
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->code(), ExitCode::config);
+  EXPECT_THAT(error->what(), HasSubstr("parameter"));
+  EXPECT_EQ(error->origin().rank, world.size() - 1);
+  error = form({.tp = tp + 1});
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->code(), ExitCode::config);
+  EXPECT_THAT(error->hint(), HasSubstr(fmt::format("mpirun -n {}", tp + 2)));
+}
+
+}  // namespace
+}  // namespace weightcast
