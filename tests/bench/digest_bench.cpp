@@ -34,7 +34,8 @@ void contiguous(benchmark::State& state, DigestKernel kernel) {
   state.SetBytesProcessed(state.iterations() * state.range(0));
 }
 
-/// A column shard that lies contiguous in its engine tensor: rows of range(0) bytes, each a third of the parameter's row.
+/// A column shard that lies contiguous in its engine tensor: rows of range(0) bytes, each a third of the parameter's
+/// row.
 void rows(benchmark::State& state, DigestKernel kernel, std::uint64_t total) {
   const auto row = static_cast<std::uint64_t>(state.range(0));
   const Bytes data(total);
@@ -50,10 +51,19 @@ int main(int argc, char** argv) {
   for (const NamedDigestKernel& kernel : digest_kernels()) {
     if (!kernel.usable) continue;
     const std::string name = kernel.name;
-    benchmark::RegisterBenchmark(("contiguous/" + name).c_str(), contiguous, kernel.run)->Arg(512 << 10)->Arg(256 << 20);
+    benchmark::RegisterBenchmark(("contiguous/" + name).c_str(), contiguous, kernel.run)
+        ->Arg(512 << 10)
+        ->Arg(256 << 20);
     for (const std::uint64_t total : {std::uint64_t{512} << 10, std::uint64_t{256} << 20}) {
-      benchmark::RegisterBenchmark(("rows/" + name + "/" + std::to_string(total >> 10) + "KiB").c_str(), rows, kernel.run, total)
-          ->Arg(128)->Arg(384)->Arg(1000)->Arg(1024)->Arg(1536)->Arg(4096)->Arg(8192);
+      benchmark::RegisterBenchmark(("rows/" + name + "/" + std::to_string(total >> 10) + "KiB").c_str(), rows,
+                                   kernel.run, total)
+          ->Arg(128)
+          ->Arg(384)
+          ->Arg(1000)
+          ->Arg(1024)
+          ->Arg(1536)
+          ->Arg(4096)
+          ->Arg(8192);
     }
   }
   benchmark::Initialize(&argc, argv);

@@ -3,14 +3,14 @@
 
 #include "weightcast/snapshot/snapshot.hpp"
 
-/// Writes a snapshot whose bytes snapshot_interop.py knows: snapshot_tool FILE.h5 VERSION SEED. Byte i of parameter p is
-/// (seed + 17 p + 131 i + i div 256) mod 256.
+/// Writes a snapshot whose bytes snapshot_interop.py knows: snapshot_tool FILE.h5 VERSION SEED. Byte i of parameter p
+/// is (seed + 17 p + 131 i + i div 256) mod 256.
 int main(int argc, char** argv) {
   using namespace weightcast;
   if (argc != 4) return 64;
   Model model = build_model(load_model_config("tiny"));
-  for (const DType dtype : {DType::BF16, DType::F16, DType::F32, DType::F64, DType::I8, DType::U8, DType::I16, DType::U16,
-                            DType::I32, DType::U32, DType::I64, DType::U64, DType::BOOL, DType::F8_E4M3}) {
+  for (const DType dtype : {DType::BF16, DType::F16, DType::F32, DType::F64, DType::I8, DType::U8, DType::I16,
+                            DType::U16, DType::I32, DType::U32, DType::I64, DType::U64, DType::BOOL, DType::F8_E4M3}) {
     ParameterRule rule;
     rule.info = {fmt::format("extra.{}", name(dtype)), dtype, {3, 5, 7}};
     model.parameters.push_back(rule);
@@ -27,7 +27,8 @@ int main(int argc, char** argv) {
     }
   };
   try {
-    write_snapshot(argv[1], model, content, {.version = std::strtoull(argv[2], nullptr, 10), .digests = {}, .settings = {{"tool", "x"}}});
+    write_snapshot(argv[1], model, content,
+                   {.version = std::strtoull(argv[2], nullptr, 10), .digests = {}, .settings = {{"tool", "x"}}});
   } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return static_cast<int>(error.code());

@@ -31,7 +31,8 @@ Digest naive_digest(std::span<const std::byte> data, std::uint64_t offset) {
 
 Bytes random_bytes(std::size_t size, std::uint64_t seed = 1) {
   Bytes data(size);
-  for (std::size_t i = 0; i < size; ++i) data[i] = static_cast<std::byte>(digest_keys::splitmix64(seed * size + i) >> 56);
+  for (std::size_t i = 0; i < size; ++i)
+    data[i] = static_cast<std::byte>(digest_keys::splitmix64(seed * size + i) >> 56);
   return data;
 }
 
@@ -48,7 +49,8 @@ Bytes bytes_of(const std::string& data, std::size_t size) {
 std::vector<std::vector<std::string>> documented_table(const std::string& heading) {
   std::istringstream text(read_text_file(WEIGHTCAST_SOURCE_DIR "/lib/weightcast/verify/digest.md", 1 << 20));
   std::string line;
-  while (line != heading && std::getline(text, line)) {}
+  while (line != heading && std::getline(text, line)) {
+  }
   std::vector<std::vector<std::string>> rows;
   while (std::getline(text, line) && (line.starts_with('|') || rows.empty())) {
     if (!line.starts_with('|')) continue;
@@ -110,7 +112,8 @@ TEST(Digest, KeysOfALaneDiffer) {
     std::vector<std::uint32_t> keys;
     for (std::uint64_t j = 0; j < 256; ++j) keys.push_back(digest_keys::word_key(lane, j));
     std::ranges::sort(keys);
-    EXPECT_EQ(std::ranges::adjacent_find(keys), keys.end()) << "exchanged words would go unseen, as digest.md says they do not";
+    EXPECT_EQ(std::ranges::adjacent_find(keys), keys.end())
+        << "exchanged words would go unseen, as digest.md says they do not";
   }
 }
 
@@ -143,7 +146,8 @@ RC_GTEST_PROP(Digest, RowsAreTheSumOfTheirBytesForEveryKernel, ()) {
   }
   for (const NamedDigestKernel& kernel : digest_kernels()) {
     if (!kernel.usable) continue;
-    RC_ASSERT(digest_rows_with(kernel.run, data.data(), pitch, row_bytes, skipped, rows, offset, parameter_pitch) == expected);
+    RC_ASSERT(digest_rows_with(kernel.run, data.data(), pitch, row_bytes, skipped, rows, offset, parameter_pitch) ==
+              expected);
   }
   RC_ASSERT(digest_rows(data.data(), pitch, row_bytes, skipped, rows, offset, parameter_pitch) == expected);
 }

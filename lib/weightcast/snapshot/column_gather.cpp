@@ -29,7 +29,8 @@ std::vector<Task> make_tasks(const TransferPlan& plan) {
   for (std::size_t i = 0; i < plan.model.parameters.size(); ++i) {
     if (!cut_in_columns(plan, i)) continue;
     const TensorInfo& info = plan.model.parameters[i].info;
-    const std::uint64_t rows = matrix_of(info).rows, step = std::max<std::uint64_t>(1, staging_bytes / row_bytes_of(info));
+    const std::uint64_t rows = matrix_of(info).rows,
+                        step = std::max<std::uint64_t>(1, staging_bytes / row_bytes_of(info));
     for (std::uint64_t row = 0; row < rows; row += step) tasks.push_back({i, row, std::min(step, rows - row)});
   }
   return tasks;
@@ -46,8 +47,9 @@ void exchange(const Communicator& replica, const TransferPlan& plan, std::span<c
     std::uint64_t offset = 0;
     for (std::size_t peer = 0; peer < plan.tp; ++peer) {
       const std::uint64_t size = task.rows * plan.ranks[peer].shards[task.parameter].row_bytes;
-      check_mpi(MPI_Irecv(pieces.data() + offset, static_cast<int>(size), MPI_BYTE, static_cast<int>(peer), 0, replica.get(),
-                          &requests.emplace_back(MPI_REQUEST_NULL)), "MPI_Irecv");
+      check_mpi(MPI_Irecv(pieces.data() + offset, static_cast<int>(size), MPI_BYTE, static_cast<int>(peer), 0,
+                          replica.get(), &requests.emplace_back(MPI_REQUEST_NULL)),
+                "MPI_Irecv");
       offset += size;
     }
     WEIGHTCAST_EXPECTS(offset == pieces.size());
@@ -57,20 +59,23 @@ void exchange(const Communicator& replica, const TransferPlan& plan, std::span<c
     WEIGHTCAST_EXPECTS(shard.contiguous_destination() && shard.destination + shard.size_bytes() <= slot.size());
     check_mpi(MPI_Isend(slot.data() + shard.destination + tasks[owner].row * shard.row_bytes,
                         static_cast<int>(tasks[owner].rows * shard.row_bytes), MPI_BYTE, static_cast<int>(owner), 0,
-                        replica.get(), &requests.emplace_back(MPI_REQUEST_NULL)), "MPI_Isend");
+                        replica.get(), &requests.emplace_back(MPI_REQUEST_NULL)),
+              "MPI_Isend");
   }
   wait_all(requests, deadline, "gathering columns for the snapshot");
 }
 
 /// Puts the ranks' pieces side by side.
-void assemble(const TransferPlan& plan, const Task& task, std::span<const std::byte> pieces, std::vector<std::byte>& whole) {
+void assemble(const TransferPlan& plan, const Task& task, std::span<const std::byte> pieces,
+              std::vector<std::byte>& whole) {
   const std::uint64_t row_bytes = row_bytes_of(plan.model.parameters[task.parameter].info);
   whole.resize(pieces.size());
   const std::byte* from = pieces.data();
   std::uint64_t column = 0;
   for (const RankPlan& peer : plan.ranks) {
     const std::uint64_t width = peer.shards[task.parameter].row_bytes;
-    for (std::uint64_t row = 0; row < task.rows; ++row, from += width) std::memcpy(whole.data() + row * row_bytes + column, from, width);
+    for (std::uint64_t row = 0; row < task.rows; ++row, from += width)
+      std::memcpy(whole.data() + row * row_bytes + column, from, width);
     column += width;
   }
 }
@@ -82,8 +87,8 @@ bool cut_in_columns(const TransferPlan& plan, std::size_t parameter) {
   return shard.rows > 0 && shard.row_bytes < row_bytes_of(plan.model.parameters[parameter].info);
 }
 
-void write_column_shards(hid_t file, const Communicator& replica, const TransferPlan& plan, std::span<const std::byte> slot,
-                         Deadline deadline) {
+void write_column_shards(hid_t file, const Communicator& replica, const TransferPlan& plan,
+                         std::span<const std::byte> slot, Deadline deadline) {
   const std::vector<Task> tasks = make_tasks(plan);
   const auto rank = static_cast<std::size_t>(replica.rank());
   std::vector<std::byte> pieces, whole;
@@ -96,7 +101,8 @@ void write_column_shards(hid_t file, const Communicator& replica, const Transfer
       try {
         const TensorInfo& info = plan.model.parameters[round[rank].parameter].info;
         assemble(plan, round[rank], pieces, whole);
-        snapshot_layout::write(file, info, {round[rank].row, 0, round[rank].rows, matrix_of(info).columns}, whole.data());
+        snapshot_layout::write(file, info, {round[rank].row, 0, round[rank].rows, matrix_of(info).columns},
+                               whole.data());
       } catch (...) {
         failure = std::current_exception();
       }

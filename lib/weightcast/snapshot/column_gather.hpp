@@ -14,9 +14,9 @@ namespace weightcast {
 /// True when the shards of this parameter are less wide than its rows.
 bool cut_in_columns(const TransferPlan& plan, std::size_t parameter);
 
-/// Writes all such parameters into `file`. Collective over `replica` (rank = tp rank); staging memory at most 32 MiB per
-/// rank, or twice the longest row. On failure every rank throws the same error.
-void write_column_shards(hid_t file, const Communicator& replica, const TransferPlan& plan, std::span<const std::byte> slot,
-                         Deadline deadline);
+/// Writes all such parameters into `file`. Collective over `replica` (rank = tp rank); staging memory at most 32 MiB
+/// per rank, or twice the longest row. On failure every rank throws the same error.
+void write_column_shards(hid_t file, const Communicator& replica, const TransferPlan& plan,
+                         std::span<const std::byte> slot, Deadline deadline);
 
 }  // namespace weightcast

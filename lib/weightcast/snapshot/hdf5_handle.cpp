@@ -12,12 +12,15 @@ herr_t keep_first(unsigned position, const H5E_error2_t* error, void* text) {
   return 0;
 }
 
-Hdf5Id copy_type(hid_t type) { return own_hdf5(H5Tcopy(type), ExitCode::internal, "copy an HDF5 type"); }
+Hdf5Id copy_type(hid_t type) {
+  return own_hdf5(H5Tcopy(type), ExitCode::internal, "copy an HDF5 type");
+}
 
 /// A little-endian 16-bit float. HDF5 wants the fields first, then the precision, then the size.
 Hdf5Id half_type(std::size_t exponent_bits, std::size_t mantissa_bits, std::size_t bias) {
   Hdf5Id type = copy_type(H5T_IEEE_F32LE);
-  check_hdf5(H5Tset_fields(type.get(), 15, mantissa_bits, exponent_bits, 0, mantissa_bits), ExitCode::internal, "make a type");
+  check_hdf5(H5Tset_fields(type.get(), 15, mantissa_bits, exponent_bits, 0, mantissa_bits), ExitCode::internal,
+             "make a type");
   check_hdf5(H5Tset_precision(type.get(), 16), ExitCode::internal, "make a type");
   check_hdf5(H5Tset_ebias(type.get(), bias), ExitCode::internal, "make a type");
   check_hdf5(H5Tset_size(type.get(), 2), ExitCode::internal, "make a type");

@@ -13,26 +13,28 @@
 #include "weightcast/plan/transfer_plan.hpp"
 #include "weightcast/verify/digest.hpp"
 
-/// HDF5 snapshots of one version of a model: one file, a dataset per parameter under its HF name and full shape, whatever
-/// tp wrote it. The file format: format.md.
+/// HDF5 snapshots of one version of a model: one file, a dataset per parameter under its HF name and full shape,
+/// whatever tp wrote it. The file format: format.md.
 namespace weightcast {
 
 /// What describes a snapshot besides its data.
 struct SnapshotInfo {
   std::uint64_t version = 0;
   std::vector<Digest> digests;  ///< of each parameter, in the order of Model::parameters
-  std::map<std::string, std::string> settings;  ///< for people: tp, transport, ...; kept in the user block, < 4 KiB in all
+  std::map<std::string, std::string>
+      settings;  ///< for people: tp, transport, ...; kept in the user block, < 4 KiB in all
 };
 
 /// Writes `path` from the shards of one replica, in parallel. Collective over `replica` (rank = tp rank of `plan`).
-/// `slot` is this rank's slot. Space is reserved first; the file appears under its name complete, on disk, or not at all.
-/// On failure every rank throws the same error: Error(cant_create), Error(io_error).
+/// `slot` is this rank's slot. Space is reserved first; the file appears under its name complete, on disk, or not at
+/// all. On failure every rank throws the same error: Error(cant_create), Error(io_error).
 void write_snapshot(const std::string& path, const Communicator& replica, const TransferPlan& plan,
                     std::span<const std::byte> slot, const SnapshotInfo& info, Deadline deadline);
 
-/// Writes the same file with one process and without MPI. `content(index, offset, destination)` supplies bytes of parameter
-/// `index`, whole rows, each byte once, in ascending order. `info.digests` is not used: the digests of what was written are
-/// returned. `progress(bytes)` is called after each block. Error(cant_create), Error(io_error), or what `content` throws.
+/// Writes the same file with one process and without MPI. `content(index, offset, destination)` supplies bytes of
+/// parameter `index`, whole rows, each byte once, in ascending order. `info.digests` is not used: the digests of what
+/// was written are returned. `progress(bytes)` is called after each block. Error(cant_create), Error(io_error), or what
+/// `content` throws.
 std::vector<Digest> write_snapshot(
     const std::string& path, const Model& model,
     FunctionRef<void(std::size_t index, std::uint64_t offset, std::span<std::byte> destination)> content,

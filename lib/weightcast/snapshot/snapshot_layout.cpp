@@ -17,11 +17,14 @@
 namespace weightcast::snapshot_layout {
 namespace {
 
-constexpr hsize_t align_from_bytes = 64 * kibibyte, align_to_bytes = 4 * kibibyte, metadata_block_bytes = 256 * kibibyte;
+constexpr hsize_t align_from_bytes = 64 * kibibyte, align_to_bytes = 4 * kibibyte,
+                  metadata_block_bytes = 256 * kibibyte;
 constexpr std::uint64_t write_limit_bytes = 256 * mebibyte;
 constexpr auto internal = ExitCode::internal;
 
-std::string dataset_name(const TensorInfo& info) { return "/parameters/" + info.name; }
+std::string dataset_name(const TensorInfo& info) {
+  return "/parameters/" + info.name;
+}
 
 void add_attribute(hid_t object, const char* name, hid_t type, const void* value) {
   const Hdf5Id space = own_hdf5(H5Screate(H5S_SCALAR), internal, "make a dataspace");
@@ -43,14 +46,15 @@ void set_text(hid_t object, const char* name, const std::string& text) {
 template <typename Integer>
 Hdf5Id make_space(const std::vector<Integer>& shape) {
   const std::vector<hsize_t> extents(shape.begin(), shape.end());
-  return own_hdf5(H5Screate_simple(static_cast<int>(extents.size()), extents.data(), nullptr), internal, "make a dataspace");
+  return own_hdf5(H5Screate_simple(static_cast<int>(extents.size()), extents.data(), nullptr), internal,
+                  "make a dataspace");
 }
 
 void create_dataset(hid_t file, hid_t properties, const TensorInfo& info) {
   const Hdf5Id type = hdf5_type(info.dtype), space = make_space(info.shape);
-  const Hdf5Id dataset = own_hdf5(H5Dcreate2(file, dataset_name(info).c_str(), type.get(), space.get(), H5P_DEFAULT, properties,
-                                             H5P_DEFAULT),
-                                  ExitCode::io_error, fmt::format("make the dataset {}", info.name));
+  const Hdf5Id dataset = own_hdf5(
+      H5Dcreate2(file, dataset_name(info).c_str(), type.get(), space.get(), H5P_DEFAULT, properties, H5P_DEFAULT),
+      ExitCode::io_error, fmt::format("make the dataset {}", info.name));
   add_text(dataset.get(), "dtype", std::string(name(info.dtype)));
   add_text(dataset.get(), "digest", std::string(digest_digits, '0'));
 }
@@ -79,7 +83,9 @@ class UserBlockHandler : public JsonHandler {
 std::string make_user_block(const SnapshotInfo& info) {
   const nlohmann::json json = {{"schema", user_block_schema}, {"version", info.version}, {"settings", info.settings}};
   std::string text = json.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
-  if (text.size() >= user_block_bytes) fail(ExitCode::config, "the settings of a snapshot take {} bytes, at most {} fit", text.size(), user_block_bytes - 1);
+  if (text.size() >= user_block_bytes)
+    fail(ExitCode::config, "the settings of a snapshot take {} bytes, at most {} fit", text.size(),
+         user_block_bytes - 1);
   text.resize(user_block_bytes - 1, ' ');
   return text + '\n';
 }
@@ -105,23 +111,25 @@ Hdf5Id create(const std::string& file_name, const Model& model, const std::strin
   const Hdf5Id creation = own_hdf5(H5Pcreate(H5P_FILE_CREATE), internal, "make properties");
   const Hdf5Id access = own_hdf5(H5Pcreate(H5P_FILE_ACCESS), internal, "make properties");
   const Hdf5Id contents = own_hdf5(H5Pcreate(H5P_DATASET_CREATE), internal, "make properties");
-  for (const herr_t status : {H5Pset_userblock(creation.get(), user_block_bytes), H5Pset_obj_track_times(creation.get(), false),
-                              H5Pset_libver_bounds(access.get(), H5F_LIBVER_V18, H5F_LIBVER_V18),
-                              H5Pset_alignment(access.get(), align_from_bytes, align_to_bytes),
-                              H5Pset_meta_block_size(access.get(), metadata_block_bytes),
-                              H5Pset_layout(contents.get(), H5D_CONTIGUOUS), H5Pset_alloc_time(contents.get(), H5D_ALLOC_TIME_EARLY),
-                              H5Pset_fill_time(contents.get(), H5D_FILL_TIME_NEVER), H5Pset_obj_track_times(contents.get(), false)}) {
+  for (const herr_t status :
+       {H5Pset_userblock(creation.get(), user_block_bytes), H5Pset_obj_track_times(creation.get(), false),
+        H5Pset_libver_bounds(access.get(), H5F_LIBVER_V18, H5F_LIBVER_V18),
+        H5Pset_alignment(access.get(), align_from_bytes, align_to_bytes),
+        H5Pset_meta_block_size(access.get(), metadata_block_bytes), H5Pset_layout(contents.get(), H5D_CONTIGUOUS),
+        H5Pset_alloc_time(contents.get(), H5D_ALLOC_TIME_EARLY), H5Pset_fill_time(contents.get(), H5D_FILL_TIME_NEVER),
+        H5Pset_obj_track_times(contents.get(), false)}) {
     check_hdf5(status, internal, "set properties");
   }
-  Hdf5Id file = own_hdf5(H5Fcreate(file_name.c_str(), H5F_ACC_TRUNC, creation.get(), access.get()), ExitCode::cant_create,
-                         fmt::format("create {}", path));
+  Hdf5Id file = own_hdf5(H5Fcreate(file_name.c_str(), H5F_ACC_TRUNC, creation.get(), access.get()),
+                         ExitCode::cant_create, fmt::format("create {}", path));
   add_text(file.get(), "format", format_name);
   add_attribute(file.get(), "format_version", H5T_NATIVE_UINT32, &format_version);
   add_text(file.get(), "config", to_config_json(model.config));
   add_text(file.get(), "digest", std::string(digest_digits, '0'));
   const Hdf5Id group_properties = own_hdf5(H5Pcreate(H5P_GROUP_CREATE), internal, "make properties");
   check_hdf5(H5Pset_obj_track_times(group_properties.get(), false), internal, "set properties");
-  own_hdf5(H5Gcreate2(file.get(), "/parameters", H5P_DEFAULT, group_properties.get(), H5P_DEFAULT), ExitCode::io_error, "make a group");
+  own_hdf5(H5Gcreate2(file.get(), "/parameters", H5P_DEFAULT, group_properties.get(), H5P_DEFAULT), ExitCode::io_error,
+           "make a group");
   for (const ParameterRule& rule : model.parameters) create_dataset(file.get(), contents.get(), rule.info);
   return file;
 }
@@ -139,10 +147,12 @@ void set_digests(hid_t file, const Model& model, std::span<const Digest> digests
 void reserve(const std::string& file_name, const std::string& path) {
   const UniqueFd fd(::open(file_name.c_str(), O_RDWR | O_CLOEXEC));
   struct stat status {};
-  if (!fd || ::fstat(fd.get(), &status) != 0) fail(ExitCode::io_error, "cannot open {}: {}", file_name, std::strerror(errno));
+  if (!fd || ::fstat(fd.get(), &status) != 0)
+    fail(ExitCode::io_error, "cannot open {}: {}", file_name, std::strerror(errno));
   const int result = ::posix_fallocate(fd.get(), 0, status.st_size);
   if (result == 0) return;
-  throw Error(ExitCode::io_error, fmt::format("cannot reserve {} bytes for {}: {}", status.st_size, path, std::strerror(result)),
+  throw Error(ExitCode::io_error,
+              fmt::format("cannot reserve {} bytes for {}: {}", status.st_size, path, std::strerror(result)),
               "free some space on that file system or write elsewhere");
 }
 
@@ -159,7 +169,8 @@ void write(hid_t file, const TensorInfo& info, const Slice& slice, const std::by
     if (start.size() == 2) start[1] = slice.column, count[1] = slice.columns;
     const Hdf5Id space = own_hdf5(H5Dget_space(dataset.get()), ExitCode::io_error, "read a dataspace");
     if (!start.empty()) {
-      check_hdf5(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr), internal, "select rows");
+      check_hdf5(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr),
+                 internal, "select rows");
     }
     const Hdf5Id memory = make_space(count);
     check_hdf5(H5Dwrite(dataset.get(), type.get(), memory.get(), space.get(), H5P_DEFAULT, data + done * row_bytes),

@@ -22,11 +22,11 @@ std::string make_user_block(const SnapshotInfo& info);
 /// The version in it. Error(bad_data), naming `path`, when it is not what make_user_block() makes.
 std::uint64_t parse_user_block(std::string_view text, const std::string& path);
 
-/// Size that the file will not exceed. A reservation of as much, before anything is made, keeps the library from meeting a
-/// full disk: after a failed close HDF5 1.10 crashes when the process ends.
+/// Size that the file will not exceed. A reservation of as much, before anything is made, keeps the library from
+/// meeting a full disk: after a failed close HDF5 1.10 crashes when the process ends.
 std::uint64_t most_bytes(const Model& model);
-/// Makes the file with all datasets and attributes, its data still unwritten and its digests zero. One process; the file is
-/// open through the default driver. `path` is only for messages. Error(cant_create), Error(config).
+/// Makes the file with all datasets and attributes, its data still unwritten and its digests zero. One process; the
+/// file is open through the default driver. `path` is only for messages. Error(cant_create), Error(config).
 Hdf5Id create(const std::string& file_name, const Model& model, const std::string& path);
 /// Fills in the digest attributes.
 void set_digests(hid_t file, const Model& model, std::span<const Digest> digests);

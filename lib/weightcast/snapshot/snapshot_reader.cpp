@@ -29,7 +29,8 @@ void check_table(const std::string& path, std::uint64_t file_bytes, const Walked
   for (const WalkedDataset& dataset : walked.datasets) {
     const auto size = dataset.info.size_bytes();
     if (!size || dataset.offset > file_bytes || *size > file_bytes - dataset.offset) {
-      fail(ExitCode::bad_data, "{}: {} lies outside of the file's {} bytes; was it cut off?", path, printable(dataset.info.name), file_bytes);
+      fail(ExitCode::bad_data, "{}: {} lies outside of the file's {} bytes; was it cut off?", path,
+           printable(dataset.info.name), file_bytes);
     }
     if (*size > 0) ranges.emplace_back(dataset.offset, *size);
     tensors.push_back(dataset.info);
@@ -37,9 +38,11 @@ void check_table(const std::string& path, std::uint64_t file_bytes, const Walked
   }
   std::ranges::sort(ranges);
   const auto overlap = [](const auto& a, const auto& b) { return a.first + a.second > b.first; };
-  if (std::ranges::adjacent_find(ranges, overlap) != ranges.end()) fail(ExitCode::bad_data, "{}: two parameters share bytes of the file", path);
+  if (std::ranges::adjacent_find(ranges, overlap) != ranges.end())
+    fail(ExitCode::bad_data, "{}: two parameters share bytes of the file", path);
   if (digest_of_set(tensors, digests) != walked.digest) {
-    fail(ExitCode::bad_data, "{}: names, shapes, types or digests of the parameters do not match the digest of the set", path);
+    fail(ExitCode::bad_data, "{}: names, shapes, types or digests of the parameters do not match the digest of the set",
+         path);
   }
 }
 
@@ -62,7 +65,8 @@ Snapshot::~Snapshot() = default;
 Snapshot Snapshot::open(const std::string& path) {
   auto state = std::make_unique<State>(path);
   if (!looks_like_hdf5(path)) {
-    throw Error(ExitCode::bad_data, fmt::format("{} is not an HDF5 file", path), "give a snapshot that weightcast wrote");
+    throw Error(ExitCode::bad_data, fmt::format("{} is not an HDF5 file", path),
+                "give a snapshot that weightcast wrote");
   }
   if (!has_signature(state->file, 0)) {
     std::string block(snapshot_layout::user_block_bytes, '\0');
@@ -70,7 +74,8 @@ Snapshot Snapshot::open(const std::string& path) {
     state->version = snapshot_layout::parse_user_block(block, path);
   }
   WalkedFile walked = walk_snapshot_apart(path);
-  std::ranges::sort(walked.datasets, {}, [](const WalkedDataset& dataset) -> const std::string& { return dataset.info.name; });
+  std::ranges::sort(walked.datasets, {},
+                    [](const WalkedDataset& dataset) -> const std::string& { return dataset.info.name; });
   check_table(path, state->file.size(), walked);
   for (WalkedDataset& dataset : walked.datasets) {
     state->tensors.push_back(std::move(dataset.info));
@@ -80,9 +85,15 @@ Snapshot Snapshot::open(const std::string& path) {
   return Snapshot(std::move(state));
 }
 
-std::uint64_t Snapshot::version() const noexcept { return state_->version; }
-std::span<const TensorInfo> Snapshot::tensors() const noexcept { return state_->tensors; }
-std::span<const Digest> Snapshot::claimed_digests() const noexcept { return state_->digests; }
+std::uint64_t Snapshot::version() const noexcept {
+  return state_->version;
+}
+std::span<const TensorInfo> Snapshot::tensors() const noexcept {
+  return state_->tensors;
+}
+std::span<const Digest> Snapshot::claimed_digests() const noexcept {
+  return state_->digests;
+}
 
 void Snapshot::read(std::size_t index, std::uint64_t offset, std::span<std::byte> destination) const {
   const std::uint64_t size = state_->tensors.at(index).size_bytes().value();

@@ -18,10 +18,12 @@ void require(bool condition, std::string_view what) {
 
 /// A fixed-length text attribute, without the zero bytes at its end.
 std::string read_text(hid_t object, const char* name) {
-  const Hdf5Id attribute = own_hdf5(H5Aopen(object, name, H5P_DEFAULT), bad_data, fmt::format("read the attribute {}", name));
+  const Hdf5Id attribute =
+      own_hdf5(H5Aopen(object, name, H5P_DEFAULT), bad_data, fmt::format("read the attribute {}", name));
   const Hdf5Id type = own_hdf5(H5Aget_type(attribute.get()), bad_data, "read a type");
   const Hdf5Id space = own_hdf5(H5Aget_space(attribute.get()), bad_data, "read a dataspace");
-  require(H5Tget_class(type.get()) == H5T_STRING && H5Tis_variable_str(type.get()) == 0, "an attribute is not a text of fixed length");
+  require(H5Tget_class(type.get()) == H5T_STRING && H5Tis_variable_str(type.get()) == 0,
+          "an attribute is not a text of fixed length");
   require(H5Sget_simple_extent_type(space.get()) == H5S_SCALAR, "a text attribute is not a scalar");
   const std::size_t size = H5Tget_size(type.get());
   require(size > 0 && size <= text_limit, "a text attribute has an impossible size");
@@ -38,7 +40,8 @@ Digest read_digest(hid_t object) {
 }
 
 std::uint32_t read_format_version(hid_t file) {
-  const Hdf5Id attribute = own_hdf5(H5Aopen(file, "format_version", H5P_DEFAULT), bad_data, "read the attribute format_version");
+  const Hdf5Id attribute =
+      own_hdf5(H5Aopen(file, "format_version", H5P_DEFAULT), bad_data, "read the attribute format_version");
   const Hdf5Id type = own_hdf5(H5Aget_type(attribute.get()), bad_data, "read a type");
   const Hdf5Id space = own_hdf5(H5Aget_space(attribute.get()), bad_data, "read a dataspace");
   require(H5Tequal(type.get(), H5T_STD_U32LE) > 0 && H5Sget_simple_extent_type(space.get()) == H5S_SCALAR,
@@ -56,7 +59,9 @@ std::vector<std::string> child_names(hid_t group) {
   std::vector<std::string> names;
   const auto collect = [](hid_t, const char* name, const H5L_info_t* link, void* list) -> herr_t {
     auto& collected = *static_cast<std::vector<std::string>*>(list);
-    if (link->type != H5L_TYPE_HARD || std::char_traits<char>::length(name) > name_limit || collected.size() >= dataset_limit) return -1;
+    if (link->type != H5L_TYPE_HARD || std::char_traits<char>::length(name) > name_limit ||
+        collected.size() >= dataset_limit)
+      return -1;
     collected.emplace_back(name);
     return 0;
   };
@@ -74,7 +79,8 @@ void check_storage(hid_t dataset) {
 
 std::vector<std::uint64_t> read_shape(hid_t dataset) {
   const Hdf5Id space = own_hdf5(H5Dget_space(dataset), bad_data, "read a dataspace");
-  require(H5Sis_simple(space.get()) > 0 && H5Sget_simple_extent_type(space.get()) != H5S_NULL, "a dataset has no simple shape");
+  require(H5Sis_simple(space.get()) > 0 && H5Sget_simple_extent_type(space.get()) != H5S_NULL,
+          "a dataset has no simple shape");
   const int rank = H5Sget_simple_extent_ndims(space.get());
   require(rank >= 0 && rank <= static_cast<int>(rank_limit), "a dataset has too many dimensions");
   std::array<hsize_t, rank_limit> extents{}, limits{};
@@ -109,12 +115,15 @@ WalkedDataset walk_dataset(hid_t group, const std::string& name) {
 WalkedFile walk_snapshot(const std::string& path) {
   const QuietHdf5 quiet;
   const Hdf5Id file = own_hdf5(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), bad_data, "open it");
-  require(read_text(file.get(), "format") == snapshot_layout::format_name, "its attribute `format` is not weightcast.snapshot");
+  require(read_text(file.get(), "format") == snapshot_layout::format_name,
+          "its attribute `format` is not weightcast.snapshot");
   const std::uint32_t version = read_format_version(file.get());
-  if (version != snapshot_layout::format_version) fail(bad_data, "it has format version {}, this program reads {}", version, snapshot_layout::format_version);
+  if (version != snapshot_layout::format_version)
+    fail(bad_data, "it has format version {}, this program reads {}", version, snapshot_layout::format_version);
   WalkedFile walked;
   walked.digest = read_digest(file.get());
-  require(child_names(file.get()) == std::vector<std::string>{"parameters"}, "it holds something else beside /parameters");
+  require(child_names(file.get()) == std::vector<std::string>{"parameters"},
+          "it holds something else beside /parameters");
   const Hdf5Id group = own_hdf5(H5Gopen2(file.get(), "parameters", H5P_DEFAULT), bad_data, "open /parameters");
   for (const std::string& name : child_names(group.get())) {
     try {

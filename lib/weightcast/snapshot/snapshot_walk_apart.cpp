@@ -13,14 +13,16 @@
 #include "weightcast/core/file.hpp"
 #include "weightcast/snapshot/snapshot_walk.hpp"
 
-// The child sends one message through a pipe: 'F' and the walked file, or 'E' and the text of an error; anything else, or
-// nothing, means that it died. All integers are u64 of this machine; texts are preceded by their length.
+// The child sends one message through a pipe: 'F' and the walked file, or 'E' and the text of an error; anything else,
+// or nothing, means that it died. All integers are u64 of this machine; texts are preceded by their length.
 namespace weightcast {
 namespace {
 
 constexpr rlim_t extra_memory_bytes = gibibyte, processor_limit_s = 20;
 
-void put(std::string& message, std::uint64_t value) { message.append(reinterpret_cast<const char*>(&value), sizeof value); }
+void put(std::string& message, std::uint64_t value) {
+  message.append(reinterpret_cast<const char*>(&value), sizeof value);
+}
 void put(std::string& message, std::string_view text) {
   put(message, text.size());
   message.append(text);
@@ -85,7 +87,7 @@ WalkedFile decode(std::string_view text) {
 }
 
 void limit(__rlimit_resource_t resource, rlim_t value) noexcept {
-  const struct rlimit limits {value, value};
+  const struct rlimit limits { value, value };
   ::setrlimit(resource, &limits);
 }
 
@@ -142,13 +144,16 @@ WalkedFile walk_snapshot_apart(const std::string& path) {
   writer.reset();
   const std::string message = read_all(reader.get());
   int status = 0;
-  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {}
+  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
   try {
     if (WIFSIGNALED(status)) fail(ExitCode::bad_data, "reading its structure ended with signal {}", WTERMSIG(status));
-    if (message.empty() || message[0] == 'E') fail(ExitCode::bad_data, "{}", message.empty() ? "no answer" : message.substr(1));
+    if (message.empty() || message[0] == 'E')
+      fail(ExitCode::bad_data, "{}", message.empty() ? "no answer" : message.substr(1));
     return decode(std::string_view(message).substr(1));
   } catch (const Error& error) {
-    throw Error(ExitCode::bad_data, fmt::format("{} is not a snapshot that can be read: {}", path, printable(error.what(), 1000)),
+    throw Error(ExitCode::bad_data,
+                fmt::format("{} is not a snapshot that can be read: {}", path, printable(error.what(), 1000)),
                 "the file is damaged or of another kind: write it again with `weightcast snapshot`");
   }
 }

@@ -23,19 +23,23 @@ void finish(OutputFile& output, const std::string& user_block) {
   output.commit();
 }
 
-/// Opens an existing file through MPI-IO. Collective; cannot be given a deadline, so everybody must be known to be there.
+/// Opens an existing file through MPI-IO. Collective; cannot be given a deadline, so everybody must be known to be
+/// there.
 Hdf5Id open_together(const std::string& file_name, MPI_Comm comm) {
   const Hdf5Id access = own_hdf5(H5Pcreate(H5P_FILE_ACCESS), ExitCode::internal, "make properties");
   check_hdf5(H5Pset_fapl_mpio(access.get(), comm, MPI_INFO_NULL), ExitCode::internal, "set properties");
-  return own_hdf5(H5Fopen(file_name.c_str(), H5F_ACC_RDWR, access.get()), ExitCode::io_error, fmt::format("open {} on all ranks", file_name));
+  return own_hdf5(H5Fopen(file_name.c_str(), H5F_ACC_RDWR, access.get()), ExitCode::io_error,
+                  fmt::format("open {} on all ranks", file_name));
 }
 
 /// Writes this rank's shards of whole rows, each at its place.
-void write_row_shards(hid_t file, const TransferPlan& plan, std::size_t rank, std::span<const std::byte> slot, Deadline deadline) {
+void write_row_shards(hid_t file, const TransferPlan& plan, std::size_t rank, std::span<const std::byte> slot,
+                      Deadline deadline) {
   for (std::size_t i = 0; i < plan.model.parameters.size(); ++i) {
     const Slice slice = shard_of(plan.model.parameters[i], plan.tp, rank);
     if (slice.empty() || plan.copy(rank, i) || cut_in_columns(plan, i)) continue;
-    if (deadline.passed()) fail(ExitCode::deadline, "writing the snapshot took too long, at {}", plan.model.parameters[i].info.name);
+    if (deadline.passed())
+      fail(ExitCode::deadline, "writing the snapshot took too long, at {}", plan.model.parameters[i].info.name);
     const Segment& shard = plan.ranks[rank].shards[i];
     WEIGHTCAST_EXPECTS(shard.contiguous_destination() && shard.destination + shard.size_bytes() <= slot.size());
     snapshot_layout::write(file, plan.model.parameters[i].info, slice, slot.data() + shard.destination);
@@ -44,7 +48,8 @@ void write_row_shards(hid_t file, const TransferPlan& plan, std::size_t rank, st
 
 void sync_file(const std::string& file_name) {
   const UniqueFd fd(::open(file_name.c_str(), O_RDWR | O_CLOEXEC));
-  if (!fd || ::fsync(fd.get()) != 0) fail(ExitCode::io_error, "cannot write {} to disk: {}", file_name, std::strerror(errno));
+  if (!fd || ::fsync(fd.get()) != 0)
+    fail(ExitCode::io_error, "cannot write {} to disk: {}", file_name, std::strerror(errno));
 }
 
 }  // namespace
@@ -73,10 +78,12 @@ void write_snapshot(const std::string& path, const Communicator& replica, const 
     agree(replica, "snapshot: write", deadline, [&] { write_row_shards(file.get(), plan, rank, slot, deadline); });
     write_column_shards(file.get(), replica, plan, slot, deadline);
   } catch (const Error& error) {
-    if (error.reach() != Error::Reach::everybody) file.release();  // closing is collective and would wait for the rank that is gone
+    if (error.reach() != Error::Reach::everybody)
+      file.release();  // closing is collective and would wait for the rank that is gone
     throw;
   }
-  agree(replica, "snapshot: close", deadline, [&] { close_hdf5(file, ExitCode::io_error, fmt::format("write {}", path)); });
+  agree(replica, "snapshot: close", deadline,
+        [&] { close_hdf5(file, ExitCode::io_error, fmt::format("write {}", path)); });
   agree(replica, "snapshot: sync", deadline, [&] { sync_file(file_name); });
   agree(replica, "snapshot: commit", deadline, [&] {
     if (output) finish(*output, user_block);

@@ -26,7 +26,8 @@ using digest_keys::word_key;
 Digest digest_edge(const std::byte* data, std::uint64_t count, std::uint64_t offset) noexcept {
   if (count == 0) return {};
   std::uint32_t value = 0;
-  for (std::uint64_t i = 0; i < count; ++i) value |= std::to_integer<std::uint32_t>(data[i]) << (8 * ((offset + i) % 4));
+  for (std::uint64_t i = 0; i < count; ++i)
+    value |= std::to_integer<std::uint32_t>(data[i]) << (8 * ((offset + i) % 4));
   const std::uint64_t word = offset / 4, block = word / block_words, j = word % block_words;
   return {block_factor(0, block) * (std::uint64_t{word_key(0, j)} * value),
           block_factor(1, block) * (std::uint64_t{word_key(1, j)} * value)};
@@ -71,10 +72,13 @@ Digest digest_of_infos(std::span<const Digest> digests, const InfoOf& info_of) {
 
 }  // namespace
 
-std::string Digest::hex() const { return fmt::format("{:016x}{:016x}", first, second); }
+std::string Digest::hex() const {
+  return fmt::format("{:016x}{:016x}", first, second);
+}
 
 std::optional<Digest> Digest::from_hex(std::string_view text) noexcept {
-  const bool digits = std::ranges::all_of(text, [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
+  const bool digits =
+      std::ranges::all_of(text, [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
   if (text.size() != 32 || !digits) return std::nullopt;
   Digest digest;
   std::from_chars(text.data(), text.data() + 16, digest.first, 16);

@@ -15,7 +15,8 @@
 /// parts. Definition and test vectors: digest.md. The same on CPU and GPU.
 namespace weightcast {
 
-/// 128 bits as two sums modulo 2^64. The digest of nothing is zero; addition is the digest of the union of disjoint parts.
+/// 128 bits as two sums modulo 2^64. The digest of nothing is zero; addition is the digest of the union of disjoint
+/// parts.
 struct Digest {
   std::uint64_t first = 0, second = 0;
   bool operator==(const Digest&) const = default;

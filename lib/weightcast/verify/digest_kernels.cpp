@@ -68,7 +68,8 @@ namespace {
 /// a + value * factor per 64-bit lane, low 64 bits.
 WEIGHTCAST_AVX2 inline __m256i add_product(__m256i a, __m256i value, std::uint64_t factor) noexcept {
   const __m256i low = _mm256_set1_epi64x(static_cast<long long>(factor)), high = _mm256_srli_epi64(low, 32);
-  const __m256i cross = _mm256_add_epi64(_mm256_mul_epu32(_mm256_srli_epi64(value, 32), low), _mm256_mul_epu32(value, high));
+  const __m256i cross =
+      _mm256_add_epi64(_mm256_mul_epu32(_mm256_srli_epi64(value, 32), low), _mm256_mul_epu32(value, high));
   return _mm256_add_epi64(a, _mm256_add_epi64(_mm256_mul_epu32(value, low), _mm256_slli_epi64(cross, 32)));
 }
 

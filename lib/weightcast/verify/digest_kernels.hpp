@@ -12,10 +12,10 @@ namespace weightcast {
 /// Rows of whole 32-bit words of a parameter. `data` and `pitch_bytes` (memory) need no alignment.
 struct WordRows {
   const std::byte* data = nullptr;
-  std::uint64_t pitch_bytes = 0;       ///< from row to row in memory
-  std::uint64_t rows = 0, words = 0;   ///< number of rows, words in each
-  std::uint64_t first_word = 0;        ///< index in the parameter of the first word of row 0
-  std::uint64_t parameter_pitch = 0;   ///< words from row to row in the parameter
+  std::uint64_t pitch_bytes = 0;      ///< from row to row in memory
+  std::uint64_t rows = 0, words = 0;  ///< number of rows, words in each
+  std::uint64_t first_word = 0;       ///< index in the parameter of the first word of row 0
+  std::uint64_t parameter_pitch = 0;  ///< words from row to row in the parameter
 };
 
 using DigestKernel = Digest (*)(const WordRows& rows) noexcept;
