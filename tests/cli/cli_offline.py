@@ -284,7 +284,10 @@ class Offline(unittest.TestCase):
         flip_bit(tensor_file(copy), end - 1)  # sorted before model.norm, so this one is first
         done = run("verify", self.one, copy)
         self.assertEqual((done.returncode, done.stderr), (1, ""))
-        self.assertRegex(done.stdout, r"(?m)^model\.embed_tokens\.weight: first difference at element \d+ \[\d+, \d+\]: "
+        shape = re.search(r"model\.embed_tokens\.weight +BF16 \[(\d+), (\d+)\]", self.succeeds("inspect", self.one))
+        rows, columns = map(int, shape.groups())
+        self.assertRegex(done.stdout, r"(?m)^model\.embed_tokens\.weight: first difference at element "
+                                      rf"{rows * columns - 1} \[{rows - 1}, {columns - 1}\]: "
                                       r"A has \S+ \(0x[0-9a-f]{4}\), B has \S+ \(0x[0-9a-f]{4}\)$")
         flip_bit(tensor_file(copy), end - 1)
         done = run("verify", copy, self.h5)
