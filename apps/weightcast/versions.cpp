@@ -6,6 +6,8 @@
 
 #include <array>
 
+#include "weightcast/device/gpu.hpp"
+
 namespace weightcast {
 namespace {
 
@@ -27,7 +29,7 @@ std::string hdf5_version() {
 }  // namespace
 
 ReportVersions versions() {
-  return {WEIGHTCAST_VERSION, mpi_version(), "not built in", "not built in", hdf5_version()};
+  return {WEIGHTCAST_VERSION, mpi_version(), gpu::nccl_version(), gpu::cuda_version(), hdf5_version()};
 }
 
 std::string version_text() {

@@ -10,7 +10,7 @@
 
 #include "weightcast/core/file.hpp"
 #include "weightcast/verify/digest_kernels.hpp"
-#include "weightcast/verify/digest_keys.hpp"
+#include "weightcast/device/digest_keys.hpp"
 
 namespace weightcast {
 namespace {

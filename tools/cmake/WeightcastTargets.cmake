@@ -18,16 +18,23 @@ target_compile_options(weightcast_options INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wconversion>
   $<$<AND:$<BOOL:${WEIGHTCAST_WERROR}>,$<COMPILE_LANGUAGE:CXX>>:-Werror>)
 
-# weightcast_room(<name> USES <room>... LINKS <target>... PRIVATE_LINKS <target>...)
-# A static library from lib/weightcast/<name>/*.cpp. Includes may only point to itself and to the rooms that USES
+# weightcast_room(<name> USES <room>... LINKS <target>... PRIVATE_LINKS <target>... CUDA_LINKS <target>...)
+# A static library from lib/weightcast/<name>/*.cpp and, where there are, backend_cuda or backend_none in it. Includes may only point to itself and to the rooms that USES
 # reaches: tools/check_layers.py holds the includes against these lines.
 function(weightcast_room name)
-  cmake_parse_arguments(PARSE_ARGV 1 ROOM "" "" "USES;LINKS;PRIVATE_LINKS")
+  cmake_parse_arguments(PARSE_ARGV 1 ROOM "" "" "USES;LINKS;PRIVATE_LINKS;CUDA_LINKS")
   if(ROOM_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "weightcast_room(${name}): unknown arguments ${ROOM_UNPARSED_ARGUMENTS}")
   endif()
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/weightcast/${name}/*.cpp)
   file(GLOB headers CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/weightcast/${name}/*.hpp)
+  if(WEIGHTCAST_HAVE_CUDA)
+    file(GLOB backend CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/weightcast/${name}/backend_cuda/*.c[pu]*)
+    list(APPEND ROOM_PRIVATE_LINKS ${ROOM_CUDA_LINKS})
+  else()
+    file(GLOB backend CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/weightcast/${name}/backend_none/*.cpp)
+  endif()
+  list(APPEND sources ${backend})
   if(NOT sources)  # headers only
     add_library(weightcast_${name} INTERFACE)
     add_library(weightcast::${name} ALIAS weightcast_${name})

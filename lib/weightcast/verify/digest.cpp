@@ -11,7 +11,7 @@
 
 #include "weightcast/core/expects.hpp"
 #include "weightcast/verify/digest_kernels.hpp"
-#include "weightcast/verify/digest_keys.hpp"
+#include "weightcast/device/digest_keys.hpp"
 
 namespace weightcast {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <numeric>
 
-#include "weightcast/verify/digest_keys.hpp"
+#include "weightcast/device/digest_keys.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

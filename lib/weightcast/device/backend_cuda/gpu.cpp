@@ -1,0 +1,217 @@
+#include "weightcast/device/gpu.hpp"
+
+#include <cuda_runtime.h>
+#include <nccl.h>
+#include <sched.h>
+
+#include <cstring>
+#include <utility>
+
+#include "weightcast/core/bytes.hpp"
+#include "weightcast/core/error.hpp"
+#include "weightcast/device/backend_cuda/kernels.hpp"
+
+namespace weightcast::gpu {
+namespace {
+
+void check(cudaError_t status, const char* call) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // a sticky error would be blamed on the next call
+  fail(ExitCode::unavailable, "{}: {} ({})", call, cudaGetErrorString(status), cudaGetErrorName(status));
+}
+
+void use(int gpu) { check(cudaSetDevice(gpu), "cudaSetDevice"); }
+
+std::string version(int number, int major, int minor) { return fmt::format("{}.{}", number / major, number % major / minor); }
+
+}  // namespace
+
+std::string cuda_version() {
+  int number = 0;
+  cudaRuntimeGetVersion(&number);
+  return version(number, 1000, 10);
+}
+
+std::string nccl_version() {
+  int number = 0;
+  ncclGetVersion(&number);
+  return fmt::format("{}.{}.{}", number / 10000, number / 100 % 100, number % 100);
+}
+
+int count() noexcept {
+  int number = 0;
+  if (cudaGetDeviceCount(&number) == cudaSuccess) return number;
+  cudaGetLastError();
+  return 0;
+}
+
+std::string why_none() {
+  int number = 0;
+  const auto status = cudaGetDeviceCount(&number);
+  cudaGetLastError();
+  return status == cudaSuccess && number > 0 ? std::string() : fmt::format("no usable GPU: {}", cudaGetErrorString(status));
+}
+
+Properties properties(int gpu) {
+  if (gpu < 0 || gpu >= count()) {
+    throw Error(ExitCode::config, fmt::format("there is no GPU {}: this host has {}", gpu, count()), "choose others with --gpus");
+  }
+  use(gpu);
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, gpu), "cudaGetDeviceProperties");
+  char bus[32] = {};
+  check(cudaDeviceGetPCIBusId(bus, sizeof bus, gpu), "cudaDeviceGetPCIBusId");
+  std::size_t free_bytes = 0, total_bytes = 0;
+  check(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
+  return {properties.name, bus, free_bytes, total_bytes};
+}
+
+std::byte* allocate(int gpu, std::uint64_t size_bytes, const std::string& purpose) {
+  use(gpu);
+  void* memory = nullptr;
+  const auto status = cudaMalloc(&memory, size_bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    std::size_t free_bytes = 0, total_bytes = 0;
+    cudaMemGetInfo(&free_bytes, &total_bytes);
+    throw Error(ExitCode::unavailable,
+                fmt::format("GPU {} has {} free, but {} needs {} ({} bytes)", gpu, format_size(free_bytes), purpose, format_size(size_bytes), size_bytes),
+                "use a larger --tp, other --gpus, or --commit in-place (one slot for each engine rank)");
+  }
+  check(status, "cudaMalloc");
+  check(cudaMemset(memory, 0, size_bytes), "cudaMemset");
+  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  return static_cast<std::byte*>(memory);
+}
+
+void release(int gpu, std::byte* memory) noexcept {
+  // At the end of the process the runtime may be gone already: nothing to give back then.
+  if (cudaSetDevice(gpu) == cudaSuccess) cudaFree(memory);
+  cudaGetLastError();
+}
+
+IpcHandle export_memory(int gpu, const std::byte* memory) {
+  use(gpu);
+  IpcHandle handle;
+  static_assert(sizeof(cudaIpcMemHandle_t) == sizeof handle.bytes);
+  cudaIpcMemHandle_t exported;
+  check(cudaIpcGetMemHandle(&exported, const_cast<std::byte*>(memory)), "cudaIpcGetMemHandle");
+  std::memcpy(handle.bytes.data(), &exported, sizeof exported);
+  return handle;  // of an allocation of its own (allocate()): offset 0
+}
+
+std::byte* import_memory(int gpu, const IpcHandle& handle) {
+  use(gpu);
+  cudaIpcMemHandle_t exported;
+  std::memcpy(&exported, handle.bytes.data(), sizeof exported);
+  void* memory = nullptr;
+  check(cudaIpcOpenMemHandle(&memory, exported, cudaIpcMemLazyEnablePeerAccess), "cudaIpcOpenMemHandle");
+  return static_cast<std::byte*>(memory) + handle.offset;
+}
+
+void close_import(int gpu, std::byte* memory, const IpcHandle& handle) noexcept {
+  if (cudaSetDevice(gpu) == cudaSuccess) cudaIpcCloseMemHandle(memory - handle.offset);
+  cudaGetLastError();
+}
+
+void upload(int gpu, std::byte* device, const std::byte* host, std::uint64_t size_bytes) {
+  use(gpu);
+  check(cudaMemcpy(device, host, size_bytes, cudaMemcpyHostToDevice), "cudaMemcpy to the GPU");
+}
+
+void download(int gpu, std::byte* host, const std::byte* device, std::uint64_t size_bytes) {
+  use(gpu);
+  check(cudaMemcpy(host, device, size_bytes, cudaMemcpyDeviceToHost), "cudaMemcpy from the GPU");
+}
+
+Stream::Stream(int gpu) : gpu_(gpu) {
+  use(gpu);
+  check(load_digest_keys(), "digest keys");
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  stream_ = stream;
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+  event_ = event;
+}
+
+Stream::Stream(Stream&& other) noexcept
+    : gpu_(other.gpu_), stream_(std::exchange(other.stream_, nullptr)), event_(std::exchange(other.event_, nullptr)) {}
+
+Stream& Stream::operator=(Stream&& other) noexcept {
+  std::swap(gpu_, other.gpu_);
+  std::swap(stream_, other.stream_);
+  std::swap(event_, other.event_);
+  return *this;
+}
+
+Stream::~Stream() {
+  if (stream_ == nullptr) return;
+  cudaSetDevice(gpu_);
+  if (event_ != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(event_));
+  cudaStreamDestroy(static_cast<cudaStream_t>(stream_));
+  cudaGetLastError();
+}
+
+void Stream::after(const Stream& other) {
+  use(other.gpu_);
+  check(cudaEventRecord(static_cast<cudaEvent_t>(other.event_), static_cast<cudaStream_t>(other.stream_)), "cudaEventRecord");
+  use(gpu_);
+  check(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream_), static_cast<cudaEvent_t>(other.event_), 0), "cudaStreamWaitEvent");
+}
+
+void Stream::synchronize(Deadline deadline, const char* what) const {
+  use(gpu_);
+  while (true) {
+    const auto status = cudaStreamQuery(static_cast<cudaStream_t>(stream_));
+    if (status == cudaSuccess) return;
+    if (status != cudaErrorNotReady) check(status, what);
+    if (deadline.passed()) fail(ExitCode::deadline, "{} did not finish in time", what);
+    ::sched_yield();
+  }
+}
+
+void copy_batch(void* const* destinations, const void* const* sources, const std::size_t* sizes, std::size_t count, const Stream& stream) {
+  if (count == 0) return;
+  use(stream.gpu());
+  cudaMemcpyAttributes attributes{};
+  attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+  std::size_t first = 0;
+  check(cudaMemcpyBatchAsync(destinations, sources, sizes, count, &attributes, &first, 1, static_cast<cudaStream_t>(stream.handle())),
+        "cudaMemcpyBatchAsync");
+}
+
+void zero(std::byte* device, std::uint64_t size_bytes, const Stream& stream) {
+  use(stream.gpu());
+  check(cudaMemsetAsync(device, 0, size_bytes, static_cast<cudaStream_t>(stream.handle())), "cudaMemsetAsync");
+}
+
+void fetch(std::byte* pinned, const std::byte* device, std::uint64_t size_bytes, const Stream& stream) {
+  use(stream.gpu());
+  check(cudaMemcpyAsync(pinned, device, size_bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream.handle())), "cudaMemcpyAsync");
+}
+
+std::byte* allocate_pinned(std::uint64_t size_bytes) {
+  void* memory = nullptr;
+  check(cudaMallocHost(&memory, size_bytes), "cudaMallocHost");
+  return static_cast<std::byte*>(memory);
+}
+
+void release_pinned(std::byte* memory) noexcept {
+  cudaFreeHost(memory);
+  cudaGetLastError();
+}
+
+void copy_strided(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination, const Stream& stream) {
+  if (count == 0) return;
+  use(stream.gpu());
+  check(launch_copy(tasks, count, source, destination, static_cast<cudaStream_t>(stream.handle())), "copy kernel");
+}
+
+void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results, const Stream& stream) {
+  if (count == 0) return;
+  use(stream.gpu());
+  check(launch_digest(tasks, count, base, results, static_cast<cudaStream_t>(stream.handle())), "digest kernel");
+}
+
+}  // namespace weightcast::gpu

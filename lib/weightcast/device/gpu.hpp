@@ -1,0 +1,100 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "weightcast/core/deadline.hpp"
+
+/// What this project needs of GPUs, without a word of CUDA. Implemented by backend_cuda; on builds without CUDA by
+/// backend_none, where there are no GPUs and every other call is Error(config). GPUs are CUDA ordinals. Every call sets
+/// the device that it names first; errors of the driver are Error(unavailable) with its text.
+namespace weightcast::gpu {
+
+/// "13.0", or "not built in".
+std::string cuda_version();
+/// "2.28.9", or "not built in".
+std::string nccl_version();
+
+/// Usable GPUs; 0 on builds and machines without any.
+int count() noexcept;
+/// Why count() is 0, in words.
+std::string why_none();
+
+struct Properties {
+  std::string name, pci_bus_id;
+  std::uint64_t free_bytes = 0, total_bytes = 0;
+};
+Properties properties(int gpu);
+
+/// Device memory. allocate() is zero-filled; Error(unavailable) names `purpose`, what was needed and what is free.
+std::byte* allocate(int gpu, std::uint64_t size_bytes, const std::string& purpose);
+void release(int gpu, std::byte* memory) noexcept;
+
+/// A handle by which another process on this host maps the allocation that holds `memory`, and the offset therein.
+struct IpcHandle {
+  std::array<std::byte, 64> bytes{};
+  std::uint64_t offset = 0;
+};
+IpcHandle export_memory(int gpu, const std::byte* memory);
+/// Maps it for access from `gpu` until close_import(). Error(unavailable) when peer access is not possible.
+std::byte* import_memory(int gpu, const IpcHandle& handle);
+void close_import(int gpu, std::byte* memory, const IpcHandle& handle) noexcept;
+
+/// Blocking copies between host and device.
+void upload(int gpu, std::byte* device, const std::byte* host, std::uint64_t size_bytes);
+void download(int gpu, std::byte* host, const std::byte* device, std::uint64_t size_bytes);
+
+/// A queue of work on one GPU, in order. Owner; move-only. Work queued by the functions below is asynchronous.
+class Stream {
+ public:
+  Stream() = default;
+  explicit Stream(int gpu);
+  Stream(Stream&& other) noexcept;
+  Stream& operator=(Stream&& other) noexcept;
+  ~Stream();
+
+  int gpu() const noexcept { return gpu_; }
+  void* handle() const noexcept { return stream_; }
+  /// Work queued here from now on begins after all that `other` has been given so far. Allocates nothing.
+  void after(const Stream& other);
+  /// Waits until everything queued is done; polls. Error(deadline) naming `what`.
+  void synchronize(Deadline deadline, const char* what) const;
+
+ private:
+  int gpu_ = -1;
+  void* stream_ = nullptr;
+  void* event_ = nullptr;  // marks the end of what was queued, for after()
+};
+
+/// One strided copy for copy_strided(): offsets from the base pointers, in bytes.
+struct CopyTask {
+  std::uint64_t source = 0, destination = 0, source_pitch = 0, destination_pitch = 0;
+  std::uint64_t row_bytes = 0, rows = 0;
+};
+/// Queues `count` tasks that lie in memory of the stream's GPU at `tasks`, by one kernel; any alignment, fastest at 16 bytes.
+/// Source and destination may be on different GPUs with peer access. Nothing for count 0.
+void copy_strided(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination, const Stream& stream);
+
+/// Contiguous copies for copy_batch(), by copy engine: parallel arrays on the host, unchanged until the stream is done.
+void copy_batch(void* const* destinations, const void* const* sources, const std::size_t* sizes, std::size_t count, const Stream& stream);
+
+/// Part of a shard's digest for digest(): rows of whole 16-byte vectors. `data` is an offset from the base pointer,
+/// `offset` the byte offset of row 0 in the parameter; both pitches in bytes; `result` the index of its sum.
+struct DigestTask {
+  std::uint64_t data = 0, offset = 0, pitch = 0, parameter_pitch = 0;
+  std::uint32_t row_bytes = 0, rows = 0, result = 0, unused = 0;
+};
+/// Queues the digests of tasks [0, count) at `tasks` (on the GPU): adds to results[2 * result] and results[2 * result + 1]
+/// (on the GPU, see verify/digest.md). Any alignment, fastest at 16 bytes. Nothing for count 0.
+void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results, const Stream& stream);
+
+/// Queues zeros, and a small copy of results to pinned host memory.
+void zero(std::byte* device, std::uint64_t size_bytes, const Stream& stream);
+void fetch(std::byte* pinned, const std::byte* device, std::uint64_t size_bytes, const Stream& stream);
+/// Pinned host memory.
+std::byte* allocate_pinned(std::uint64_t size_bytes);
+void release_pinned(std::byte* memory) noexcept;
+
+}  // namespace weightcast::gpu
