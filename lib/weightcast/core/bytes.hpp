@@ -31,7 +31,7 @@ constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) noexce
 /// Reads "4096", "256K", "256M", "1G", "2T" (powers of 1024). Error(usage) on anything else or on overflow.
 std::uint64_t parse_size(std::string_view text);
 
-/// "512 B", "2.47 GB", "16.06 GB": decimal units, three significant digits.
+/// "512 B", "2.47 GB", "16.1 GB": decimal units, three significant digits.
 std::string format_size(std::uint64_t bytes);
 
 /// `text` made safe for a terminal and an error message: control bytes as \xNN, cut at `limit` characters with "...".
