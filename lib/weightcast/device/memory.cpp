@@ -4,9 +4,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <ctime>
 #include <fstream>
+#include <optional>
 #include <utility>
 
 #include "weightcast/core/error.hpp"
@@ -20,6 +23,40 @@ Error no_memory(std::uint64_t size_bytes, const std::string& purpose) {
                "use a larger machine, a larger --tp, or --commit in-place (one slot for each engine rank)");
 }
 
+/// The value of `key` ("RssAnon:") in a file of /proc that gives kibibytes, in bytes; nothing when it is not there.
+std::optional<std::uint64_t> proc_bytes(const char* path, std::string_view key) {
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with(key)) return std::stoull(line.substr(key.size())) * 1024;
+  }
+  return std::nullopt;
+}
+
+constexpr std::uint64_t touch_step_bytes = 256 * 1024 * 1024;
+
+/// Linux grants what it does not have, and kills processes when it is touched: so memory is touched in steps, each with a
+/// look at what is left for the other ranks. Machines whose memory grows with use get a few seconds to grow.
+bool room_for(std::uint64_t bytes) {
+  for (int attempt = 0; attempt < 50; ++attempt) {
+    if (proc_bytes("/proc/meminfo", "MemAvailable:").value_or(UINT64_MAX) > bytes + 2 * touch_step_bytes) return true;
+    const timespec nap{0, 100'000'000};
+    ::nanosleep(&nap, nullptr);
+  }
+  return false;
+}
+
+void touch(std::byte* memory, std::uint64_t size_bytes, const std::string& purpose) {
+  constexpr std::uint64_t absurd = 16;  // times what the machine has, even if it grows
+  const auto total = proc_bytes("/proc/meminfo", "MemTotal:").value_or(UINT64_MAX / absurd);
+  errno = ENOMEM;
+  if (size_bytes / absurd > total) throw no_memory(size_bytes, purpose);
+  for (std::uint64_t offset = 0; offset < size_bytes; offset += touch_step_bytes) {
+    const auto step = std::min(touch_step_bytes, size_bytes - offset);
+    if (size_bytes > touch_step_bytes && !room_for(step)) throw no_memory(size_bytes, purpose);
+    std::memset(memory + offset, 0, step);
+  }
+}
+
 }  // namespace
 
 std::string_view name(MemoryKind kind) noexcept { return kind == MemoryKind::host ? "host" : "cuda"; }
@@ -27,18 +64,17 @@ std::string_view name(MemoryKind kind) noexcept { return kind == MemoryKind::hos
 Buffer Buffer::host(std::uint64_t size_bytes, bool shared, const std::string& purpose) {
   Buffer buffer;
   if (size_bytes == 0) return buffer;
-  int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
   if (shared) {
     buffer.fd_.reset(::memfd_create("weightcast", MFD_CLOEXEC));
-    // fallocate and not ftruncate: too little memory is an error here and not a signal at first touch.
-    if (!buffer.fd_ || ::fallocate(buffer.fd_.get(), 0, 0, static_cast<off_t>(size_bytes)) != 0) throw no_memory(size_bytes, purpose);
+    if (!buffer.fd_ || ::ftruncate(buffer.fd_.get(), static_cast<off_t>(size_bytes)) != 0) throw no_memory(size_bytes, purpose);
     flags = MAP_SHARED;
   }
   void* const address = ::mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, flags, buffer.fd_.get(), 0);
   if (address == MAP_FAILED) throw no_memory(size_bytes, purpose);
   buffer.region_ = {static_cast<std::byte*>(address), size_bytes, MemoryKind::host, -1};
   ::madvise(address, size_bytes, MADV_HUGEPAGE);  // a wish, not a need
-  std::memset(address, 0, size_bytes);
+  touch(buffer.region_.data, size_bytes, purpose);
   return buffer;
 }
 
@@ -51,15 +87,46 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 }
 
 Buffer::~Buffer() {
-  if (region_.data != nullptr) ::munmap(region_.data, region_.size_bytes);
+  if (region_.data == nullptr) return;
+  if (region_.kind == MemoryKind::cuda) {
+    gpu::release(region_.gpu, region_.data);
+  } else {
+    ::munmap(region_.data, region_.size_bytes);
+  }
+}
+
+Buffer Buffer::allocate(Placement placement, std::uint64_t size_bytes, bool shared, const std::string& purpose) {
+  if (placement.kind == MemoryKind::host) return host(size_bytes, shared, purpose);
+  Buffer buffer;
+  if (size_bytes != 0) buffer.region_ = {gpu::allocate(placement.gpu, size_bytes, purpose), size_bytes, MemoryKind::cuda, placement.gpu};
+  return buffer;
+}
+
+void read_region(const Region& region, std::uint64_t offset, std::span<std::byte> destination) {
+  if (region.kind == MemoryKind::cuda) return gpu::download(region.gpu, destination.data(), region.data + offset, destination.size());
+  std::memcpy(destination.data(), region.data + offset, destination.size());
+}
+
+void write_region(const Region& region, std::uint64_t offset, std::span<const std::byte> source) {
+  if (region.kind == MemoryKind::cuda) return gpu::upload(region.gpu, region.data + offset, source.data(), source.size());
+  std::memcpy(region.data + offset, source.data(), source.size());
 }
 
 ShareHandle Buffer::share() const {
-  WEIGHTCAST_EXPECTS(fd_);
-  return {::getpid(), fd_.get(), region_.size_bytes};
+  ShareHandle handle{.kind = region_.kind, .pid = ::getpid(), .fd = fd_.get(), .ipc = {}, .size_bytes = region_.size_bytes};
+  if (region_.kind == MemoryKind::cuda) {
+    handle.ipc = gpu::export_memory(region_.gpu, region_.data);
+  } else {
+    WEIGHTCAST_EXPECTS(fd_);
+  }
+  return handle;
 }
 
-Mapping::Mapping(const ShareHandle& handle) {
+Mapping::Mapping(const ShareHandle& handle, int gpu) : handle_(handle), gpu_(gpu) {
+  if (handle.kind == MemoryKind::cuda) {
+    bytes_ = {gpu::import_memory(gpu, handle.ipc), handle.size_bytes};
+    return;
+  }
   const auto path = fmt::format("/proc/{}/fd/{}", handle.pid, handle.fd);
   const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) fail(ExitCode::unavailable, "cannot open the trainer's memory at {}: {}", path, std::strerror(errno));
@@ -73,15 +140,23 @@ Mapping::Mapping(const ShareHandle& handle) {
   bytes_ = {static_cast<const std::byte*>(address), handle.size_bytes};
 }
 
-Mapping::Mapping(Mapping&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
+Mapping::Mapping(Mapping&& other) noexcept : bytes_(std::exchange(other.bytes_, {})), handle_(other.handle_), gpu_(other.gpu_) {}
 
 Mapping& Mapping::operator=(Mapping&& other) noexcept {
   std::swap(bytes_, other.bytes_);
+  std::swap(handle_, other.handle_);
+  std::swap(gpu_, other.gpu_);
   return *this;
 }
 
 Mapping::~Mapping() {
-  if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+  auto* const address = const_cast<std::byte*>(bytes_.data());
+  if (address == nullptr) return;
+  if (handle_.kind == MemoryKind::cuda) {
+    gpu::close_import(gpu_, address, handle_.ipc);
+  } else {
+    ::munmap(address, bytes_.size());
+  }
 }
 
 void copy_rows(std::byte* destination, std::uint64_t destination_pitch, const std::byte* source, std::uint64_t source_pitch,
@@ -96,17 +171,8 @@ void copy_rows(std::byte* destination, std::uint64_t destination_pitch, const st
 }
 
 ResidentMemory resident_memory() {
-  ResidentMemory memory;
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    const auto value = [&](std::string_view key) -> std::uint64_t {
-      return line.starts_with(key) ? std::stoull(line.substr(key.size())) * 1024 : 0;
-    };
-    memory.private_bytes += value("RssAnon:");
-    memory.shared_bytes += value("RssShmem:");
-    memory.peak_bytes += value("VmHWM:");
-  }
-  return memory;
+  const auto value = [](std::string_view key) { return proc_bytes("/proc/self/status", key).value_or(0); };
+  return {value("RssAnon:"), value("RssShmem:"), value("VmHWM:")};
 }
 
 }  // namespace weightcast

@@ -7,12 +7,21 @@
 #include <string_view>
 
 #include "weightcast/core/file.hpp"
+#include "weightcast/device/gpu.hpp"
 
 /// Memory that weights live in: who owns it, how it is seen, and how another process on the same host may see it.
 namespace weightcast {
 
 enum class MemoryKind : std::uint8_t { host, cuda };
 std::string_view name(MemoryKind kind) noexcept;
+
+/// Where weights are kept: in host memory, or on a GPU (CUDA ordinal).
+struct Placement {
+  MemoryKind kind = MemoryKind::host;
+  int gpu = -1;
+  Placement() = default;
+  Placement(MemoryKind memory, int ordinal = -1) : kind(memory), gpu(ordinal) {}  // NOLINT: a kind alone is the host
+};
 
 /// A view of memory. `data` may be dereferenced on the host only when `kind` is host.
 struct Region {
@@ -24,10 +33,16 @@ struct Region {
   std::span<std::byte> bytes() const noexcept { return {data, size_bytes}; }
 };
 
+/// Blocking copies between host memory and a range of a region of either kind.
+void read_region(const Region& region, std::uint64_t offset, std::span<std::byte> destination);
+void write_region(const Region& region, std::uint64_t offset, std::span<const std::byte> source);
+
 /// What one process tells another so that it can map a buffer: plain data, sent as bytes. Valid while the buffer lives.
 struct ShareHandle {
-  std::int64_t pid = -1;
+  MemoryKind kind = MemoryKind::host;
+  std::int64_t pid = -1;  ///< host: of the process that has it as `fd`
   std::int32_t fd = -1;
+  gpu::IpcHandle ipc;  ///< cuda
   std::uint64_t size_bytes = 0;
 };
 
@@ -36,8 +51,10 @@ class Buffer {
  public:
   Buffer() = default;
   /// Host memory in huge pages where the system grants them. `shared`: other processes of this user on this host can map
-  /// it (share()). Error(unavailable) naming `purpose` and the size when there is not enough.
+  /// it (share()). Error(unavailable) naming `purpose` and the size when less is available.
   static Buffer host(std::uint64_t size_bytes, bool shared, const std::string& purpose);
+  /// Memory of that kind; device memory can always be shared.
+  static Buffer allocate(Placement placement, std::uint64_t size_bytes, bool shared, const std::string& purpose);
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
   ~Buffer();
@@ -55,16 +72,20 @@ class Buffer {
 class Mapping {
  public:
   Mapping() = default;
-  /// Error(unavailable) saying why when it cannot be mapped (another host, container or user).
-  explicit Mapping(const ShareHandle& handle);
+  /// `gpu` will read it, when it is device memory. Error(unavailable) saying why when it cannot be mapped (another host,
+  /// container or user; no peer access).
+  explicit Mapping(const ShareHandle& handle, int gpu = -1);
   Mapping(Mapping&& other) noexcept;
   Mapping& operator=(Mapping&& other) noexcept;
   ~Mapping();
 
+  /// On the host; device memory is only to be read by the GPU that mapped it.
   std::span<const std::byte> bytes() const noexcept { return bytes_; }
 
  private:
   std::span<const std::byte> bytes_;
+  ShareHandle handle_;
+  int gpu_ = -1;
 };
 
 /// Copies `rows` runs of `row_bytes` on the host; one memcpy where both sides are contiguous.

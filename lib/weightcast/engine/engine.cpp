@@ -33,7 +33,12 @@ void ModelRunner::load(std::uint64_t version, const ReadReference& read, std::si
                        const std::function<void(std::uint64_t)>& progress) {
   const auto slot = store_.stage(Deadline::after(1));
   try {
-    fill_from_reference(*plan_, tp_rank_, store_.slots()[slot].bytes(), read, threads, progress);
+    const auto region = store_.slots()[slot];
+    // Weights for a GPU are put together on the host.
+    const bool direct = region.kind == MemoryKind::host;
+    const auto host = direct ? Buffer() : Buffer::host(region.size_bytes, false, "loading weights");
+    fill_from_reference(*plan_, tp_rank_, direct ? region.bytes() : host.region().bytes(), read, threads, progress);
+    if (!direct) write_region(region, 0, host.region().bytes());
   } catch (...) {
     store_.drop();
     throw;
@@ -54,7 +59,7 @@ std::vector<std::byte> ModelRunner::rows(std::size_t parameter, std::uint64_t ro
     const auto width = part.columns * element_bytes(rule.info);
     std::vector<std::byte> packed(part.rows * width);
     const auto pin = store_.pin();
-    copy_rows(packed.data(), width, pin.slot().data + shard.destination, width, width, part.rows);
+    read_region(pin.slot(), shard.destination, packed);
     return packed;
   });
 }

@@ -24,8 +24,8 @@ using CheckClaim = FunctionRef<void(const UpdateClaim&)>;
 /// The lowest layer: this rank's weights.
 class ModelRunner {
  public:
-  ModelRunner(const TransferPlan& plan, std::size_t tp_rank, CommitMode mode, MemoryKind kind)
-      : plan_(&plan), tp_rank_(tp_rank), store_(plan, mode, kind) {}
+  ModelRunner(const TransferPlan& plan, std::size_t tp_rank, CommitMode mode, Placement placement)
+      : plan_(&plan), tp_rank_(tp_rank), store_(plan, mode, placement) {}
 
   /// Fills and serves the first version from a reader of full parameters. Local.
   void load(std::uint64_t version, const ReadReference& read, std::size_t threads, const std::function<void(std::uint64_t)>& progress);
@@ -84,8 +84,8 @@ struct Answer {
 /// The public face of an engine rank. `plan` must outlive it.
 class Engine {
  public:
-  Engine(const TransferPlan& plan, std::size_t tp_rank, CommitMode mode, MemoryKind kind)
-      : plan_(&plan), runner_(plan, tp_rank, mode, kind), worker_(plan, runner_), scheduler_(worker_) {}
+  Engine(const TransferPlan& plan, std::size_t tp_rank, CommitMode mode, Placement placement)
+      : plan_(&plan), runner_(plan, tp_rank, mode, placement), worker_(plan, runner_), scheduler_(worker_) {}
 
   /// Loads and serves the first version. Local.
   void load(std::uint64_t version, const ReadReference& read, std::size_t threads,

@@ -9,10 +9,9 @@ namespace weightcast {
 
 std::string_view name(CommitMode mode) noexcept { return mode == CommitMode::swap ? "swap" : "in-place"; }
 
-ParameterStore::ParameterStore(const TransferPlan& plan, CommitMode mode, MemoryKind kind) : mode_(mode) {
-  if (kind != MemoryKind::host) fail(ExitCode::config, "this build holds weights in host memory only");
+ParameterStore::ParameterStore(const TransferPlan& plan, CommitMode mode, Placement placement) : mode_(mode) {
   for (std::size_t i = 0; i < (mode == CommitMode::swap ? 2u : 1u); ++i) {
-    slots_.push_back({Buffer::host(plan.slot_bytes, false, fmt::format("slot {} of an engine rank", i)), {}, 0});
+    slots_.push_back({Buffer::allocate(placement, plan.slot_bytes, false, fmt::format("slot {} of an engine rank", i)), {}, 0});
     regions_.push_back(slots_.back().buffer.region());
   }
 }

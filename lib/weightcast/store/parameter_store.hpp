@@ -33,7 +33,7 @@ struct HeldVersion {
 class ParameterStore {
  public:
   /// Allocates and touches the slots; padding is zero. Error(unavailable) when memory is short, saying for what.
-  ParameterStore(const TransferPlan& plan, CommitMode mode, MemoryKind kind);
+  ParameterStore(const TransferPlan& plan, CommitMode mode, Placement placement);
 
   /// A reader's hold on the served version: its slot is not overwritten while the pin lives.
   class Pin {

@@ -7,18 +7,21 @@ namespace weightcast {
 
 std::size_t Trainer::load(const WeightSource& source, std::size_t threads, const std::function<void(std::uint64_t)>& progress) {
   if (group_) fail(ExitCode::config, "weights must be loaded before the update group is formed: their memory is registered then");
-  constexpr std::uint64_t block_bytes = mebibyte;
+  constexpr std::uint64_t block_bytes = 4 * mebibyte;
   auto version = std::make_unique<Version>();
   const auto& parameters = plan_->model.parameters;
-  version->buffer = Buffer::host(plan_->source_bytes, true, fmt::format("the trainer's copy of {}", source.describe()));
+  version->buffer = Buffer::allocate(placement_, plan_->source_bytes, true, fmt::format("the trainer's copy of {}", source.describe()));
   version->claimed.resize(parameters.size());
-  const auto region = version->buffer.region().bytes();
+  const auto region = version->buffer.region();
   parallel_for(parameters.size(), threads, [&](std::size_t p) {
-    const auto bytes = region.subspan(plan_->source_offsets[p], *parameters[p].info.size_bytes());
-    for (std::uint64_t offset = 0; offset < bytes.size(); offset += block_bytes) {
-      const auto block = bytes.subspan(offset, std::min<std::uint64_t>(block_bytes, bytes.size() - offset));
+    const auto size_bytes = *parameters[p].info.size_bytes();
+    std::vector<std::byte> staging(region.kind == MemoryKind::host ? 0 : std::min(block_bytes, size_bytes));
+    for (std::uint64_t offset = 0; offset < size_bytes; offset += block_bytes) {
+      const auto count = std::min(block_bytes, size_bytes - offset), at = plan_->source_offsets[p] + offset;
+      const auto block = staging.empty() ? region.bytes().subspan(at, count) : std::span(staging).first(count);
       source.read(p, offset, block);
       version->claimed[p] += digest_bytes(block, offset);
+      if (!staging.empty()) write_region(region, at, block);
       if (progress) progress(block.size());
     }
   });

@@ -16,8 +16,8 @@ namespace weightcast {
 /// The sending end: holds versions of the weights in memory that engines may pull from, and publishes them.
 class Trainer {
  public:
-  /// `plan` must outlive the trainer.
-  explicit Trainer(const TransferPlan& plan) : plan_(&plan) {}
+  /// Keeps its weights at `placement`. `plan` must outlive the trainer.
+  explicit Trainer(const TransferPlan& plan, Placement placement = {}) : plan_(&plan), placement_(placement) {}
 
   /// Adds a version: allocates its region and fills it on up to `threads` threads, digesting each block as it arrives, so
   /// that later damage to file or memory is noticed. Returns its index. Local; before init_parameter_update_group().
@@ -46,6 +46,7 @@ class Trainer {
   UpdateResult update(std::size_t source, std::uint64_t version, std::size_t first, std::size_t count);
 
   const TransferPlan* plan_;
+  Placement placement_;
   std::vector<std::unique_ptr<Version>> versions_;
   std::unique_ptr<UpdateGroup> group_;
   std::uint64_t served_version_ = 0;
