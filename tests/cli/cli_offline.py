@@ -186,11 +186,12 @@ class Offline(unittest.TestCase):
     # --- plan --------------------------------------------------------------------------------------------------------
 
     def test_plan_of_a_large_model_in_little_memory(self):
-        limit = 64 << 20
-        def run_limited():
-            import resource
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        text = run("plan", "--model=llama-3.1-8b", "--tp=16", preexec_fn=run_limited).stdout
+        with subprocess.Popen([PROGRAM, "plan", "--model=llama-3.1-8b", "--tp=16"], stdout=subprocess.PIPE, text=True) as child:
+            text = child.stdout.read()
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+        self.assertEqual(child.returncode, 0)
+        self.assertLess(usage.ru_maxrss, 64 << 10)  # KiB
         self.assertIn("16060522496", text)
         self.assertIn("proven", text)
 

@@ -109,6 +109,7 @@ class SyntheticSource : public WeightSource {
   }
 
   void read(std::size_t parameter, std::uint64_t offset, std::span<std::byte> destination) const override {
+    if (destination.empty()) return;
     const Generator& generator = generators_[parameter];
     // A word that the range cuts at its start or end is made whole and copied in part.
     const auto partial = [&](std::uint64_t at, std::size_t count) {
