@@ -26,8 +26,8 @@ struct Combination {
 /// Everything that the rows of one model share: its weights, loaded once.
 class ModelBench {
  public:
-  ModelBench(const BenchOptions& options, Job& job, std::string model_name, std::uint64_t tp, MemoryKind memory)
-      : options_(options), job_(job), model_name_(std::move(model_name)), tp_(tp), memory_(memory) {
+  ModelBench(const BenchOptions& options, Job& job, std::string model_name, std::uint64_t tp, Placement placement)
+      : options_(options), job_(job), model_name_(std::move(model_name)), tp_(tp), placement_(placement) {
     agree(job.world(), "load", job.deadline(), [&] {
       plan_ = make_plan(build_model(load_model_config(model_name_)), tp, options.dp);
       for (std::uint64_t seed : {2, 1}) sources_.push_back(make_synthetic_source(plan_.model, seed));
@@ -36,10 +36,10 @@ class ModelBench {
     const auto ranks = static_cast<std::uint64_t>(job.world().size());
     agree(job.world(), "load", job.deadline_for(plan_.model.size_bytes() * (ranks + 1)), [&] {
       if (job.trainer()) {
-        trainer_ = std::make_unique<Trainer>(plan_);
+        trainer_ = std::make_unique<Trainer>(plan_, placement);
         for (const auto& source : sources_) trainer_->load(*source, threads);
       } else {
-        engine_ = std::make_unique<Engine>(plan_, tp_rank(), CommitMode::swap, memory);
+        engine_ = std::make_unique<Engine>(plan_, tp_rank(), CommitMode::swap, placement);
         engine_->load(version_, reader(1), threads);
       }
     });
@@ -67,7 +67,7 @@ class ModelBench {
   ReportRow run(const Combination& what, double ceiling) {
     const GroupOptions group{tp_,
                              options_.dp,
-                             memory_,
+                             placement_,
                              std::string(name_of(what.transport)),
                              what.method == MethodChoice::sharded ? Method::sharded : Method::broadcast,
                              options_.verify == VerifyChoice::all ? Proof::digests : Proof::none,
@@ -78,7 +78,7 @@ class ModelBench {
     const auto size_bytes = plan_.model.size_bytes();
     ReportRow row{.model = model_name_,
                   .model_bytes = size_bytes,
-                  .device = std::string(name(memory_)),
+                  .device = std::string(name(placement_.kind)),
                   .transport = std::string((trainer_ ? trainer_->group() : engine_->group()).transport()),
                   .method = std::string(name_of(what.method)),
                   .granularity = std::string(name_of(what.granularity)),
@@ -143,8 +143,8 @@ class ModelBench {
     const auto deadline = job_.deadline_for(plan_.model.size_bytes() * static_cast<std::uint64_t>(job_.world().size()));
     agree(job_.world(), "reference", deadline, [&] {
       if (!engine_) return;
-      const auto pin = engine_->store().pin();
-      mine = check_against_reference(plan_, tp_rank(), pin.slot().bytes(), reader(version_ % 2 == 0 ? 0 : 1)).mismatched.size();
+      const HostView slot(engine_->store().pin().slot());
+      mine = check_against_reference(plan_, tp_rank(), slot.bytes(), reader(version_ % 2 == 0 ? 0 : 1)).mismatched.size();
     });
     return job_.world().sum(mine, job_.deadline());
   }
@@ -153,7 +153,7 @@ class ModelBench {
   Job& job_;
   std::string model_name_;
   std::uint64_t tp_, version_ = 1;
-  MemoryKind memory_;
+  Placement placement_;
   TransferPlan plan_;
   std::vector<std::unique_ptr<WeightSource>> sources_;  // the trainer's regions 0 and 1; engines start with 1
   std::unique_ptr<Trainer> trainer_;
@@ -178,16 +178,15 @@ void print_row(const ReportRow& row) {
 
 void run(const BenchOptions& options, Job& job, Report& report) {
   std::uint64_t tp = 1;
-  MemoryKind memory = MemoryKind::host;
-  report.ranks = gather_ranks(job.world(), job.deadline());
   agree(job.world(), "start", job.deadline(), [&] {
     tp = tensor_parallel_size(options.tp, options.dp, job.world().size());
-    memory = memory_for(options.device, options.gpus, job.world().size());
     if (job.trainer() && !options.json.empty()) OutputFile probe(options.json);
   });
-  if (job.trainer()) print_header(options, tp, memory);
+  const auto placement = choose_placement(job.world(), options.device, options.gpus, job.deadline());
+  report.ranks = gather_ranks(job.world(), placement, job.deadline());
+  if (job.trainer()) print_header(options, tp, placement.kind);
   for (const auto& model : options.models) {
-    ModelBench bench(options, job, model, tp, memory);
+    ModelBench bench(options, job, model, tp, placement);
     double ceiling = unknown;
     if (options.ceiling) {
       ceiling = bench.ceiling_GBps();

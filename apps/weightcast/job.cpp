@@ -79,20 +79,35 @@ std::uint64_t tensor_parallel_size(const std::optional<std::uint64_t>& tp, std::
               fmt::format("start it with mpirun -n {}, or change --tp and --dp", needed));
 }
 
-MemoryKind memory_for(DeviceChoice device, const std::vector<int>& gpus, int world) {
-  if (!gpus.empty() && gpus.size() != static_cast<std::size_t>(world)) {
-    fail(ExitCode::config, "--gpus names {} GPUs for {} ranks", gpus.size(), world);
-  }
-  if (device == DeviceChoice::cuda || !gpus.empty()) {
-    throw Error(ExitCode::config, "this build keeps weights in host memory only", "leave out --gpus and use --device host");
-  }
-  return MemoryKind::host;
+Placement choose_placement(const Communicator& world, DeviceChoice device, const std::vector<int>& gpus, Deadline deadline) {
+  const auto local = world.split_by_host(deadline);
+  const bool some_without = world.max(gpu::count() == 0 ? 1 : 0, deadline) != 0;
+  Placement placement;
+  agree(world, "start", deadline, [&] {
+    const auto ranks = static_cast<std::size_t>(world.size());
+    if (!gpus.empty() && gpus.size() != ranks) {
+      throw Error(ExitCode::config, fmt::format("--gpus names {} GPUs for {} ranks", gpus.size(), ranks), "name one for each rank, in rank order");
+    }
+    if (device == DeviceChoice::host && !gpus.empty()) fail(ExitCode::config, "--gpus does not go with --device host");
+    if (device == DeviceChoice::host || (device == DeviceChoice::automatic && gpus.empty() && some_without)) return;
+    if (gpu::count() == 0) throw Error(ExitCode::config, gpu::why_none(), "leave out --gpus and use --device host");
+    const auto rank = static_cast<std::size_t>(world.rank());
+    placement = {MemoryKind::cuda, gpus.empty() ? local.rank() % gpu::count() : gpus[rank]};
+    gpu::properties(placement.gpu);  // it must exist
+  });
+  return placement;
 }
 
-std::vector<ReportRank> gather_ranks(const Communicator& world, Deadline deadline) {
+std::vector<ReportRank> gather_ranks(const Communicator& world, Placement placement, Deadline deadline) {
   const auto hosts = world.all_gather(host_name(), deadline);
+  std::string gpu;
+  if (placement.kind == MemoryKind::cuda) {
+    const auto properties = gpu::properties(placement.gpu);
+    gpu = fmt::format("{} {} {}", placement.gpu, properties.name, properties.pci_bus_id);
+  }
+  const auto gpus = world.all_gather(gpu, deadline);
   std::vector<ReportRank> ranks;
-  for (std::size_t r = 0; r < hosts.size(); ++r) ranks.push_back({static_cast<int>(r), role_of(static_cast<int>(r)), hosts[r], {}});
+  for (std::size_t r = 0; r < hosts.size(); ++r) ranks.push_back({static_cast<int>(r), role_of(static_cast<int>(r)), hosts[r], gpus[r]});
   return ranks;
 }
 

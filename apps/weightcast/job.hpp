@@ -41,11 +41,13 @@ class Job {
 /// tp from the option, or the world's: (world - 1) / dp. Error(config) saying how to start it when that is no whole number.
 std::uint64_t tensor_parallel_size(const std::optional<std::uint64_t>& tp, std::uint64_t dp, int world);
 
-/// The kind of memory for `device`. Error(config) when this build or machine has no GPU, or `gpus` do not fit.
-MemoryKind memory_for(DeviceChoice device, const std::vector<int>& gpus, int world);
+/// Where this rank keeps weights: on the GPU that `gpus` names for it in rank order, or the host's GPUs in turn by local rank;
+/// `automatic` is the host when any rank has no GPU. The kind is the same on all ranks. Collective. Error(config) when
+/// build, machine or list do not fit.
+Placement choose_placement(const Communicator& world, DeviceChoice device, const std::vector<int>& gpus, Deadline deadline);
 
-/// Every rank's role, host and GPU, on all ranks. Collective.
-std::vector<ReportRank> gather_ranks(const Communicator& world, Deadline deadline);
+/// Every rank's role, host and GPU (its name and PCI bus id), on all ranks. Collective.
+std::vector<ReportRank> gather_ranks(const Communicator& world, Placement placement, Deadline deadline);
 
 /// Threads that each rank of this host may use for loading.
 std::size_t threads_per_rank(const Communicator& world, Deadline deadline);

@@ -6,39 +6,36 @@
 #include <algorithm>
 
 #include "weightcast/core/bytes.hpp"
-#include "weightcast/core/file.hpp"
 #include "weightcast/core/parallel.hpp"
 
 namespace weightcast {
 namespace {
 
-std::string describe_rank(int rank) {
+std::string describe_rank(const ReportRank& rank) {
   struct sysinfo memory {};
   ::sysinfo(&memory);
   const auto total = static_cast<std::uint64_t>(memory.totalram) * memory.mem_unit;
   const auto free = static_cast<std::uint64_t>(memory.freeram + memory.bufferram) * memory.mem_unit;
-  return fmt::format("{:>4}  {:<8} {:<24} {:>5}  {:>9} of {:<9} {}", rank, role_of(rank), printable(host_name(), 24), available_cores(),
-                     format_size(free), format_size(total), "-");
+  return fmt::format("{:>4}  {:<8} {:<24} {:>5}  {:>9} of {:<9} {}", rank.rank, rank.role, printable(rank.host, 24), available_cores(),
+                     format_size(free), format_size(total), rank.gpu.empty() ? "-" : rank.gpu);
 }
 
 }  // namespace
 
 int run_preflight(const UpdateOptions& options, Job& job) {
   const auto body = [&] {
-    Peers peers{&job.world(), 1, options.dp, MemoryKind::host, true};
-    agree(job.world(), "preflight", job.deadline(), [&] {
-      peers.tp = tensor_parallel_size(options.tp, options.dp, job.world().size());
-      peers.memory = memory_for(options.device, options.gpus, job.world().size());
-    });
-    const auto ranks = job.world().all_gather(describe_rank(job.world().rank()), job.deadline());
-    const auto hosts = gather_ranks(job.world(), job.deadline());
+    Peers peers{&job.world(), 1, options.dp, {}, true};
+    agree(job.world(), "preflight", job.deadline(), [&] { peers.tp = tensor_parallel_size(options.tp, options.dp, job.world().size()); });
+    peers.placement = choose_placement(job.world(), options.device, options.gpus, job.deadline());
+    const auto hosts = gather_ranks(job.world(), peers.placement, job.deadline());
+    const auto ranks = job.world().all_gather(describe_rank(hosts[static_cast<std::size_t>(job.world().rank())]), job.deadline());
     peers.one_host = std::all_of(hosts.begin(), hosts.end(), [&](const ReportRank& rank) { return rank.host == hosts[0].host; });
     const auto method = options.method == MethodChoice::sharded ? Method::sharded : Method::broadcast;
     std::string transports;
     for (const auto transport : transport_names()) {
       std::string reason;
       try {
-        reason = make_transport(transport, method)->probe(peers).value_or("");
+        reason = make_transport(transport, method, peers.placement.kind)->probe(peers).value_or("");
       } catch (const Error& error) {
         reason = error.what();
       }
@@ -48,7 +45,7 @@ int run_preflight(const UpdateOptions& options, Job& job) {
                                            : fmt::format("  {:<8} not usable: rank {}: {}\n", transport, first - reasons.begin(), *first);
     }
     if (!job.trainer()) return;
-    fmt::print("# weightcast preflight: 1 trainer + {} x tp {} engine ranks, memory {}, method {}\n", options.dp, peers.tp, name(peers.memory),
+    fmt::print("# weightcast preflight: 1 trainer + {} x tp {} engine ranks, memory {}, method {}\n", options.dp, peers.tp, name(peers.placement.kind),
                name(method));
     fmt::print("rank  role     host                     cores  memory: free of total    gpu\n");
     for (const auto& rank : ranks) fmt::print("{}\n", rank);

@@ -65,14 +65,20 @@ class Update {
 
  private:
   void join() {
-    report_.ranks = gather_ranks(job_.world(), job_.deadline());
     agree(job_.world(), "start", job_.deadline(), [&] {
       tp_ = tensor_parallel_size(options_.tp, options_.dp, job_.world().size());
-      memory_ = memory_for(options_.device, options_.gpus, job_.world().size());
       if (job_.trainer()) {
         for (const auto& path : {options_.snapshot, options_.json, options_.trace}) check_output(path);
       }
     });
+    placement_ = choose_placement(job_.world(), options_.device, options_.gpus, job_.deadline());
+    report_.ranks = gather_ranks(job_.world(), placement_, job_.deadline());
+    report_.tp = tp_;
+    report_.dp = options_.dp;
+    report_.device = name(placement_.kind);
+    report_.method = name_of(options_.method);
+    report_.granularity = name_of(options_.granularity);
+    report_.commit = name_of(options_.commit);
     threads_ = threads_per_rank(job_.world(), job_.deadline());
   }
 
@@ -84,26 +90,20 @@ class Update {
       target_ = make_source(plan_.model, options_.target);
     });
     const auto& model = plan_.model;
-    report_.tp = tp_;
-    report_.dp = options_.dp;
     report_.model = {std::string(name(model.config.family)), model.parameters.size(), model.size_bytes()};
-    report_.device = name(memory_);
-    report_.method = name_of(options_.method);
-    report_.granularity = name_of(options_.granularity);
-    report_.commit = name_of(options_.commit);
     const auto ranks = static_cast<std::uint64_t>(job_.world().size());
     agree(job_.world(), "load", job_.deadline_for(model.size_bytes() * (ranks + 1)), [&] {
       if (job_.trainer()) {
         const bool both = options_.repeat > 1;
         Progress progress("loading weights", model.size_bytes() * (both ? 2 : 1));
         const auto add = [&](std::uint64_t bytes) { progress.add(bytes); };
-        trainer_ = std::make_unique<Trainer>(plan_);
+        trainer_ = std::make_unique<Trainer>(plan_, placement_);
         trainer_->load(*target_, threads_, add);
         if (both) trainer_->load(*initial_, threads_, add);
       } else {
         const auto mode = options_.commit == CommitChoice::swap ? CommitMode::swap : CommitMode::in_place;
         const auto tp_rank = (static_cast<std::size_t>(job_.world().rank()) - 1) % tp_;
-        engine_ = std::make_unique<Engine>(plan_, tp_rank, mode, memory_);
+        engine_ = std::make_unique<Engine>(plan_, tp_rank, mode, placement_);
         engine_->load(1, reader(*initial_), threads_);
       }
     });
@@ -112,7 +112,7 @@ class Update {
   void form_group() {
     const GroupOptions group{tp_,
                              options_.dp,
-                             memory_,
+                             placement_,
                              std::string(name_of(options_.transport)),
                              options_.method == MethodChoice::sharded ? Method::sharded : Method::broadcast,
                              options_.verify == VerifyChoice::all ? Proof::digests : Proof::none,
@@ -208,8 +208,8 @@ class Update {
     const auto deadline = job_.deadline_for(model.size_bytes() * static_cast<std::uint64_t>(job_.world().size()));
     agree(job_.world(), "reference", deadline, [&] {
       if (!engine_) return;
-      const auto pin = engine_->store().pin();
-      check = check_against_reference(plan_, (static_cast<std::size_t>(job_.world().rank()) - 1) % tp_, pin.slot().bytes(), reader(last_source()));
+      const HostView slot(engine_->store().pin().slot());
+      check = check_against_reference(plan_, (static_cast<std::size_t>(job_.world().rank()) - 1) % tp_, slot.bytes(), reader(last_source()));
     });
     std::vector<std::byte> wrong(model.parameters.size());
     for (const auto p : check.mismatched) wrong[p] = std::byte{1};
@@ -230,18 +230,19 @@ class Update {
       // One replica writes: they all hold the same.
       if (!engine_ || job_.world().rank() > static_cast<int>(tp_)) return;
       const auto pin = engine_->store().pin();
-      const SnapshotInfo info{pin.version().id, reference_digests(pin.slot()), {{"tp", std::to_string(tp_)}, {"transport", report_.transport}}};
-      write_snapshot(options_.snapshot, group().replica(), plan_, pin.slot().bytes(), info, deadline);
+      const HostView slot(pin.slot());
+      const SnapshotInfo info{pin.version().id, reference_digests(slot.bytes().data()), {{"tp", std::to_string(tp_)}, {"transport", report_.transport}}};
+      write_snapshot(options_.snapshot, group().replica(), plan_, slot.bytes(), info, deadline);
     });
   }
 
   /// Digest of each parameter as this replica holds it: its shards' digests, copies counted once, summed over its ranks.
-  std::vector<Digest> reference_digests(const Region& slot) const {
+  std::vector<Digest> reference_digests(const std::byte* slot) const {
     const auto& replica = group().replica();
     const auto tp_rank = static_cast<std::size_t>(replica.rank());
     std::vector<Digest> mine(plan_.model.parameters.size());
     for (std::size_t p = 0; p < mine.size(); ++p) {
-      if (!plan_.copy(tp_rank, p)) mine[p] = digest_of_shard(plan_, tp_rank, p, slot.data);
+      if (!plan_.copy(tp_rank, p)) mine[p] = digest_of_shard(plan_, tp_rank, p, slot);
     }
     auto all = replica.gather(std::as_bytes(std::span(mine)), 0, job_.deadline());
     std::vector<Digest> sum(mine.size());
@@ -300,7 +301,7 @@ class Update {
   Report& report_;
   Trace trace_;
   std::uint64_t tp_ = 1;
-  MemoryKind memory_ = MemoryKind::host;
+  Placement placement_;
   std::size_t threads_ = 1;
   TransferPlan plan_;
   std::unique_ptr<WeightSource> initial_, target_;

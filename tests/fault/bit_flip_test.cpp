@@ -37,6 +37,7 @@ class FlippingWitness final : public Witness {
     seen_ += size_bytes;
     inner_->landed(parameter, first, size_bytes);
   }
+  void landed_on(const gpu::Stream& stream, std::size_t first, std::size_t count) noexcept override { inner_->landed_on(stream, first, count); }
   bool work() noexcept override { return inner_->work(); }
 
  private:

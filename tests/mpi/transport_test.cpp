@@ -26,6 +26,7 @@ class CountingWitness final : public Witness {
   explicit CountingWitness(const RankPlan& rank) : rank_(rank) {
     for (const auto& shard : rank.shards) counts.emplace_back(shard.size_bytes());
   }
+  void landed_on(const gpu::Stream&, std::size_t, std::size_t) noexcept override {}
   void landed(std::size_t parameter, std::uint64_t first, std::uint64_t size_bytes) noexcept override {
     const auto& shard = rank_.shards[parameter];
     if (!shard.contiguous_source() && (first % shard.row_bytes != 0 || size_bytes % shard.row_bytes != 0)) ++broken_rows;
@@ -62,7 +63,7 @@ class TransportTest : public testing::TestWithParam<Case> {
       store = std::make_unique<ParameterStore>(plan, CommitMode::swap, MemoryKind::host);
       endpoints.sinks = store->slots();
     }
-    transport = make_transport(param.transport, param.method);
+    transport = make_transport(param.transport, param.method, MemoryKind::host);
     ASSERT_EQ(transport->probe(peers), std::nullopt);
     transport->attach(peers, plan, endpoints, deadline());
     group.barrier(deadline());
@@ -161,8 +162,8 @@ std::vector<Case> cases() {
 INSTANTIATE_TEST_SUITE_P(All, TransportTest, testing::ValuesIn(cases()));
 
 TEST(TransportRegistry, UnknownNamesAndImpossibleMethodsAreRefused) {
-  EXPECT_THROW(make_transport("pigeon", Method::sharded), Error);
-  EXPECT_THROW(make_transport("direct", Method::broadcast), Error);
+  EXPECT_THROW(make_transport("pigeon", Method::sharded, MemoryKind::host), Error);
+  EXPECT_THROW(make_transport("direct", Method::broadcast, MemoryKind::host), Error);
 }
 
 }  // namespace

@@ -159,6 +159,13 @@ Mapping::~Mapping() {
   }
 }
 
+HostView::HostView(const Region& region) : bytes_(region.bytes()) {
+  if (region.kind == MemoryKind::host) return;
+  copy_ = Buffer::host(region.size_bytes, false, "a copy of device memory");
+  read_region(region, 0, copy_.region().bytes());
+  bytes_ = copy_.region().bytes();
+}
+
 void copy_rows(std::byte* destination, std::uint64_t destination_pitch, const std::byte* source, std::uint64_t source_pitch,
                std::uint64_t row_bytes, std::uint64_t rows) noexcept {
   if (destination_pitch == row_bytes && source_pitch == row_bytes) {

@@ -88,6 +88,17 @@ class Mapping {
   int gpu_ = -1;
 };
 
+/// A region as the host can read it: itself, or a copy of device memory.
+class HostView {
+ public:
+  explicit HostView(const Region& region);
+  std::span<const std::byte> bytes() const noexcept { return bytes_; }
+
+ private:
+  Buffer copy_;
+  std::span<const std::byte> bytes_;
+};
+
 /// Copies `rows` runs of `row_bytes` on the host; one memcpy where both sides are contiguous.
 void copy_rows(std::byte* destination, std::uint64_t destination_pitch, const std::byte* source, std::uint64_t source_pitch,
                std::uint64_t row_bytes, std::uint64_t rows) noexcept;

@@ -1,4 +1,4 @@
-#include "weightcast/transport/direct_host.hpp"
+#include "weightcast/transport/direct.hpp"
 
 #include <cstring>
 
@@ -16,7 +16,7 @@ class DirectHost final : public Transport {
   std::string_view name() const noexcept override { return "direct"; }
 
   std::optional<std::string> probe(const Peers& peers) const override {
-    if (peers.memory != MemoryKind::host) return "the weights are not in host memory";
+    if (peers.placement.kind != MemoryKind::host) return "the weights are not in host memory";
     if (!peers.one_host) return "the ranks are on several hosts";
     return std::nullopt;
   }
@@ -25,15 +25,7 @@ class DirectHost final : public Transport {
     peers_ = &peers;
     plan_ = &plan;
     endpoints_ = &endpoints;
-    std::uint64_t count = endpoints.sources.size();
-    peers.group->broadcast(std::as_writable_bytes(std::span(&count, 1)), 0, deadline);
-    std::vector<ShareHandle> handles(count);
-    if (peers.trainer()) {
-      for (std::size_t i = 0; i < count; ++i) handles[i] = endpoints.sources[i]->share();
-    }
-    peers.group->broadcast(std::as_writable_bytes(std::span(handles)), 0, deadline);
-    if (peers.trainer()) return;
-    for (const auto& handle : handles) sources_.emplace_back(handle);
+    sources_ = map_sources(peers, endpoints, deadline);
   }
 
   void run(const Batch& batch, Deadline deadline) override {
@@ -77,6 +69,20 @@ class DirectHost final : public Transport {
 };
 
 }  // namespace
+
+std::vector<Mapping> map_sources(const Peers& peers, const Endpoints& endpoints, Deadline deadline) {
+  std::uint64_t count = endpoints.sources.size();
+  peers.group->broadcast(std::as_writable_bytes(std::span(&count, 1)), 0, deadline);
+  std::vector<ShareHandle> handles(count);
+  if (peers.trainer()) {
+    for (std::size_t i = 0; i < count; ++i) handles[i] = endpoints.sources[i]->share();
+  }
+  peers.group->broadcast(std::as_writable_bytes(std::span(handles)), 0, deadline);
+  std::vector<Mapping> mappings;
+  if (peers.trainer()) return mappings;
+  for (const auto& handle : handles) mappings.emplace_back(handle, peers.placement.gpu);
+  return mappings;
+}
 
 std::unique_ptr<Transport> make_direct_host() { return std::make_unique<DirectHost>(); }
 

@@ -73,7 +73,7 @@ class MpiSharded final : public Transport {
   std::string_view name() const noexcept override { return "mpi"; }
 
   std::optional<std::string> probe(const Peers& peers) const override {
-    if (peers.memory != MemoryKind::host) return "the weights are not in host memory";
+    if (peers.placement.kind != MemoryKind::host) return "the weights are not in host memory";
     return std::nullopt;
   }
 

@@ -1,7 +1,7 @@
 #include <fmt/ranges.h>
 
 #include "weightcast/core/bytes.hpp"
-#include "weightcast/transport/direct_host.hpp"
+#include "weightcast/transport/direct.hpp"
 #include "weightcast/transport/mpi.hpp"
 
 // The only file that knows which transports this build has.
@@ -11,11 +11,11 @@ std::string_view name(Method method) noexcept { return method == Method::sharded
 
 std::vector<std::string_view> transport_names() { return {"direct", "mpi"}; }
 
-std::unique_ptr<Transport> make_transport(std::string_view name, Method method) {
+std::unique_ptr<Transport> make_transport(std::string_view name, Method method, MemoryKind memory) {
   if (name == "mpi") return method == Method::sharded ? make_mpi_sharded() : make_mpi_broadcast();
   if (name == "direct") {
     if (method != Method::sharded) fail(ExitCode::config, "transport direct has no method {}: engines pull what they need", weightcast::name(method));
-    return make_direct_host();
+    return make_direct(memory);
   }
   throw Error(ExitCode::usage, fmt::format("unknown transport '{}'", printable(name)),
               fmt::format("this build has: {}", fmt::join(transport_names(), ", ")));

@@ -27,7 +27,7 @@ std::string_view name(Method method) noexcept;
 struct Peers {
   const Communicator* group = nullptr;  ///< rank 0 is the trainer, engine rank e = 1 + replica * tp + tp_rank
   std::uint64_t tp = 1, dp = 1;
-  MemoryKind memory = MemoryKind::host;
+  Placement placement = {};  ///< of this rank's weights; the kind is the same on all ranks
   bool one_host = true;  ///< all ranks are on the same host
 
   bool trainer() const noexcept { return group->rank() == 0; }
@@ -45,13 +45,17 @@ struct Endpoints {
   std::vector<Region> sinks;
 };
 
-/// Sees the bytes while they are moved and still in cache. Neither verb may throw or block.
+/// Sees the bytes while they are moved. No verb may throw or block.
 class Witness {
  public:
   virtual ~Witness() = default;
-  /// Engine: bytes [first, first + size_bytes) of the packed shard of `parameter` are readable in the sink. A shard is
-  /// packed row by row; a strided one lands in whole rows. Each byte is announced once.
+  /// Engine, host memory: bytes [first, first + size_bytes) of the packed shard of `parameter` are readable in the sink. A shard is
+  /// packed row by row; a strided one lands in whole rows. Each byte is announced once,
+  /// while it is still in cache.
   virtual void landed(std::size_t parameter, std::uint64_t first, std::uint64_t size_bytes) noexcept = 0;
+  /// Engine, device memory: the shards of parameters [first, first + count) are in the sink as soon as what `stream` has
+  /// been given so far is done.
+  virtual void landed_on(const gpu::Stream& stream, std::size_t first, std::size_t count) noexcept = 0;
   /// Trainer: does one bounded piece of work while there is nothing to move; false when none is left.
   virtual bool work() noexcept = 0;
 };
@@ -90,7 +94,7 @@ class Transport {
 /// The names that make_transport() takes on this build, in the order that `auto` tries them.
 std::vector<std::string_view> transport_names();
 
-/// A transport of that name. Error(usage) listing the names; Error(config) when method or build rule it out.
-std::unique_ptr<Transport> make_transport(std::string_view name, Method method);
+/// A transport of that name for weights in that kind of memory. Error(usage) listing the names; Error(config) when method or build rule it out.
+std::unique_ptr<Transport> make_transport(std::string_view name, Method method, MemoryKind memory);
 
 }  // namespace weightcast

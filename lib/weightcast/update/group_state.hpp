@@ -1,35 +1,54 @@
 #pragma once
 
+#include <exception>
 #include <optional>
 
 #include "weightcast/update/update_group.hpp"
+#include "weightcast/verify/gpu_digests.hpp"
 #include "weightcast/verify/shard_digests.hpp"
 
 namespace weightcast {
 
-/// Engine: digests what lands in the slot, block by block.
+/// Engine: digests what lands in the slot; on the host block by block while it is in cache, on a GPU by kernels that follow
+/// the movement.
 class SlotWitness final : public Witness {
  public:
-  SlotWitness(const TransferPlan& plan, std::size_t tp_rank) : plan_(&plan), tp_rank_(tp_rank), digests_(plan.model.parameters.size()) {}
-  void begin(const std::byte* slot, std::size_t first, std::size_t count) noexcept;
+  SlotWitness(const TransferPlan& plan, std::size_t tp_rank, Placement placement);
+  void begin(const Region& slot, std::size_t first, std::size_t count);
   void landed(std::size_t parameter, std::uint64_t first, std::uint64_t size_bytes) noexcept override;
+  void landed_on(const gpu::Stream& stream, std::size_t first, std::size_t count) noexcept override;
   bool work() noexcept override { return false; }
+  /// Waits for the digests of this call's parameters.
+  void finish(Deadline deadline);
   Digest shard(std::size_t parameter) const noexcept { return digests_[parameter]; }
 
  private:
   const TransferPlan* plan_;
   std::size_t tp_rank_;
   const std::byte* slot_ = nullptr;
+  std::size_t first_ = 0, count_ = 0;
   std::vector<Digest> digests_;
+  std::optional<GpuDigests> gpu_;
+  std::exception_ptr error_;  // of landed_on(), which may not throw
 };
 
-/// Trainer: digests what is sent while there is nothing to send.
+/// Trainer: digests what is sent; on the host while there is nothing to send, on a GPU beside the movement.
 class SourceWitness final : public Witness {
  public:
-  explicit SourceWitness(const TransferPlan& plan) : digests(plan) {}
+  SourceWitness(const TransferPlan& plan, Placement placement);
+  void begin(const Region& source, std::size_t first, std::size_t count);
   void landed(std::size_t, std::uint64_t, std::uint64_t) noexcept override {}
-  bool work() noexcept override { return digests.work(); }
-  SourceDigests digests;
+  void landed_on(const gpu::Stream&, std::size_t, std::size_t) noexcept override {}
+  bool work() noexcept override;
+  void finish(Deadline deadline);
+  /// Complete after finish().
+  const SourceDigests& digests() const noexcept { return digests_; }
+
+ private:
+  const TransferPlan* plan_;
+  std::size_t first_ = 0, count_ = 0;
+  SourceDigests digests_;
+  std::optional<GpuDigests> gpu_;
 };
 
 /// An update whose parameters are arriving.

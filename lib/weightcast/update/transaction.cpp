@@ -6,15 +6,6 @@
 
 namespace weightcast {
 
-void SlotWitness::begin(const std::byte* slot, std::size_t first, std::size_t count) noexcept {
-  slot_ = slot;
-  std::fill_n(digests_.begin() + static_cast<std::ptrdiff_t>(first), count, Digest{});
-}
-
-void SlotWitness::landed(std::size_t parameter, std::uint64_t first, std::uint64_t size_bytes) noexcept {
-  digests_[parameter] += digest_of_shard_part(*plan_, tp_rank_, parameter, slot_, first, size_bytes);
-}
-
 void UpdateGroup::State::prepare(UpdateClaim& claim, Deadline deadline) {
   group.broadcast(std::as_writable_bytes(std::span(&claim, 1)), 0, deadline);
   const auto parameters = plan->model.parameters.size();
@@ -49,11 +40,11 @@ void UpdateGroup::State::prepare(UpdateClaim& claim, Deadline deadline) {
 void UpdateGroup::State::stage(const UpdateClaim& claim, Deadline deadline) {
   Batch batch{claim.source, open->sink, claim.first_parameter, claim.parameters, nullptr};
   if (source_witness) {
-    source_witness->digests.begin(endpoints.sources.at(claim.source)->region().data, batch.first_parameter, batch.parameters);
+    source_witness->begin(endpoints.sources.at(claim.source)->region(), batch.first_parameter, batch.parameters);
     batch.witness = &*source_witness;
   }
   if (slot_witness) {
-    slot_witness->begin(store->slots()[open->sink].data, batch.first_parameter, batch.parameters);
+    slot_witness->begin(store->slots()[open->sink], batch.first_parameter, batch.parameters);
     batch.witness = &*slot_witness;
   }
   transport->run(batch, deadline);
@@ -68,14 +59,15 @@ void UpdateGroup::State::verify(const UpdateClaim& claim, std::span<const Digest
   const auto first = claim.first_parameter, count = claim.parameters, tp = options.tp;
   const auto message = std::span(sent).first(tp * count + 1);  // by tp rank, then parameter; last the model's digest
   if (source_witness) {
-    auto& digests = source_witness->digests;
-    digests.finish();
+    source_witness->finish(deadline);
+    const auto& digests = source_witness->digests();
     for (std::size_t i = 0; i < count; ++i) {
       for (std::size_t t = 0; t < tp; ++t) message[t * count + i] = digests.shard(t, first + i);
       parameter_digests[first + i] = digests.parameter(first + i);
     }
     message.back() = complete() ? digest_of_model(plan->model, parameter_digests) : Digest{};
   }
+  if (slot_witness) slot_witness->finish(deadline);
   group.broadcast(std::as_writable_bytes(message), 0, deadline);
   sent.back() = message.back();
   for (std::size_t i = 0; i < count; ++i) {

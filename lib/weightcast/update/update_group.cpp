@@ -24,7 +24,7 @@ Manifest make_manifest(const TransferPlan& plan, const GroupOptions& options) {
   for (const auto& rule : plan.model.parameters) manifest.parameters.push_back(rule.info);
   manifest.settings = {{"tp", std::to_string(options.tp)},
                        {"dp", std::to_string(options.dp)},
-                       {"memory", std::string(name(options.memory))},
+                       {"memory", std::string(name(options.placement.kind))},
                        {"transport", options.transport},
                        {"method", std::string(name(options.method))},
                        {"proof", options.proof == Proof::digests ? "digests" : "none"},
@@ -71,7 +71,7 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
   const int color = s.group.rank() == 0 ? -1 : static_cast<int>((static_cast<std::uint64_t>(s.group.rank()) - 1) / options.tp);
   s.replica = s.group.split(color, s.group.rank(), s.deadline());
   const auto hosts = s.group.all_gather(host_name(), s.deadline());
-  s.peers = {&s.group, options.tp, options.dp, options.memory,
+  s.peers = {&s.group, options.tp, options.dp, options.placement,
              std::all_of(hosts.begin(), hosts.end(), [&](const std::string& host) { return host == hosts[0]; })};
   compare_manifests(s.group, make_manifest(plan, options), s.deadline());
 
@@ -83,8 +83,8 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
   s.arrived.resize(parameters);
   s.parameter_digests.resize(parameters);
   s.sent.resize(options.tp * parameters + 1);
-  if (options.proof == Proof::digests && s.trainer()) s.source_witness.emplace(plan);
-  if (options.proof == Proof::digests && !s.trainer()) s.slot_witness.emplace(plan, s.peers.tp_rank());
+  if (options.proof == Proof::digests && s.trainer()) s.source_witness.emplace(plan, options.placement);
+  if (options.proof == Proof::digests && !s.trainer()) s.slot_witness.emplace(plan, s.peers.tp_rank(), options.placement);
   s.init_s = watch.lap();
   s.warm_up();
   s.warmup_s = watch.lap();
@@ -103,7 +103,7 @@ void UpdateGroup::State::choose_transport(const std::function<std::unique_ptr<Tr
   for (const auto& candidate : candidates) {
     std::vector<std::string> reasons;
     try {
-      transport = make_transport(candidate, options.method);
+      transport = make_transport(candidate, options.method, options.placement.kind);
       const auto reason = transport->probe(peers);
       const auto all = group.all_gather(reason.value_or(""), deadline());
       for (std::size_t rank = 0; rank < all.size(); ++rank) {

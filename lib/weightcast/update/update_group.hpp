@@ -33,7 +33,7 @@ enum class Proof : std::uint8_t {
 
 struct GroupOptions {
   std::uint64_t tp = 1, dp = 1;
-  MemoryKind memory = MemoryKind::host;
+  Placement placement = {};  ///< of this rank's weights
   std::string transport = "auto";  ///< a name of transport_names(), or auto: the first that all ranks can use
   Method method = Method::sharded;
   Proof proof = Proof::digests;

@@ -35,6 +35,10 @@ class SourceDigests {
   Digest shard(std::size_t tp_rank, std::size_t parameter) const noexcept {
     return table_[tp_rank * plan_->model.parameters.size() + parameter];
   }
+  /// For digests that were computed elsewhere (on a GPU).
+  void set(std::size_t tp_rank, std::size_t parameter, const Digest& digest) noexcept {
+    table_[tp_rank * plan_->model.parameters.size() + parameter] = digest;
+  }
   /// Of the whole parameter: the sum over its shards, copies counted once.
   Digest parameter(std::size_t parameter) const noexcept;
 

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "weightcast/device/gpu.hpp"
+#include "weightcast/device/memory.hpp"
+#include "weightcast/plan/transfer_plan.hpp"
+#include "weightcast/verify/digest.hpp"
+
+namespace weightcast {
+
+/// Digests of shards in device memory, by kernels on a stream of their own that overlap with the movement. All memory is
+/// allocated by the constructor.
+class GpuDigests {
+ public:
+  /// Of one tp rank's slot: result i is that of parameter i's shard.
+  static GpuDigests of_slot(const TransferPlan& plan, std::size_t tp_rank, int gpu);
+  /// Of the trainer's source: result t * parameters + i is that of tp rank t's shard of parameter i, zero for copies.
+  static GpuDigests of_source(const TransferPlan& plan, int gpu);
+
+  GpuDigests(GpuDigests&&) noexcept = default;
+  GpuDigests& operator=(GpuDigests&&) = delete;
+  ~GpuDigests();
+
+  /// Starts over; the memory to digest is at `base`.
+  void begin(const std::byte* base);
+  /// Queues parameters [first, first + count), behind what `after` has been given so far (nullptr: at once).
+  void queue(std::size_t first, std::size_t count, const gpu::Stream* after);
+  /// Waits for all that was queued. Results of parameters that were not queued since begin() are zero.
+  std::span<const Digest> finish(Deadline deadline);
+
+ private:
+  GpuDigests(std::size_t parameters, std::size_t results, std::vector<std::vector<gpu::DigestTask>> tasks_by_parameter, int gpu);
+
+  std::vector<std::size_t> first_task_;  // by parameter, and the end
+  Buffer tasks_, sums_;
+  struct Pinned {
+    std::byte* data = nullptr;
+    Pinned() = default;
+    Pinned(Pinned&& other) noexcept : data(other.data) { other.data = nullptr; }
+    ~Pinned() {
+      if (data != nullptr) gpu::release_pinned(data);
+    }
+  } pinned_;
+  std::size_t results_ = 0;
+  gpu::Stream stream_;
+  const std::byte* base_ = nullptr;
+};
+
+}  // namespace weightcast
