@@ -277,6 +277,8 @@ class BadInput(Workplace):
             content = self.report(report)
             self.assertFalse(content["ok"])
             self.assertEqual(content["error"]["code"], status)
+            if content["error"]["stage"] == "load":
+                self.assertEqual((content["world"]["tp"] * content["world"]["dp"], content["method"]), (ranks - 1, "sharded"))
             self.assertEqual([u for u in content["updates"] if u["result"] == "committed"], [])
         self.no_leftovers()
         return done.stderr
