@@ -26,7 +26,7 @@ USAGE, BAD_DATA, NO_INPUT, CANT_CREATE, IO_ERROR, MISMATCH, CONFIG, DEADLINE = 6
 
 def environment(extra=None):
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("WEIGHTCAST_", "OMPI_COMM", "PMIX_", "SLURM_"))}
-    return {**clean, **(extra or {})}
+    return {**clean, "CUDA_VISIBLE_DEVICES": "", **(extra or {})}  # weights in host memory, also where there are GPUs
 
 
 def offline(*arguments):
