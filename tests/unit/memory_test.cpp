@@ -157,7 +157,10 @@ TEST(CopyRows, MovesRowsAndNothingBetween) {
       }
     }
   }
-  copy_rows(nullptr, 1, nullptr, 1, 1, 0);
+  std::byte untouched{7};
+  const std::byte other{1};
+  copy_rows(&untouched, 1, &other, 1, 1, 0);
+  EXPECT_EQ(untouched, std::byte{7});
 }
 
 TEST(ResidentMemory, CountsPrivateAndSharedApart) {
