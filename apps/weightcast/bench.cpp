@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 
@@ -12,6 +13,7 @@
 #include "weightcast/telemetry/statistics.hpp"
 #include "weightcast/telemetry/stopwatch.hpp"
 #include "weightcast/trainer/trainer.hpp"
+#include "weightcast/transport/direct.hpp"
 
 namespace weightcast {
 namespace {
@@ -45,17 +47,34 @@ class ModelBench {
     });
   }
 
-  /// One plain copy of the same size by as many processes as there are engine ranks, each its share, in GB/s of the model.
+  /// The ceiling: every engine rank pulls its share of the trainer's memory in one plain copy (memcpy, or the copy engine),
+  /// all at once, a barrier on both sides. GB/s of the model.
   double ceiling_GBps() {
+    const Peers peers{&job_.world(), tp_, options_.dp, placement_, true};
+    Endpoints endpoints;
+    if (trainer_) endpoints.sources = trainer_->buffers();
+    std::vector<Mapping> sources;
+    gpu::Stream stream;
+    agree(job_.world(), "ceiling", job_.deadline(), [&] {
+      sources = map_sources(peers, endpoints, job_.deadline());
+      if (engine_ && placement_.kind == MemoryKind::cuda) stream = gpu::Stream(placement_.gpu);
+    });
     std::vector<double> seconds;
-    for (int i = 0; i < 7; ++i) {
+    for (int i = 0; i < 9; ++i) {
       job_.world().barrier(job_.deadline());
       Stopwatch watch;
       if (engine_) {
         auto& store = engine_->store();
-        const auto spare = store.stage(job_.deadline());
-        const auto from = store.slots()[1 - spare], to = store.slots()[spare];
-        std::memcpy(to.data, from.data, to.size_bytes);
+        const auto slot = store.slots()[store.stage(job_.deadline())];
+        const auto share = std::min(sources[0].bytes().size() / tp_, slot.size_bytes);
+        const void* from = sources[static_cast<std::size_t>(i) % 2].bytes().data() + tp_rank() * share;
+        void* to = slot.data;
+        if (placement_.kind == MemoryKind::host) {
+          std::memcpy(to, from, share);
+        } else {
+          gpu::copy_batch(&to, &from, &share, 1, stream);
+          stream.synchronize(job_.deadline(), "a plain copy");
+        }
         store.drop();
       }
       job_.world().barrier(job_.deadline());
@@ -190,7 +209,7 @@ void run(const BenchOptions& options, Job& job, Report& report) {
     double ceiling = unknown;
     if (options.ceiling) {
       ceiling = bench.ceiling_GBps();
-      if (job.trainer()) fmt::print("# ceiling: {} engine ranks copy their share by memcpy: {:.2f} GB/s\n", tp * options.dp, ceiling);
+      if (job.trainer()) fmt::print("# ceiling: {} engine ranks pull their share of the trainer's memory in one plain copy each: {:.2f} GB/s\n", tp * options.dp, ceiling);
     }
     for (const auto granularity : options.granularities) {
       for (const auto method : options.methods) {

@@ -45,6 +45,21 @@ bool room_for(std::uint64_t bytes) {
   return false;
 }
 
+/// mmap at an address that huge pages can be mapped at; MAP_FAILED on failure.
+void* map_aligned(std::uint64_t size_bytes, int protection, int flags, int fd) {
+  constexpr std::uint64_t huge_page = 2 * 1024 * 1024;
+  const auto room = size_bytes + huge_page;
+  void* const reserved = ::mmap(nullptr, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reserved == MAP_FAILED) return MAP_FAILED;
+  const auto begin = reinterpret_cast<std::uintptr_t>(reserved);
+  const auto aligned = (begin + huge_page - 1) / huge_page * huge_page;
+  const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  const auto end = aligned + (size_bytes + page - 1) / page * page;
+  if (aligned > begin) ::munmap(reserved, aligned - begin);
+  if (begin + room > end) ::munmap(reinterpret_cast<void*>(end), (begin + room - end) / page * page);
+  return ::mmap(reinterpret_cast<void*>(aligned), size_bytes, protection, flags | MAP_FIXED, fd, 0);
+}
+
 void touch(std::byte* memory, std::uint64_t size_bytes, const std::string& purpose) {
   constexpr std::uint64_t absurd = 16;  // times what the machine has, even if it grows
   const auto total = proc_bytes("/proc/meminfo", "MemTotal:").value_or(UINT64_MAX / absurd);
@@ -70,7 +85,7 @@ Buffer Buffer::host(std::uint64_t size_bytes, bool shared, const std::string& pu
     if (!buffer.fd_ || ::ftruncate(buffer.fd_.get(), static_cast<off_t>(size_bytes)) != 0) throw no_memory(size_bytes, purpose);
     flags = MAP_SHARED;
   }
-  void* const address = ::mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, flags, buffer.fd_.get(), 0);
+  void* const address = map_aligned(size_bytes, PROT_READ | PROT_WRITE, flags, buffer.fd_.get());
   if (address == MAP_FAILED) throw no_memory(size_bytes, purpose);
   buffer.region_ = {static_cast<std::byte*>(address), size_bytes, MemoryKind::host, -1};
   ::madvise(address, size_bytes, MADV_HUGEPAGE);  // a wish, not a need
@@ -133,10 +148,11 @@ Mapping::Mapping(const ShareHandle& handle, int gpu) : handle_(handle), gpu_(gpu
   if (static_cast<std::uint64_t>(::lseek(fd.get(), 0, SEEK_END)) != handle.size_bytes) {
     fail(ExitCode::unavailable, "{} is not the trainer's memory (another container's process?)", path);
   }
-  // Populated at once, so that the first pull does not pay for page faults.
-  void* const address = ::mmap(nullptr, handle.size_bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, fd.get(), 0);
+  void* const address = map_aligned(handle.size_bytes, PROT_READ, MAP_SHARED, fd.get());
   if (address == MAP_FAILED) fail(ExitCode::unavailable, "cannot map the trainer's memory: {}", std::strerror(errno));
   ::madvise(address, handle.size_bytes, MADV_HUGEPAGE);
+  // So that the first pull does not pay for page faults; older kernels do not know it, and then it does.
+  ::madvise(address, handle.size_bytes, MADV_POPULATE_READ);
   bytes_ = {static_cast<const std::byte*>(address), handle.size_bytes};
 }
 

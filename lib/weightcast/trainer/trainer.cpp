@@ -31,10 +31,14 @@ std::size_t Trainer::load(const WeightSource& source, std::size_t threads, const
 
 void Trainer::init_parameter_update_group(const Communicator& parent, const GroupOptions& options, std::uint64_t served_version,
                                           const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap) {
-  std::vector<const Buffer*> sources;
-  for (const auto& version : versions_) sources.push_back(&version->buffer);
-  group_ = std::make_unique<UpdateGroup>(parent, *plan_, options, std::move(sources), nullptr, wrap);
+  group_ = std::make_unique<UpdateGroup>(parent, *plan_, options, buffers(), nullptr, wrap);
   served_version_ = served_version;
+}
+
+std::vector<const Buffer*> Trainer::buffers() const {
+  std::vector<const Buffer*> result;
+  for (const auto& version : versions_) result.push_back(&version->buffer);
+  return result;
 }
 
 UpdateGroup& Trainer::group() const {

@@ -33,6 +33,8 @@ class Trainer {
 
   /// The memory of a loaded version, parameters at plan.source_offsets; not to be written during an update.
   Region source(std::size_t source) const { return versions_.at(source)->buffer.region(); }
+  /// The memory of all loaded versions, for mapping it elsewhere.
+  std::vector<const Buffer*> buffers() const;
   /// Digest of each parameter of a loaded version, as it was read.
   const std::vector<Digest>& claimed(std::size_t source) const { return versions_.at(source)->claimed; }
   /// Error(config) before init_parameter_update_group().
