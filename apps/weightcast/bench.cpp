@@ -1,11 +1,10 @@
-#include "bench_options.hpp"
-
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cstring>
 #include <memory>
 
+#include "bench_options.hpp"
 #include "job.hpp"
 #include "versions.hpp"
 #include "weightcast/core/bytes.hpp"
@@ -47,8 +46,8 @@ class ModelBench {
     });
   }
 
-  /// The ceiling: every engine rank pulls its share of the trainer's memory in one plain copy (memcpy, or the copy engine),
-  /// all at once, a barrier on both sides. GB/s of the model.
+  /// The ceiling: every engine rank pulls its share of the trainer's memory in one plain copy (memcpy, or the copy
+  /// engine), all at once, a barrier on both sides. GB/s of the model.
   double ceiling_GBps() {
     const Peers peers{&job_.world(), tp_, options_.dp, placement_, true};
     Endpoints endpoints;
@@ -124,11 +123,13 @@ class ModelBench {
   std::size_t tp_rank() const noexcept { return (static_cast<std::size_t>(job_.world().rank()) - 1) % tp_; }
 
   ReadReference reader(std::size_t source) const {
-    return [this, source](std::size_t p, std::uint64_t offset, std::span<std::byte> to) { sources_[source]->read(p, offset, to); };
+    return [this, source](std::size_t p, std::uint64_t offset, std::span<std::byte> to) {
+      sources_[source]->read(p, offset, to);
+    };
   }
 
-  /// One update; the other weights each time, so that it changes every parameter. Seconds on rank 0, from before PREPARE
-  /// to after COMMIT.
+  /// One update; the other weights each time, so that it changes every parameter. Seconds on rank 0, from before
+  /// PREPARE to after COMMIT.
   double update(GranularityChoice granularity, ReportRow& row) {
     job_.world().barrier(job_.deadline());
     const auto source = version_++ % 2 == 1 ? 0u : 1u;
@@ -146,7 +147,8 @@ class ModelBench {
     for (const auto& rule : plan_.model.parameters) {
       if (trainer_) {
         note(trainer_->update_parameter(source, version_, rule.info.name));
-      } else if (const auto answer = engine_->update_parameter_from_distributed(rule.info.name, rule.info.dtype, rule.info.shape);
+      } else if (const auto answer =
+                     engine_->update_parameter_from_distributed(rule.info.name, rule.info.dtype, rule.info.shape);
                  !answer.success) {
         Error error(answer.code, answer.message);
         error.set_reach(Error::Reach::everybody);
@@ -163,7 +165,8 @@ class ModelBench {
     agree(job_.world(), "reference", deadline, [&] {
       if (!engine_) return;
       const HostView slot(engine_->store().pin().slot());
-      mine = check_against_reference(plan_, tp_rank(), slot.bytes(), reader(version_ % 2 == 0 ? 0 : 1)).mismatched.size();
+      mine =
+          check_against_reference(plan_, tp_rank(), slot.bytes(), reader(version_ % 2 == 0 ? 0 : 1)).mismatched.size();
     });
     return job_.world().sum(mine, job_.deadline());
   }
@@ -180,18 +183,24 @@ class ModelBench {
 };
 
 void print_header(const BenchOptions& options, std::uint64_t tp, MemoryKind memory) {
-  fmt::print("# weightcast bench: 1 trainer + {} x tp {} engine ranks, memory {}, verify {}; {} updates after {} to warm up\n", options.dp, tp,
-             name(memory), name_of(options.verify), options.repeat, options.warmup);
-  fmt::print("# times in ms from before PREPARE to after COMMIT, as rank 0 sees them; GB/s are bytes of the model / median\n");
-  fmt::print("{:<14} {:>9} {:<9} {:<9} {:<9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>9} {:>6} {:>8}\n", "model", "size", "transport",
-             "method", "unit", "cold", "median", "min", "max", "p99", "GB/s", "egress", "staging", "#wrong", "ratio");
+  fmt::print(
+      "# weightcast bench: 1 trainer + {} x tp {} engine ranks, memory {}, verify {}; {} updates after {} to warm up\n",
+      options.dp, tp, name(memory), name_of(options.verify), options.repeat, options.warmup);
+  fmt::print(
+      "# times in ms from before PREPARE to after COMMIT, as rank 0 sees them; GB/s are bytes of the model / median\n");
+  fmt::print("{:<14} {:>9} {:<9} {:<9} {:<9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>9} {:>6} {:>8}\n", "model",
+             "size", "transport", "method", "unit", "cold", "median", "min", "max", "p99", "GB/s", "egress", "staging",
+             "#wrong", "ratio");
 }
 
 void print_row(const ReportRow& row) {
-  fmt::print("{:<14} {:>9} {:<9} {:<9} {:<9} {:>9.3f} {:>9.3f} {:>9.3f} {:>9.3f} {:>9.3f} {:>7.2f} {:>7.4f} {:>9} {:>6} {:>8}\n", row.model,
-             format_size(row.model_bytes), row.transport, row.method, row.granularity, row.cold_s * 1e3, row.median_s * 1e3, row.min_s * 1e3,
-             row.max_s * 1e3, row.p99_s * 1e3, row.model_GBps, static_cast<double>(row.egress_bytes) / static_cast<double>(row.model_bytes),
-             format_size(row.staging_bytes), row.wrong, row.ratio_to_ceiling > 0 ? fmt::format("{:.3f}", row.ratio_to_ceiling) : "-");
+  fmt::print(
+      "{:<14} {:>9} {:<9} {:<9} {:<9} {:>9.3f} {:>9.3f} {:>9.3f} {:>9.3f} {:>9.3f} {:>7.2f} {:>7.4f} {:>9} {:>6} "
+      "{:>8}\n",
+      row.model, format_size(row.model_bytes), row.transport, row.method, row.granularity, row.cold_s * 1e3,
+      row.median_s * 1e3, row.min_s * 1e3, row.max_s * 1e3, row.p99_s * 1e3, row.model_GBps,
+      static_cast<double>(row.egress_bytes) / static_cast<double>(row.model_bytes), format_size(row.staging_bytes),
+      row.wrong, row.ratio_to_ceiling > 0 ? fmt::format("{:.3f}", row.ratio_to_ceiling) : "-");
   std::fflush(stdout);
 }
 
@@ -209,12 +218,16 @@ void run(const BenchOptions& options, Job& job, Report& report) {
     double ceiling = unknown;
     if (options.ceiling) {
       ceiling = bench.ceiling_GBps();
-      if (job.trainer()) fmt::print("# ceiling: {} engine ranks pull their share of the trainer's memory in one plain copy each: {:.2f} GB/s\n", tp * options.dp, ceiling);
+      if (job.trainer())
+        fmt::print(
+            "# ceiling: {} engine ranks pull their share of the trainer's memory in one plain copy each: {:.2f} GB/s\n",
+            tp * options.dp, ceiling);
     }
     for (const auto granularity : options.granularities) {
       for (const auto method : options.methods) {
         for (const auto transport : options.transports) {
-          if (transport == TransportChoice::direct && method == MethodChoice::broadcast) continue;  // engines pull what they need
+          if (transport == TransportChoice::direct && method == MethodChoice::broadcast)
+            continue;  // engines pull what they need
           report.rows.push_back(bench.run({transport, method, granularity}, ceiling));
           if (job.trainer()) print_row(report.rows.back());
         }

@@ -24,7 +24,9 @@ void let_lower_ranks_speak(int rank) {
 
 }  // namespace
 
-std::string role_of(int rank) { return rank == 0 ? "trainer" : "engine"; }
+std::string role_of(int rank) {
+  return rank == 0 ? "trainer" : "engine";
+}
 
 Job::Job(double timeout_s)
     : environment_(nullptr, nullptr), world_(Communicator::duplicate(MPI_COMM_WORLD)), timeout_s_(timeout_s) {}
@@ -75,18 +77,21 @@ std::uint64_t tensor_parallel_size(const std::optional<std::uint64_t>& tp, std::
   if (!tp && engines > 0 && engines % dp == 0) return engines / dp;
   const auto needed = 1 + tp.value_or(1) * dp;
   throw Error(ExitCode::config,
-              fmt::format("{} ranks are not 1 trainer + {} x {} engine ranks", world, dp, tp ? std::to_string(*tp) : std::string("tp")),
+              fmt::format("{} ranks are not 1 trainer + {} x {} engine ranks", world, dp,
+                          tp ? std::to_string(*tp) : std::string("tp")),
               fmt::format("start it with mpirun -n {}, or change --tp and --dp", needed));
 }
 
-Placement choose_placement(const Communicator& world, DeviceChoice device, const std::vector<int>& gpus, Deadline deadline) {
+Placement choose_placement(const Communicator& world, DeviceChoice device, const std::vector<int>& gpus,
+                           Deadline deadline) {
   const auto local = world.split_by_host(deadline);
   const bool some_without = world.max(gpu::count() == 0 ? 1 : 0, deadline) != 0;
   Placement placement;
   agree(world, "start", deadline, [&] {
     const auto ranks = static_cast<std::size_t>(world.size());
     if (!gpus.empty() && gpus.size() != ranks) {
-      throw Error(ExitCode::config, fmt::format("--gpus names {} GPUs for {} ranks", gpus.size(), ranks), "name one for each rank, in rank order");
+      throw Error(ExitCode::config, fmt::format("--gpus names {} GPUs for {} ranks", gpus.size(), ranks),
+                  "name one for each rank, in rank order");
     }
     if (device == DeviceChoice::host && !gpus.empty()) fail(ExitCode::config, "--gpus does not go with --device host");
     if (device == DeviceChoice::host || (device == DeviceChoice::automatic && gpus.empty() && some_without)) return;
@@ -107,7 +112,8 @@ std::vector<ReportRank> gather_ranks(const Communicator& world, Placement placem
   }
   const auto gpus = world.all_gather(gpu, deadline);
   std::vector<ReportRank> ranks;
-  for (std::size_t r = 0; r < hosts.size(); ++r) ranks.push_back({static_cast<int>(r), role_of(static_cast<int>(r)), hosts[r], gpus[r]});
+  for (std::size_t r = 0; r < hosts.size(); ++r)
+    ranks.push_back({static_cast<int>(r), role_of(static_cast<int>(r)), hosts[r], gpus[r]});
   return ranks;
 }
 

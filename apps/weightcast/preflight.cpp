@@ -16,8 +16,8 @@ std::string describe_rank(const ReportRank& rank) {
   ::sysinfo(&memory);
   const auto total = static_cast<std::uint64_t>(memory.totalram) * memory.mem_unit;
   const auto free = static_cast<std::uint64_t>(memory.freeram + memory.bufferram) * memory.mem_unit;
-  return fmt::format("{:>4}  {:<8} {:<24} {:>5}  {:>9} of {:<9} {}", rank.rank, rank.role, printable(rank.host, 24), available_cores(),
-                     format_size(free), format_size(total), rank.gpu.empty() ? "-" : rank.gpu);
+  return fmt::format("{:>4}  {:<8} {:<24} {:>5}  {:>9} of {:<9} {}", rank.rank, rank.role, printable(rank.host, 24),
+                     available_cores(), format_size(free), format_size(total), rank.gpu.empty() ? "-" : rank.gpu);
 }
 
 }  // namespace
@@ -25,11 +25,14 @@ std::string describe_rank(const ReportRank& rank) {
 int run_preflight(const UpdateOptions& options, Job& job) {
   const auto body = [&] {
     Peers peers{&job.world(), 1, options.dp, {}, true};
-    agree(job.world(), "preflight", job.deadline(), [&] { peers.tp = tensor_parallel_size(options.tp, options.dp, job.world().size()); });
+    agree(job.world(), "preflight", job.deadline(),
+          [&] { peers.tp = tensor_parallel_size(options.tp, options.dp, job.world().size()); });
     peers.placement = choose_placement(job.world(), options.device, options.gpus, job.deadline());
     const auto hosts = gather_ranks(job.world(), peers.placement, job.deadline());
-    const auto ranks = job.world().all_gather(describe_rank(hosts[static_cast<std::size_t>(job.world().rank())]), job.deadline());
-    peers.one_host = std::all_of(hosts.begin(), hosts.end(), [&](const ReportRank& rank) { return rank.host == hosts[0].host; });
+    const auto ranks =
+        job.world().all_gather(describe_rank(hosts[static_cast<std::size_t>(job.world().rank())]), job.deadline());
+    peers.one_host =
+        std::all_of(hosts.begin(), hosts.end(), [&](const ReportRank& rank) { return rank.host == hosts[0].host; });
     const auto method = options.method == MethodChoice::sharded ? Method::sharded : Method::broadcast;
     std::string transports;
     for (const auto transport : transport_names()) {
@@ -40,13 +43,15 @@ int run_preflight(const UpdateOptions& options, Job& job) {
         reason = error.what();
       }
       const auto reasons = job.world().all_gather(reason, job.deadline());
-      const auto first = std::find_if(reasons.begin(), reasons.end(), [](const std::string& text) { return !text.empty(); });
-      transports += first == reasons.end() ? fmt::format("  {:<8} usable\n", transport)
-                                           : fmt::format("  {:<8} not usable: rank {}: {}\n", transport, first - reasons.begin(), *first);
+      const auto first =
+          std::find_if(reasons.begin(), reasons.end(), [](const std::string& text) { return !text.empty(); });
+      transports += first == reasons.end()
+                        ? fmt::format("  {:<8} usable\n", transport)
+                        : fmt::format("  {:<8} not usable: rank {}: {}\n", transport, first - reasons.begin(), *first);
     }
     if (!job.trainer()) return;
-    fmt::print("# weightcast preflight: 1 trainer + {} x tp {} engine ranks, memory {}, method {}\n", options.dp, peers.tp, name(peers.placement.kind),
-               name(method));
+    fmt::print("# weightcast preflight: 1 trainer + {} x tp {} engine ranks, memory {}, method {}\n", options.dp,
+               peers.tp, name(peers.placement.kind), name(method));
     fmt::print("rank  role     host                     cores  memory: free of total    gpu\n");
     for (const auto& rank : ranks) fmt::print("{}\n", rank);
     fmt::print("transports\n{}", transports);

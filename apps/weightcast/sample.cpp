@@ -13,7 +13,8 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 
 }  // namespace
 
-std::vector<float> sample_of(const Model& model, const WeightSource& source, std::size_t parameter, std::uint64_t rows) {
+std::vector<float> sample_of(const Model& model, const WeightSource& source, std::size_t parameter,
+                             std::uint64_t rows) {
   const auto& info = model.parameters[parameter].info;
   const auto all_rows = info.shape.empty() ? 1 : info.shape[0];
   const auto elements = std::min(rows, all_rows) * (*info.elements() / std::max<std::uint64_t>(all_rows, 1));
@@ -25,7 +26,8 @@ std::vector<float> sample_of(const Model& model, const WeightSource& source, std
   return values;
 }
 
-std::size_t check_samples(Engine& engine, const Model& model, const WeightSource& source, std::uint64_t rows, const std::string& when) {
+std::size_t check_samples(Engine& engine, const Model& model, const WeightSource& source, std::uint64_t rows,
+                          const std::string& when) {
   const auto samples = sample_parameters(model);
   std::string different;  // thrown at the end only: reading is collective
   for (const auto p : samples) {
@@ -36,15 +38,18 @@ std::size_t check_samples(Engine& engine, const Model& model, const WeightSource
     }
   }
   if (!different.empty()) {
-    fail(ExitCode::mismatch, "{}: the first {} rows {} the update are not those of {}", different, rows, when, source.describe());
+    fail(ExitCode::mismatch, "{}: the first {} rows {} the update are not those of {}", different, rows, when,
+         source.describe());
   }
   return samples.size();
 }
 
-std::vector<std::string> equal_samples(const Model& model, const WeightSource& a, const WeightSource& b, std::uint64_t rows) {
+std::vector<std::string> equal_samples(const Model& model, const WeightSource& a, const WeightSource& b,
+                                       std::uint64_t rows) {
   std::vector<std::string> names;
   for (const auto p : sample_parameters(model)) {
-    if (same_bits(sample_of(model, a, p, rows), sample_of(model, b, p, rows))) names.push_back(model.parameters[p].info.name);
+    if (same_bits(sample_of(model, a, p, rows), sample_of(model, b, p, rows)))
+      names.push_back(model.parameters[p].info.name);
   }
   return names;
 }

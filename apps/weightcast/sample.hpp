@@ -15,9 +15,11 @@ std::vector<float> sample_of(const Model& model, const WeightSource& source, std
 
 /// Engine side, collective over the replica: reads the twelve samples and compares them bit for bit with `source`.
 /// Error(mismatch) naming the parameter. Returns how many were compared.
-std::size_t check_samples(Engine& engine, const Model& model, const WeightSource& source, std::uint64_t rows, const std::string& when);
+std::size_t check_samples(Engine& engine, const Model& model, const WeightSource& source, std::uint64_t rows,
+                          const std::string& when);
 
 /// Names of the sampled parameters that are the same in both sources: then a sample proves nothing.
-std::vector<std::string> equal_samples(const Model& model, const WeightSource& a, const WeightSource& b, std::uint64_t rows);
+std::vector<std::string> equal_samples(const Model& model, const WeightSource& a, const WeightSource& b,
+                                       std::uint64_t rows);
 
 }  // namespace weightcast

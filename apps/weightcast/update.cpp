@@ -1,19 +1,19 @@
-#include "update_options.hpp"
-
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <sstream>
-#include <algorithm>
-#include <cstring>
 
 #include "job.hpp"
 #include "preflight.hpp"
 #include "progress.hpp"
 #include "sample.hpp"
 #include "trace.hpp"
+#include "update_options.hpp"
+#include "update_table.hpp"
 #include "versions.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/parallel.hpp"
@@ -24,13 +24,16 @@
 namespace weightcast {
 namespace {
 
-bool synthetic(const std::string& spec) { return spec == "synth" || spec.starts_with("synth:"); }
+bool synthetic(const std::string& spec) {
+  return spec == "synth" || spec.starts_with("synth:");
+}
 
 /// --model, else the config.json of the target or of the initial weights.
 ModelConfig config_of(const UpdateOptions& options) {
   if (options.model) return load_model_config(*options.model);
   const auto& path = synthetic(options.target) ? options.initial : options.target;
-  if (!std::filesystem::exists(path)) throw Error(ExitCode::no_input, fmt::format("{} does not exist", printable(path)), "check the path");
+  if (!std::filesystem::exists(path))
+    throw Error(ExitCode::no_input, fmt::format("{} does not exist", printable(path)), "check the path");
   if (!std::filesystem::exists(path + "/config.json")) {
     throw Error(ExitCode::no_input, fmt::format("{} has no config.json, so its model is unknown", printable(path)),
                 "name the shape with --model");
@@ -58,7 +61,7 @@ class Update {
     if (options_.verify == VerifyChoice::all) check_reference();
     if (!options_.snapshot.empty()) snapshot();
     gather_layers();
-    if (job_.trainer()) print_summary();
+    if (job_.trainer()) print_update_summary(report_, options_.verify);
   }
 
   const Trace& trace() const noexcept { return trace_; }
@@ -121,7 +124,10 @@ class Update {
     if (engine_) engine_->init_parameter_update_group(job_.world(), group);
     report_.transport = this->group().transport();
     report_.group = {this->group().init_s(), this->group().warmup_s()};
-    if (job_.trainer()) print_header();
+    if (job_.trainer()) {
+      print_update_header(report_, initial_->describe(), target_->describe(), options_.verify,
+                          this->group().transport_notes());
+    }
   }
 
   UpdateGroup& group() const { return trainer_ ? trainer_->group() : engine_->group(); }
@@ -143,9 +149,18 @@ class Update {
       } else {
         total = update_by_parameter(index % 2, version);
       }
-      digest_ = total.digest;
-      row = {index + 1, version, total.no_op ? "unchanged" : "committed", total.total_s(), total.prepare_s, total.stage_s, total.verify_s,
-             total.vote_s, total.commit_s, options_.commit == CommitChoice::swap ? total.commit_s : total.total_s(), total.egress_bytes,
+      report_.verify.digest = total.digest;
+      row = {index + 1,
+             version,
+             total.no_op ? "unchanged" : "committed",
+             total.total_s(),
+             total.prepare_s,
+             total.stage_s,
+             total.verify_s,
+             total.vote_s,
+             total.commit_s,
+             options_.commit == CommitChoice::swap ? total.commit_s : total.total_s(),
+             total.egress_bytes,
              total.staging_bytes};
     } catch (...) {
       if (options_.commit == CommitChoice::in_place) row.result = "dirty";
@@ -154,7 +169,7 @@ class Update {
     }
     trace_.add(row);
     report_.updates.push_back(row);
-    if (job_.trainer()) print_row(row);
+    if (job_.trainer()) print_update_row(row, report_.model.bytes);
   }
 
   /// The seed's way: one request for each parameter. Sums of all calls; the digest is the last one's.
@@ -187,18 +202,20 @@ class Update {
       if (trainer_ && when == "before") {
         const auto equal = equal_samples(plan_.model, *initial_, *target_, options_.truncate);
         if (!equal.empty()) {
-          throw Error(ExitCode::mismatch, fmt::format("initial and target have the same {}: a sample proves nothing", fmt::join(equal, ", ")),
-                      "use different weights, or --verify all");
+          throw Error(
+              ExitCode::mismatch,
+              fmt::format("initial and target have the same {}: a sample proves nothing", fmt::join(equal, ", ")),
+              "use different weights, or --verify all");
         }
       }
       if (engine_) check_samples(*engine_, plan_.model, expected, options_.truncate, when);
     });
     const auto count = sample_parameters(plan_.model).size();
     if (job_.trainer()) {
-      fmt::print("# sample: {} parameters x {} rows equal to {} {} the update{}\n", count, options_.truncate, expected.describe(), when,
-                 when == "before" ? ", and initial and target differ in each" : "");
+      fmt::print("# sample: {} parameters x {} rows equal to {} {} the update{}\n", count, options_.truncate,
+                 expected.describe(), when, when == "before" ? ", and initial and target differ in each" : "");
     }
-    report_.verify = {"sample", count, 0, {}};
+    report_.verify = {"sample", count, 0, report_.verify.digest};
   }
 
   /// Every byte of every engine rank against the weights' own source: not through a digest.
@@ -209,16 +226,21 @@ class Update {
     agree(job_.world(), "reference", deadline, [&] {
       if (!engine_) return;
       const HostView slot(engine_->store().pin().slot());
-      check = check_against_reference(plan_, (static_cast<std::size_t>(job_.world().rank()) - 1) % tp_, slot.bytes(), reader(last_source()));
+      check = check_against_reference(plan_, (static_cast<std::size_t>(job_.world().rank()) - 1) % tp_, slot.bytes(),
+                                      reader(last_source()));
     });
     std::vector<std::byte> wrong(model.parameters.size());
     for (const auto p : check.mismatched) wrong[p] = std::byte{1};
     const auto all = job_.world().gather(wrong, 0, job_.deadline());
     std::vector<bool> any(wrong.size());
-    for (std::size_t i = 0; i < all.size(); ++i) any[i % wrong.size()] = any[i % wrong.size()] || all[i] != std::byte{0};
-    report_.verify = {"all", model.parameters.size(), static_cast<std::uint64_t>(std::count(any.begin(), any.end(), true)), digest_};
+    for (std::size_t i = 0; i < all.size(); ++i)
+      any[i % wrong.size()] = any[i % wrong.size()] || all[i] != std::byte{0};
+    report_.verify = {"all", model.parameters.size(),
+                      static_cast<std::uint64_t>(std::count(any.begin(), any.end(), true)), report_.verify.digest};
     agree(job_.world(), "reference", job_.deadline(), [&] {
-      if (check.first) throw Error(ExitCode::mismatch, *check.first + " (compared with " + last_source().describe() + ")", "do not use these weights");
+      if (check.first)
+        throw Error(ExitCode::mismatch, *check.first + " (compared with " + last_source().describe() + ")",
+                    "do not use these weights");
     });
   }
 
@@ -231,12 +253,15 @@ class Update {
       if (!engine_ || job_.world().rank() > static_cast<int>(tp_)) return;
       const auto pin = engine_->store().pin();
       const HostView slot(pin.slot());
-      const SnapshotInfo info{pin.version().id, reference_digests(slot.bytes().data()), {{"tp", std::to_string(tp_)}, {"transport", report_.transport}}};
+      const SnapshotInfo info{pin.version().id,
+                              reference_digests(slot.bytes().data()),
+                              {{"tp", std::to_string(tp_)}, {"transport", report_.transport}}};
       write_snapshot(options_.snapshot, group().replica(), plan_, slot.bytes(), info, deadline);
     });
   }
 
-  /// Digest of each parameter as this replica holds it: its shards' digests, copies counted once, summed over its ranks.
+  /// Digest of each parameter as this replica holds it: its shards' digests, copies counted once, summed over its
+  /// ranks.
   std::vector<Digest> reference_digests(const std::byte* slot) const {
     const auto& replica = group().replica();
     const auto tp_rank = static_cast<std::size_t>(replica.rank());
@@ -259,41 +284,11 @@ class Update {
   void gather_layers() {
     std::string mine;
     if (engine_) {
-      for (const auto* layer : engine_->layers()) mine += fmt::format("{} {} {}\n", layer->layer, layer->seconds.size(), median(layer->seconds));
+      for (const auto* layer : engine_->layers())
+        mine += fmt::format("{} {} {}\n", layer->layer, layer->seconds.size(), median(layer->seconds));
     }
     std::istringstream lines(job_.world().all_gather(mine, job_.deadline())[1]);
     for (ReportLayer layer; lines >> layer.layer >> layer.calls >> layer.median_s;) report_.layers.push_back(layer);
-  }
-
-  void print_header() const {
-    fmt::print("# weightcast update: {} ({} parameters, {}), 1 trainer + {} x tp {} engine ranks\n", name(plan_.model.config.family),
-               plan_.model.parameters.size(), format_size(plan_.model.size_bytes()), options_.dp, tp_);
-    fmt::print("# from {} to {}; memory {}, transport {}, method {}, granularity {}, commit {}, verify {}\n", initial_->describe(),
-               target_->describe(), report_.device, report_.transport, report_.method, report_.granularity, report_.commit,
-               name_of(options_.verify));
-    if (!group().transport_notes().empty()) fmt::print("# not used: {}\n", group().transport_notes());
-    fmt::print("# group formed in {:.3f} s, warmed up in {:.3f} s\n", report_.group.init_s, report_.group.warmup_s);
-    fmt::print("{:>7} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>8} {:>8}\n", "update", "version", "result", "prepare ms", "stage ms",
-               "verify ms", "vote ms", "commit ms", "total ms", "GB/s", "egress");
-    std::fflush(stdout);
-  }
-
-  void print_row(const ReportUpdate& row) const {
-    const auto bytes = static_cast<double>(plan_.model.size_bytes());
-    fmt::print("{:>7} {:>8} {:>10} {:>10.3f} {:>10.3f} {:>10.3f} {:>10.3f} {:>10.3f} {:>10.3f} {:>8.2f} {:>8.3f}\n", row.id, row.version,
-               row.result, row.prepare_s * 1e3, row.stage_s * 1e3, row.verify_s * 1e3, row.vote_s * 1e3, row.commit_s * 1e3, row.total_s * 1e3,
-               bytes / row.total_s / 1e9, static_cast<double>(row.egress_bytes) / bytes);
-    std::fflush(stdout);
-  }
-
-  void print_summary() const {
-    if (!digest_.empty()) fmt::print("# digest {}\n", digest_);
-    if (options_.verify == VerifyChoice::none) {
-      fmt::print("nothing verified (--verify none)\n");
-    } else {
-      fmt::print("{} of {} parameters verified{}\n", report_.verify.parameters - report_.verify.mismatched,
-                 plan_.model.parameters.size(), options_.verify == VerifyChoice::sample ? " by sample" : "");
-    }
   }
 
   const UpdateOptions& options_;
@@ -307,7 +302,6 @@ class Update {
   std::unique_ptr<WeightSource> initial_, target_;
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<Engine> engine_;
-  std::string digest_;
 };
 
 }  // namespace

@@ -29,8 +29,7 @@ CommandSpec update_command() {
                   {"timeout", "DURATION", "the longest that any wait may take", "60s"},
                   {"json", "FILE", "write a report"},
                   {"trace", "FILE", "write a timeline of all ranks"},
-                  {"preflight", "", "show and check ranks, hosts, devices and transports, then stop"},
-                  {"readers", "N", "threads per engine that read weights during the updates", "0"}},
+                  {"preflight", "", "show and check ranks, hosts, devices and transports, then stop"}},
       .parallel = true,
   };
 }
@@ -53,7 +52,6 @@ UpdateOptions parse_update_options(const Options& options) {
   result.verify = options.choice<VerifyChoice>("verify");
   result.truncate = options.number("truncate", 1);
   result.repeat = options.number("repeat", 1);
-  result.readers = options.number("readers", 0, 1024);
   result.timeout_s = options.duration_s("timeout");
   result.snapshot = options.text("snapshot");
   result.json = options.text("json");

@@ -22,7 +22,7 @@ struct UpdateOptions {
   GranularityChoice granularity = GranularityChoice::model;
   CommitChoice commit = CommitChoice::swap;
   VerifyChoice verify = VerifyChoice::all;
-  std::uint64_t truncate = 10, repeat = 1, readers = 0;
+  std::uint64_t truncate = 10, repeat = 1;
   double timeout_s = 60;
   std::string snapshot, json, trace;  ///< output files; empty: none
   bool preflight = false;

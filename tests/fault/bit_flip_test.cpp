@@ -1,5 +1,5 @@
-// One bit flipped anywhere between the trainer's first look at the weights and COMMIT: refused every time, the old version
-// served as before, and the next update succeeds.
+// One bit flipped anywhere between the trainer's first look at the weights and COMMIT: refused every time, the old
+// version served as before, and the next update succeeds.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -32,12 +32,15 @@ class FlippingWitness final : public Witness {
   FlippingWitness(Witness* inner, std::byte* slot, const RankPlan& plan) : inner_(inner), slot_(slot), plan_(&plan) {}
   void landed(std::size_t parameter, std::uint64_t first, std::uint64_t size_bytes) noexcept override {
     if (flip.position >= seen_ && flip.position < seen_ + size_bytes) {
-      slot_[plan_->shards[parameter].destination + first + (flip.position - seen_)] ^= static_cast<std::byte>(1 << flip.bit);
+      slot_[plan_->shards[parameter].destination + first + (flip.position - seen_)] ^=
+          static_cast<std::byte>(1 << flip.bit);
     }
     seen_ += size_bytes;
     inner_->landed(parameter, first, size_bytes);
   }
-  void landed_on(const gpu::Stream& stream, std::size_t first, std::size_t count) noexcept override { inner_->landed_on(stream, first, count); }
+  void landed_on(const gpu::Stream& stream, std::size_t first, std::size_t count) noexcept override {
+    inner_->landed_on(stream, first, count);
+  }
   bool work() noexcept override { return inner_->work(); }
 
  private:
@@ -60,7 +63,8 @@ class FlippingTransport final : public Transport {
     inner_->attach(peers, plan, endpoints, deadline);
   }
   void run(const Batch& batch, Deadline deadline) override {
-    if (flip.rank != peers_->group->rank() || peers_->trainer() || batch.witness == nullptr) return inner_->run(batch, deadline);
+    if (flip.rank != peers_->group->rank() || peers_->trainer() || batch.witness == nullptr)
+      return inner_->run(batch, deadline);
     FlippingWitness witness(batch.witness, endpoints_->sinks[batch.sink].data, plan_->ranks[peers_->tp_rank()]);
     Batch flipped = batch;
     flipped.witness = &witness;
@@ -78,7 +82,8 @@ class FlippingTransport final : public Transport {
 class BitFlip : public testing::TestWithParam<std::string> {};
 
 TEST_P(BitFlip, InWhatArrivesIsRefused) {
-  UpdateRig rig({.transport = GetParam()}, [](std::unique_ptr<Transport> inner) { return std::make_unique<FlippingTransport>(std::move(inner)); });
+  UpdateRig rig({.transport = GetParam()},
+                [](std::unique_ptr<Transport> inner) { return std::make_unique<FlippingTransport>(std::move(inner)); });
   std::mt19937_64 random(7);
   int refused = 0;
   for (int i = 0; i < flips; ++i) {
@@ -97,7 +102,8 @@ TEST_P(BitFlip, InWhatArrivesIsRefused) {
   flip = {};
   EXPECT_EQ(refused, flips);
   EXPECT_TRUE(rig.serves(1, rig.seed1));
-  if (rig.trainer) std::printf("%d of %d bit flips in what arrives by %s refused\n", refused, flips, GetParam().c_str());
+  if (rig.trainer)
+    std::printf("%d of %d bit flips in what arrives by %s refused\n", refused, flips, GetParam().c_str());
   ASSERT_FALSE(rig.update(0, 2));
   EXPECT_TRUE(rig.serves(2, rig.seed2));
 }

@@ -1,5 +1,5 @@
-// The input is a manifest as it arrives from another rank. It is refused as bad data, or what was read can be written and
-// read back, and equals itself.
+// The input is a manifest as it arrives from another rank. It is refused as bad data, or what was read can be written
+// and read back, and equals itself.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>

@@ -54,9 +54,11 @@ inline Model small_model(Family family = Family::llama) {
   return build_model(config);
 }
 
-/// Holds a slot's bytes against the source by the sharding rule itself, element by element: shares no code with transports.
-inline testing::AssertionResult slot_equals(const TransferPlan& plan, std::size_t tp_rank, std::span<const std::byte> slot,
-                                            const RandomWeights& weights, std::size_t first = 0, std::size_t count = SIZE_MAX) {
+/// Holds a slot's bytes against the source by the sharding rule itself, element by element: shares no code with
+/// transports.
+inline testing::AssertionResult slot_equals(const TransferPlan& plan, std::size_t tp_rank,
+                                            std::span<const std::byte> slot, const RandomWeights& weights,
+                                            std::size_t first = 0, std::size_t count = SIZE_MAX) {
   for (const auto& tensor : plan.engine_tensors) {
     std::uint64_t base = tensor.offset;
     for (const auto p : tensor.parameters) {
@@ -68,7 +70,8 @@ inline testing::AssertionResult slot_equals(const TransferPlan& plan, std::size_
         const auto* expected = weights.bytes(p).data() + ((part.row + row) * columns + part.column) * width;
         const auto* held = slot.data() + base + row * part.columns * width;
         if (std::memcmp(held, expected, part.columns * width) != 0) {
-          return testing::AssertionFailure() << rule.info.name << " row " << row << " of tp rank " << tp_rank << " differs";
+          return testing::AssertionFailure()
+                 << rule.info.name << " row " << row << " of tp rank " << tp_rank << " differs";
         }
       }
       const auto extent = shard_extent(rule, plan.tp);

@@ -25,7 +25,8 @@ class UpdateRig {
         plan(make_plan(small_model(), (static_cast<std::uint64_t>(world.size()) - 1) / settings.dp, settings.dp)),
         seed1(plan.model, 1),
         seed2(plan.model, 2) {
-    const GroupOptions options{plan.tp, plan.dp, MemoryKind::host, settings.transport, settings.method, settings.proof, settings.timeout_s};
+    const GroupOptions options{plan.tp,         plan.dp,        MemoryKind::host,  settings.transport,
+                               settings.method, settings.proof, settings.timeout_s};
     if (world.rank() == 0) {
       trainer = std::make_unique<Trainer>(plan);
       trainer->load(seed2, 1);
@@ -33,7 +34,8 @@ class UpdateRig {
       trainer->init_parameter_update_group(world, options, 1, wrap);
     } else {
       engine = std::make_unique<Engine>(plan, tp_rank(), settings.commit, MemoryKind::host);
-      engine->load(1, [&](std::size_t p, std::uint64_t offset, std::span<std::byte> to) { seed1.read(p, offset, to); }, 1);
+      engine->load(
+          1, [&](std::size_t p, std::uint64_t offset, std::span<std::byte> to) { seed1.read(p, offset, to); }, 1);
       engine->init_parameter_update_group(world, options, wrap);
     }
   }
@@ -56,7 +58,8 @@ class UpdateRig {
   testing::AssertionResult serves(std::uint64_t version, const RandomWeights& weights) {
     if (!engine) return testing::AssertionSuccess();
     const auto pin = engine->store().pin();
-    if (pin.version().id != version) return testing::AssertionFailure() << "serves version " << pin.version().id << ", not " << version;
+    if (pin.version().id != version)
+      return testing::AssertionFailure() << "serves version " << pin.version().id << ", not " << version;
     return slot_equals(plan, tp_rank(), pin.slot().bytes(), weights);
   }
 

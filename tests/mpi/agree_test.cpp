@@ -12,7 +12,9 @@ namespace {
 
 using testing::HasSubstr;
 
-Communicator world() { return Communicator::duplicate(MPI_COMM_WORLD); }
+Communicator world() {
+  return Communicator::duplicate(MPI_COMM_WORLD);
+}
 
 std::optional<Error> outcome(const Communicator& comm, double seconds, FunctionRef<void()> local) {
   try {

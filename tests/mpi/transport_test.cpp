@@ -29,7 +29,8 @@ class CountingWitness final : public Witness {
   void landed_on(const gpu::Stream&, std::size_t, std::size_t) noexcept override {}
   void landed(std::size_t parameter, std::uint64_t first, std::uint64_t size_bytes) noexcept override {
     const auto& shard = rank_.shards[parameter];
-    if (!shard.contiguous_source() && (first % shard.row_bytes != 0 || size_bytes % shard.row_bytes != 0)) ++broken_rows;
+    if (!shard.contiguous_source() && (first % shard.row_bytes != 0 || size_bytes % shard.row_bytes != 0))
+      ++broken_rows;
     for (auto i = first; i < first + size_bytes; ++i) ++counts[parameter].at(i);
   }
   bool work() noexcept override { return worked++ < 3; }
@@ -53,7 +54,8 @@ class TransportTest : public testing::TestWithParam<Case> {
     for (std::uint64_t seed : {1, 2}) weights.push_back(std::make_unique<RandomWeights>(plan.model, seed));
     if (peers.trainer()) {
       for (const auto& source : weights) {
-        auto& buffer = sources.emplace_back(std::make_unique<Buffer>(Buffer::host(plan.source_bytes, true, "test source")));
+        auto& buffer =
+            sources.emplace_back(std::make_unique<Buffer>(Buffer::host(plan.source_bytes, true, "test source")));
         for (std::size_t p = 0; p < plan.model.parameters.size(); ++p) {
           source->read(p, 0, buffer->region().bytes().subspan(plan.source_offsets[p], source->bytes(p).size()));
         }
@@ -93,7 +95,8 @@ TEST_P(TransportTest, MovesTheWholeModelFromEitherSourceIntoEitherSlot) {
       if (!store) continue;
       EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), store->slots()[sink].bytes(), *weights[source]));
       for (const auto& padding : plan.ranks[peers.tp_rank()].padding) {
-        for (std::uint64_t i = 0; i < padding.size_bytes; ++i) ASSERT_EQ(store->slots()[sink].data[padding.offset + i], std::byte{0});
+        for (std::uint64_t i = 0; i < padding.size_bytes; ++i)
+          ASSERT_EQ(store->slots()[sink].data[padding.offset + i], std::byte{0});
       }
     }
   }

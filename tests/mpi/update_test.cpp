@@ -40,7 +40,8 @@ TEST_F(UpdateTest, TheDigestIsThatOfTheWholeModelWhateverTheTp) {
   UpdateResult result;
   ASSERT_FALSE(rig.update(0, 2, &result));
   std::vector<Digest> digests;
-  for (std::size_t p = 0; p < rig.plan.model.parameters.size(); ++p) digests.push_back(digest_bytes(rig.seed2.bytes(p), 0));
+  for (std::size_t p = 0; p < rig.plan.model.parameters.size(); ++p)
+    digests.push_back(digest_bytes(rig.seed2.bytes(p), 0));
   EXPECT_EQ(result.digest, digest_of_model(rig.plan.model, digests).hex());
   if (rig.engine) {
     EXPECT_EQ(rig.engine->store().pin().version().digest, result.digest);
@@ -109,6 +110,26 @@ TEST_F(UpdateTest, OneParameterAtATimeCommitsWithTheLast) {
     }
     EXPECT_TRUE(p == 0 ? rig.serves(2, rig.seed2) : rig.serves(1, rig.seed1));
   }
+}
+
+TEST_F(UpdateTest, ANewcomerIsRefusedAndTheOpenUpdateGoesOn) {
+  UpdateRig rig({});
+  const auto& parameters = rig.plan.model.parameters;
+  for (std::size_t p = 0; p < parameters.size(); ++p) {
+    const auto& info = parameters[p].info;
+    if (p == parameters.size() / 2) {
+      const auto error = rig.update(1, 3);
+      ASSERT_TRUE(error);
+      EXPECT_EQ(error->code(), ExitCode::busy);
+      EXPECT_THAT(error->what(), testing::AllOf(HasSubstr("version 2"), HasSubstr("version 3")));
+    }
+    if (rig.trainer) {
+      rig.trainer->update_parameter(0, 2, info.name);
+    } else {
+      EXPECT_TRUE(rig.engine->update_parameter_from_distributed(info.name, info.dtype, info.shape).success);
+    }
+  }
+  EXPECT_TRUE(rig.serves(2, rig.seed2));
 }
 
 TEST_F(UpdateTest, AWrongShapeIsRefusedByEveryRankAndDropsTheOpenUpdate) {

@@ -60,8 +60,8 @@ TEST(ParseSize, ReadsUnitsOf1024) {
 }
 
 TEST(ParseSize, RefusesEverythingElse) {
-  for (const char* text : {"", "K", "-1", "+1", " 1", "1 ", "1 K", "1k", "1KB", "1KiB", "1.5G", "0x10", "1e3", "18446744073709551616",
-                           "16777216T", "18446744073709551615K", "five"}) {
+  for (const char* text : {"", "K", "-1", "+1", " 1", "1 ", "1 K", "1k", "1KB", "1KiB", "1.5G", "0x10", "1e3",
+                           "18446744073709551616", "16777216T", "18446744073709551615K", "five"}) {
     const auto error = error_of([&] { parse_size(text); });
     EXPECT_EQ(error.code(), ExitCode::usage) << text;
     EXPECT_THAT(error.what(), HasSubstr(fmt::format("'{}'", text)));
@@ -70,10 +70,20 @@ TEST(ParseSize, RefusesEverythingElse) {
 }
 
 TEST(FormatSize, HasThreeSignificantDigitsAtEveryBorder) {
-  const std::pair<std::uint64_t, const char*> table[] = {
-      {0, "0 B"},           {999, "999 B"},         {1000, "1.00 kB"},         {9994, "9.99 kB"},          {9996, "10.0 kB"},
-      {99'940, "99.9 kB"},  {99'960, "100 kB"},     {999'499, "999 kB"},       {999'500, "1.00 MB"},       {2'471'628'800, "2.47 GB"},
-      {16'060'522'496, "16.1 GB"}, {999'499'999'999, "999 GB"}, {1'000'000'000'000, "1.00 TB"}, {largest, "18446744 TB"}};
+  const std::pair<std::uint64_t, const char*> table[] = {{0, "0 B"},
+                                                         {999, "999 B"},
+                                                         {1000, "1.00 kB"},
+                                                         {9994, "9.99 kB"},
+                                                         {9996, "10.0 kB"},
+                                                         {99'940, "99.9 kB"},
+                                                         {99'960, "100 kB"},
+                                                         {999'499, "999 kB"},
+                                                         {999'500, "1.00 MB"},
+                                                         {2'471'628'800, "2.47 GB"},
+                                                         {16'060'522'496, "16.1 GB"},
+                                                         {999'499'999'999, "999 GB"},
+                                                         {1'000'000'000'000, "1.00 TB"},
+                                                         {largest, "18446744 TB"}};
   for (const auto& [bytes, text] : table) EXPECT_EQ(format_size(bytes), text) << bytes;
 }
 
@@ -114,7 +124,8 @@ TEST(ParseDuration, ReadsSecondsMillisecondsAndMinutes) {
 }
 
 TEST(ParseDuration, RefusesEverythingElse) {
-  for (const char* text : {"", "s", "ms", "0", "0s", "-1s", "+1s", " 1s", "1 s", "1h", "1S", "nan", "inf", "infinity", "1e400", "86401", "1441m", "1s2"}) {
+  for (const char* text : {"", "s", "ms", "0", "0s", "-1s", "+1s", " 1s", "1 s", "1h", "1S", "nan", "inf", "infinity",
+                           "1e400", "86401", "1441m", "1s2"}) {
     const auto error = error_of([&] { parse_duration(text); });
     EXPECT_EQ(error.code(), ExitCode::usage) << text;
     EXPECT_THAT(error.what(), HasSubstr(fmt::format("'{}'", text)));
@@ -149,8 +160,9 @@ TEST(ErrorType, CarriesItsFields) {
 
 TEST(ErrorType, EveryCodeIsDescribedAndWithinTheContract) {
   std::set<std::string_view> words;
-  for (const auto code : {ExitCode::ok, ExitCode::usage, ExitCode::bad_data, ExitCode::no_input, ExitCode::unavailable, ExitCode::internal,
-                          ExitCode::cant_create, ExitCode::io_error, ExitCode::busy, ExitCode::mismatch, ExitCode::config, ExitCode::deadline}) {
+  for (const auto code : {ExitCode::ok, ExitCode::usage, ExitCode::bad_data, ExitCode::no_input, ExitCode::unavailable,
+                          ExitCode::internal, ExitCode::cant_create, ExitCode::io_error, ExitCode::busy,
+                          ExitCode::mismatch, ExitCode::config, ExitCode::deadline}) {
     EXPECT_TRUE(words.insert(describe(code)).second) << describe(code);
     EXPECT_NE(static_cast<int>(code), 77);
     EXPECT_LT(static_cast<int>(code), 126);
@@ -299,7 +311,9 @@ TEST(ParallelFor, ReturnsOnlyWhenAllThreadsAreDone) {
   EXPECT_EQ(running, 0);
 }
 
-TEST(AvailableCores, AreSome) { EXPECT_GE(available_cores(), 1u); }
+TEST(AvailableCores, AreSome) {
+  EXPECT_GE(available_cores(), 1u);
+}
 
 // --- file.hpp --------------------------------------------------------------------------------------------------------
 
@@ -383,7 +397,8 @@ TEST_F(FileTest, WhatIsNoFileIsMissingInput) {
   fs::create_directory(path("folder"));
   ASSERT_EQ(::mkfifo(path("pipe").c_str(), 0600), 0);
   fs::create_symlink("nowhere", path("dangling"));
-  for (const auto& wrong : {path("missing"), path("folder"), path("pipe"), path("dangling"), std::string("/dev/null"), std::string()}) {
+  for (const auto& wrong :
+       {path("missing"), path("folder"), path("pipe"), path("dangling"), std::string("/dev/null"), std::string()}) {
     const auto error = error_of([&] { InputFile file(wrong); });
     EXPECT_EQ(error.code(), ExitCode::no_input) << wrong;
     EXPECT_THAT(error.what(), HasSubstr(wrong));
@@ -440,7 +455,8 @@ TEST_F(FileTest, OutputWithoutCommitLeavesNothing) {
 
 TEST_F(FileTest, OutputThatCannotBeCreated) {
   put("file", "");
-  for (const auto& wrong : {path("no/such/folder"), path("file/inside"), std::string("/dev/full/x"), path(std::string(300, 'x'))}) {
+  for (const auto& wrong :
+       {path("no/such/folder"), path("file/inside"), std::string("/dev/full/x"), path(std::string(300, 'x'))}) {
     const auto error = error_of([&] { OutputFile file(wrong); });
     EXPECT_EQ(error.code(), ExitCode::cant_create) << wrong;
     EXPECT_THAT(error.what(), HasSubstr(wrong));
@@ -475,7 +491,8 @@ TEST_F(FileTest, AFileSystemWithoutThatMuchSpace) {
   const auto name = folder / fmt::format("weightcast.core.{}", ::getpid());
   const auto total = static_cast<std::uint64_t>(space.f_blocks) * space.f_frsize;
   EXPECT_EQ(error_of([&] { OutputFile file(name, total + (std::uint64_t{1} << 30)); }).code(), ExitCode::io_error);
-  for (const auto& entry : fs::directory_iterator(folder)) EXPECT_FALSE(entry.path().string().starts_with(name.string())) << entry.path();
+  for (const auto& entry : fs::directory_iterator(folder))
+    EXPECT_FALSE(entry.path().string().starts_with(name.string())) << entry.path();
 }
 
 TEST_F(FileTest, ADiskThatBecomesFullIsAnErrorAndLeavesNothing) {
@@ -499,7 +516,9 @@ TEST_F(FileTest, TextIsWrittenWhole) {
   EXPECT_EQ(files(), std::set<std::string>{"file"});
 }
 
-TEST(HostName, IsKnown) { EXPECT_NE(host_name(), ""); }
+TEST(HostName, IsKnown) {
+  EXPECT_NE(host_name(), "");
+}
 
 }  // namespace
 }  // namespace weightcast

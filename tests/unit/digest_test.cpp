@@ -9,8 +9,8 @@
 #include <sstream>
 
 #include "weightcast/core/file.hpp"
-#include "weightcast/verify/digest_kernels.hpp"
 #include "weightcast/device/digest_keys.hpp"
+#include "weightcast/verify/digest_kernels.hpp"
 
 namespace weightcast {
 namespace {

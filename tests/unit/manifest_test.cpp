@@ -18,7 +18,8 @@ using ::testing::HasSubstr;
 Manifest sample() {
   Manifest manifest;
   manifest.plan_digest = "00112233445566778899aabbccddeeff";
-  manifest.settings = {{"tp", "2"}, {"method", "sharded"}, {"mpi", "a \"library\"\n\twith 100 % of everything: \\ \xc3\xa9 \x01"}};
+  manifest.settings = {
+      {"tp", "2"}, {"method", "sharded"}, {"mpi", "a \"library\"\n\twith 100 % of everything: \\ \xc3\xa9 \x01"}};
   manifest.parameters = {{"model.embed_tokens.weight", DType::BF16, {128256, 2048}},
                          {"model.norm.weight", DType::F32, {2048}},
                          {"scalar", DType::F8_E4M3, {}},
@@ -37,7 +38,8 @@ TEST(ManifestJson, IsReadAsItWasWritten) {
 }
 
 TEST(ManifestJson, MayBeSpacedAndOrderedOtherwise) {
-  const auto manifest = parse_manifest(R"( { "parameters" : [ [ "x" , "U8" , [ 3 , 4 ] ] ] , "settings" : { "b" : "2", "a" : "1" } ,
+  const auto manifest =
+      parse_manifest(R"( { "parameters" : [ [ "x" , "U8" , [ 3 , 4 ] ] ] , "settings" : { "b" : "2", "a" : "1" } ,
                                            "plan_digest" : "d" , "schema" : "weightcast.manifest/1" } )");
   Manifest expected;
   expected.plan_digest = "d";
@@ -115,7 +117,9 @@ TEST(ManifestJson, EveryTruncationIsRefused) {
   }
 }
 
-TEST(ManifestDifference, OfEqualOnesIsNothing) { EXPECT_EQ(first_difference(sample(), sample()), ""); }
+TEST(ManifestDifference, OfEqualOnesIsNothing) {
+  EXPECT_EQ(first_difference(sample(), sample()), "");
+}
 
 TEST(ManifestDifference, IsNamedWithBothValues) {
   struct Case {
@@ -126,12 +130,19 @@ TEST(ManifestDifference, IsNamedWithBothValues) {
       {[](Manifest& m) { m.settings["method"] = "broadcast"; }, "settings.method is sharded here and broadcast there"},
       {[](Manifest& m) { m.settings.erase("tp"); }, "settings.tp is 2 here and missing there"},
       {[](Manifest& m) { m.settings["new"] = "1"; }, "there are settings unknown here"},
-      {[](Manifest& m) { m.parameters[1].name = "lm_head.weight"; }, "parameter 1 is model.norm.weight here and lm_head.weight there"},
-      {[](Manifest& m) { m.parameters[1].dtype = DType::F16; }, "parameter model.norm.weight is F32 [2048] here and F16 [2048] there"},
-      {[](Manifest& m) { m.parameters[0].shape = {2048, 128256}; },
+      {[](Manifest& m) { m.parameters[1].name = "lm_head.weight"; },
+       "parameter 1 is model.norm.weight here and lm_head.weight there"},
+      {[](Manifest& m) { m.parameters[1].dtype = DType::F16; },
+       "parameter model.norm.weight is F32 [2048] here and F16 [2048] there"},
+      {[](Manifest& m) {
+         m.parameters[0].shape = {2048, 128256};
+       },
        "parameter model.embed_tokens.weight is BF16 [128256, 2048] here and BF16 [2048, 128256] there"},
       {[](Manifest& m) { m.parameters.pop_back(); }, "the number of parameters is 4 here and 3 there"},
-      {[](Manifest& m) { m.parameters.push_back({"more", DType::U8, {1}}); }, "the number of parameters is 4 here and 5 there"},
+      {[](Manifest& m) {
+         m.parameters.push_back({"more", DType::U8, {1}});
+       },
+       "the number of parameters is 4 here and 5 there"},
       {[](Manifest& m) { m.plan_digest = "ff"; }, "plan_digest is 00112233445566778899aabbccddeeff here and ff there"},
       {[](Manifest& m) { m.settings["method"] = "\x1b[31m"; }, "settings.method is sharded here and \\x1b[31m there"},
   };

@@ -148,7 +148,8 @@ TEST(CopyRows, MovesRowsAndNothingBetween) {
   constexpr std::uint64_t row_bytes = 5, rows = 4;
   for (const std::uint64_t from : {row_bytes, row_bytes + 3}) {
     for (const std::uint64_t to : {row_bytes, row_bytes + 2}) {
-      std::vector<std::byte> source((rows - 1) * from + row_bytes), destination((rows - 1) * to + row_bytes, std::byte{0xff});
+      std::vector<std::byte> source((rows - 1) * from + row_bytes),
+          destination((rows - 1) * to + row_bytes, std::byte{0xff});
       for (std::size_t i = 0; i < source.size(); ++i) source[i] = static_cast<std::byte>(i);
       copy_rows(destination.data(), to, source.data(), from, row_bytes, rows);
       for (std::size_t i = 0; i < destination.size(); ++i) {

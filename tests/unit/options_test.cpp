@@ -175,26 +175,27 @@ TEST(UpdateOptions, Defaults) {
 }
 
 TEST(UpdateOptions, Everything) {
-  const auto options = update({"--initial=synth:1",
-                               "--target=synth:2",
-                               "--model=tiny",
-                               "--tp=2",
-                               "--dp=3",
-                               "--device=host",
-                               "--gpus=0,1",
-                               "--transport=mpi",
-                               "--method=broadcast",
-                               "--granularity=parameter",
-                               "--commit=in-place",
-                               "--verify=sample",
-                               "--truncate=3",
-                               "--repeat=4",
-                               "--snapshot=s.h5",
-                               "--timeout=500ms",
-                               "--json=r.json",
-                               "--trace=t.json",
-                               "--preflight",
-                               "--readers=5"});
+  const auto options = update({
+      "--initial=synth:1",
+      "--target=synth:2",
+      "--model=tiny",
+      "--tp=2",
+      "--dp=3",
+      "--device=host",
+      "--gpus=0,1",
+      "--transport=mpi",
+      "--method=broadcast",
+      "--granularity=parameter",
+      "--commit=in-place",
+      "--verify=sample",
+      "--truncate=3",
+      "--repeat=4",
+      "--snapshot=s.h5",
+      "--timeout=500ms",
+      "--json=r.json",
+      "--trace=t.json",
+      "--preflight",
+  });
   EXPECT_EQ(options.model, "tiny");
   EXPECT_EQ(options.tp, 2u);
   EXPECT_EQ(options.dp, 3u);
@@ -207,7 +208,6 @@ TEST(UpdateOptions, Everything) {
   EXPECT_EQ(options.timeout_s, 0.5);
   EXPECT_EQ(options.snapshot, "s.h5");
   EXPECT_EQ(options.trace, "t.json");
-  EXPECT_EQ(options.readers, 5u);
   EXPECT_TRUE(options.preflight);
 }
 

@@ -1,6 +1,4 @@
 // The parameter store: what is served, who may write where, and who waits for whom.
-#include "weightcast/store/parameter_store.hpp"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -12,6 +10,7 @@
 
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/function_ref.hpp"
+#include "weightcast/store/parameter_store.hpp"
 
 namespace weightcast {
 namespace {
@@ -29,8 +28,12 @@ Error error_of(FunctionRef<void()> function) {
   return Error(ExitCode::ok, "nothing was thrown");
 }
 
-Deadline long_enough() { return Deadline::after(60); }
-Deadline passed() { return Deadline::after(-1); }
+Deadline long_enough() {
+  return Deadline::after(60);
+}
+Deadline passed() {
+  return Deadline::after(-1);
+}
 
 class Store : public testing::Test {
  protected:
@@ -48,14 +51,16 @@ class Store : public testing::Test {
     store.publish({version, fmt::format("digest {}", version)});
   }
   static bool holds(const ParameterStore::Pin& pin) {
-    return std::ranges::all_of(pin.slot().bytes(), [&](std::byte b) { return b == static_cast<std::byte>(pin.version().id); });
+    return std::ranges::all_of(pin.slot().bytes(),
+                               [&](std::byte b) { return b == static_cast<std::byte>(pin.version().id); });
   }
 
   TransferPlan plan;
 };
 
 TEST_F(Store, HasTwoZeroedSlotsOrOne) {
-  const ParameterStore swap(plan, CommitMode::swap, MemoryKind::host), in_place(plan, CommitMode::in_place, MemoryKind::host);
+  const ParameterStore swap(plan, CommitMode::swap, MemoryKind::host),
+      in_place(plan, CommitMode::in_place, MemoryKind::host);
   ASSERT_EQ(swap.slots().size(), 2u);
   ASSERT_EQ(in_place.slots().size(), 1u);
   EXPECT_NE(swap.slots()[0].data, swap.slots()[1].data);

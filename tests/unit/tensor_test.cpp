@@ -18,9 +18,10 @@ constexpr std::uint64_t largest = std::numeric_limits<std::uint64_t>::max();
 
 // The table of the safetensors format.
 const std::array<std::pair<const char*, int>, dtype_count> all_dtypes = {{
-    {"BOOL", 8}, {"F4", 4}, {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"U8", 8}, {"I8", 8}, {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8},
-    {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16}, {"U16", 16}, {"F16", 16}, {"BF16", 16}, {"I32", 32}, {"U32", 32}, {"F32", 32},
-    {"C64", 64}, {"F64", 64}, {"I64", 64}, {"U64", 64},
+    {"BOOL", 8},    {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6},     {"U8", 8},          {"I8", 8},
+    {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},
+    {"U16", 16},    {"F16", 16},    {"BF16", 16},   {"I32", 32},        {"U32", 32},        {"F32", 32},
+    {"C64", 64},    {"F64", 64},    {"I64", 64},    {"U64", 64},
 }};
 
 TEST(DTypes, AllOfTheFormatByName) {
@@ -36,11 +37,12 @@ TEST(DTypes, AllOfTheFormatByName) {
 }
 
 TEST(DTypes, OtherNamesAreNone) {
-  for (const char* text : {"", "bf16", "Bf16", "BF16 ", " BF16", "bfloat16", "F8", "F128", "BF", "U", "F6"}) EXPECT_EQ(dtype_from_name(text), std::nullopt) << text;
+  for (const char* text : {"", "bf16", "Bf16", "BF16 ", " BF16", "bfloat16", "F8", "F128", "BF", "U", "F6"})
+    EXPECT_EQ(dtype_from_name(text), std::nullopt) << text;
 }
 
-/// The value of every bit pattern of a format with an implicit leading bit, by counting up from zero: each pattern is one
-/// unit in the last place above the one before it.
+/// The value of every bit pattern of a format with an implicit leading bit, by counting up from zero: each pattern is
+/// one unit in the last place above the one before it.
 void check_all_patterns(DType dtype, int exponent_bits, int fraction_bits) {
   const int bias = (1 << (exponent_bits - 1)) - 1;
   const unsigned infinity = ((1u << exponent_bits) - 1) << fraction_bits, sign = 0x8000;

@@ -70,7 +70,8 @@ std::string check_plan(const TransferPlan& plan, const Parameters& parameters) {
     for (std::size_t p = 0; p < parameters.size(); ++p) {
       const auto& shard = plan.ranks[t].shards[p];
       const auto held = digest_of_shard(plan, t, p, slot.data());
-      if (held != sent.shard(t, p)) return fmt::format("rank {} holds another {} than was sent", t, plan.model.parameters[p].info.name);
+      if (held != sent.shard(t, p))
+        return fmt::format("rank {} holds another {} than was sent", t, plan.model.parameters[p].info.name);
       if (!plan.copy(t, p)) sums[p] += held;
       // In parts: whole rows where rows are apart in the parameter, any bytes elsewhere.
       const auto unit = shard.contiguous_source() ? 1 : shard.row_bytes;
@@ -82,8 +83,10 @@ std::string check_plan(const TransferPlan& plan, const Parameters& parameters) {
   }
   for (std::size_t p = 0; p < parameters.size(); ++p) {
     const auto whole = digest_bytes(parameters[p], 0);
-    if (sums[p] != whole) return fmt::format("the shards of {} do not add up to it", plan.model.parameters[p].info.name);
-    if (sent.parameter(p) != whole) return fmt::format("the digest of {} as sent is wrong", plan.model.parameters[p].info.name);
+    if (sums[p] != whole)
+      return fmt::format("the shards of {} do not add up to it", plan.model.parameters[p].info.name);
+    if (sent.parameter(p) != whole)
+      return fmt::format("the digest of {} as sent is wrong", plan.model.parameters[p].info.name);
   }
   return {};
 }
@@ -110,7 +113,8 @@ Model large_model() {
 TEST(ShardDigests, OfShardsLargerThanAStep) {
   const auto model = large_model();
   const auto parameters = harness::model_bytes(model, 5);
-  for (const std::uint64_t tp : {1, 2, 8}) EXPECT_EQ(check_plan(make_plan(model, tp, 1), parameters), "") << "tp " << tp;
+  for (const std::uint64_t tp : {1, 2, 8})
+    EXPECT_EQ(check_plan(make_plan(model, tp, 1), parameters), "") << "tp " << tp;
 }
 
 TEST(ShardDigests, OfARangeOfParametersLeaveTheOthers) {
@@ -124,7 +128,8 @@ TEST(ShardDigests, OfARangeOfParametersLeaveTheOthers) {
   digests.begin(new_source.data(), 2, 3);
   digests.finish();
   for (std::size_t p = 0; p < before.size(); ++p) {
-    EXPECT_EQ(digests.parameter(p), digest_bytes(p >= 2 && p < 5 ? after[p] : before[p], 0)) << model.parameters[p].info.name;
+    EXPECT_EQ(digests.parameter(p), digest_bytes(p >= 2 && p < 5 ? after[p] : before[p], 0))
+        << model.parameters[p].info.name;
   }
 }
 
@@ -161,7 +166,8 @@ void find_flips(const TransferPlan& plan, const Parameters& parameters, std::uin
         ASSERT_EQ(check.mismatched, std::vector<std::size_t>{p}) << info.name << " byte " << i << " of rank " << t;
         const auto width = static_cast<std::uint64_t>(bits(info.dtype)) / 8;
         ASSERT_TRUE(check.first);
-        ASSERT_THAT(*check.first, HasSubstr(info.name + ": byte " + std::to_string(at / width * width) + " of the slot holds 0x"));
+        ASSERT_THAT(*check.first,
+                    HasSubstr(info.name + ": byte " + std::to_string(at / width * width) + " of the slot holds 0x"));
         slot[at] ^= std::byte{0x10};
       }
     }
@@ -199,8 +205,9 @@ TEST(Reference, ShowsBothValues) {
   slot[plan.ranks[0].shards[p].destination + 7] = std::byte{0xbf};
   const auto check = check_against_reference(plan, 0, slot, reader(parameters));
   ASSERT_TRUE(check.first);
-  EXPECT_EQ(*check.first, fmt::format("model.norm.weight: byte {} of the slot holds 0xbf80 (-1), the reference 0x3f80 (1)",
-                                      plan.ranks[0].shards[p].destination + 6));
+  EXPECT_EQ(*check.first,
+            fmt::format("model.norm.weight: byte {} of the slot holds 0xbf80 (-1), the reference 0x3f80 (1)",
+                        plan.ranks[0].shards[p].destination + 6));
 }
 
 TEST(Reference, NamesTheFirstAndListsAll) {

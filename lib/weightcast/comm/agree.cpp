@@ -6,7 +6,8 @@
 #include "weightcast/core/file.hpp"
 
 // Agreement is a star around rank 0 and not an all-reduce, because rank 0 then knows who is missing. Everybody reports
-// whether it failed; rank 0 picks the lowest guilty rank and answers everybody; the reason travels only when there is one.
+// whether it failed; rank 0 picks the lowest guilty rank and answers everybody; the reason travels only when there is
+// one.
 namespace weightcast {
 namespace {
 
@@ -86,7 +87,8 @@ void judge(const Communicator& comm, std::string_view stage, Deadline deadline, 
       Reason theirs;
       receive(comm, &theirs, sizeof theirs, peer, tag_reason, patience.plus(1));
       // A failure with a cause outranks a wait that only ran out because of it.
-      const bool only_waited = reason.code == static_cast<std::int32_t>(ExitCode::deadline) && theirs.code != reason.code;
+      const bool only_waited =
+          reason.code == static_cast<std::int32_t>(ExitCode::deadline) && theirs.code != reason.code;
       if (reason.code == 0 || only_waited) reason = theirs;
     } catch (const Error& error) {
       const bool late = error.code() == ExitCode::deadline;

@@ -27,7 +27,9 @@ void check_mpi(int status, std::string_view call) {
   fail(ExitCode::unavailable, "{}: {}", call, std::string_view(text.data(), static_cast<std::size_t>(length)));
 }
 
-void Patience::set_spin_s(double seconds) noexcept { spin_s = seconds; }
+void Patience::set_spin_s(double seconds) noexcept {
+  spin_s = seconds;
+}
 
 void Patience::pause() noexcept {
   if (Deadline::Clock::now() - begin_ < std::chrono::duration<double>(spin_s.load(std::memory_order_relaxed))) {
@@ -128,22 +130,28 @@ std::uint64_t reduce(MPI_Comm comm, std::uint64_t value, MPI_Op operation, Deadl
 
 }  // namespace
 
-std::uint64_t Communicator::max(std::uint64_t value, Deadline deadline) const { return reduce(get(), value, MPI_MAX, deadline); }
+std::uint64_t Communicator::max(std::uint64_t value, Deadline deadline) const {
+  return reduce(get(), value, MPI_MAX, deadline);
+}
 
-std::uint64_t Communicator::sum(std::uint64_t value, Deadline deadline) const { return reduce(get(), value, MPI_SUM, deadline); }
+std::uint64_t Communicator::sum(std::uint64_t value, Deadline deadline) const {
+  return reduce(get(), value, MPI_SUM, deadline);
+}
 
 std::vector<std::string> Communicator::all_gather(std::string_view text, Deadline deadline) const {
   const auto ranks = static_cast<std::size_t>(size_);
   const auto limit = max(text.size(), deadline);
-  if (limit * ranks > message_limit) fail(ExitCode::internal, "an exchange of {} x {} bytes is too large", ranks, limit);
+  if (limit * ranks > message_limit)
+    fail(ExitCode::internal, "an exchange of {} x {} bytes is too large", ranks, limit);
   std::vector<std::uint64_t> sizes(ranks);
   const std::uint64_t own = text.size();
   std::vector<char> mine(limit), all(limit * ranks);
   std::copy(text.begin(), text.end(), mine.begin());
   std::array<MPI_Request, 2> requests{};
-  check_mpi(MPI_Iallgather(&own, 1, MPI_UINT64_T, sizes.data(), 1, MPI_UINT64_T, get(), &requests[0]), "MPI_Iallgather");
-  check_mpi(MPI_Iallgather(mine.data(), static_cast<int>(limit), MPI_CHAR, all.data(), static_cast<int>(limit), MPI_CHAR, get(),
-                           &requests[1]),
+  check_mpi(MPI_Iallgather(&own, 1, MPI_UINT64_T, sizes.data(), 1, MPI_UINT64_T, get(), &requests[0]),
+            "MPI_Iallgather");
+  check_mpi(MPI_Iallgather(mine.data(), static_cast<int>(limit), MPI_CHAR, all.data(), static_cast<int>(limit),
+                           MPI_CHAR, get(), &requests[1]),
             "MPI_Iallgather");
   wait_all(requests, deadline, "an exchange");
   std::vector<std::string> result;
@@ -155,7 +163,8 @@ std::vector<std::byte> Communicator::gather(std::span<const std::byte> data, int
   std::vector<std::byte> all(rank_ == root ? data.size() * static_cast<std::size_t>(size_) : 0);
   const auto count = static_cast<int>(data.size());
   MPI_Request request = MPI_REQUEST_NULL;
-  check_mpi(MPI_Igather(data.data(), count, MPI_BYTE, all.data(), count, MPI_BYTE, root, get(), &request), "MPI_Igather");
+  check_mpi(MPI_Igather(data.data(), count, MPI_BYTE, all.data(), count, MPI_BYTE, root, get(), &request),
+            "MPI_Igather");
   wait_all({&request, 1}, deadline, "a gather");
   return all;
 }

@@ -68,14 +68,13 @@ class Communicator {
   int rank_ = 0, size_ = 1;
 };
 
-/// Waits until all `requests` are complete, polling; `idle` (may be empty) is called between polls and returns whether it
-/// did something useful. Error(deadline) naming `what` when time runs out (the requests are then abandoned).
-void wait_all(std::span<MPI_Request> requests, Deadline deadline, std::string_view what,
-              FunctionRef<bool()> idle = {});
+/// Waits until all `requests` are complete, polling; `idle` (may be empty) is called between polls and returns whether
+/// it did something useful. Error(deadline) naming `what` when time runs out (the requests are then abandoned).
+void wait_all(std::span<MPI_Request> requests, Deadline deadline, std::string_view what, FunctionRef<bool()> idle = {});
 
 /// Runs `local` on every rank of `comm`, then makes all ranks throw if any of them did, or none. The innocent throw the
-/// error of the lowest guilty rank, its origin naming rank and `stage`. A rank that does not answer until `deadline` plus
-/// a grace of `grace_s` is itself the error (Error(deadline) of Reach::lost: such a job cannot be finalized).
+/// error of the lowest guilty rank, its origin naming rank and `stage`. A rank that does not answer until `deadline`
+/// plus a grace of `grace_s` is itself the error (Error(deadline) of Reach::lost: such a job cannot be finalized).
 void agree(const Communicator& comm, std::string_view stage, Deadline deadline, FunctionRef<void()> local);
 inline constexpr double grace_s = 5.0;
 

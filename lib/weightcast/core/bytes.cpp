@@ -18,7 +18,8 @@ std::uint64_t parse_size(std::string_view text) {
   if (unit == "G") factor = gibibyte;
   if (unit == "T") factor = 1024 * gibibyte;
   const auto bytes = status == std::errc() && factor ? checked_multiply(value, *factor) : std::nullopt;
-  if (!bytes) throw Error(ExitCode::usage, fmt::format("'{}' is not a size", printable(text)), "write it like 4096, 256M or 1G");
+  if (!bytes)
+    throw Error(ExitCode::usage, fmt::format("'{}' is not a size", printable(text)), "write it like 4096, 256M or 1G");
   return *bytes;
 }
 

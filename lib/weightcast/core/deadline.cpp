@@ -17,7 +17,8 @@ double parse_duration(std::string_view text) {
   if (unit == "m") factor = 60;
   const double seconds = value * factor;
   if (status != std::errc() || !(seconds > 0 && seconds <= 86400)) {
-    throw Error(ExitCode::usage, fmt::format("'{}' is not a duration", printable(text)), "write it like 500ms, 60s or 2m");
+    throw Error(ExitCode::usage, fmt::format("'{}' is not a duration", printable(text)),
+                "write it like 500ms, 60s or 2m");
   }
   return seconds;
 }

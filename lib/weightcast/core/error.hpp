@@ -13,18 +13,18 @@ namespace weightcast {
 /// Exit status of the program, and kind of an error. The numbers are a contract (sysexits.h where it has one);
 /// 77 (ctest's skip) and 126 and above are never used.
 enum class ExitCode : int {
-  ok = 0,             ///< done and verified
-  usage = 64,         ///< the command line is wrong
-  bad_data = 65,      ///< input exists but is malformed
-  no_input = 66,      ///< input is missing or unreadable
-  unavailable = 69,   ///< a peer, MPI or NCCL failed
-  internal = 70,      ///< a defect of weightcast
-  cant_create = 73,   ///< output cannot be created
-  io_error = 74,      ///< output cannot be written
-  busy = 75,          ///< try again later
-  mismatch = 76,      ///< verification found different bytes
-  config = 78,        ///< the configuration cannot work (tp that does not divide, too few ranks, ...)
-  deadline = 124,     ///< a wait ran out of time
+  ok = 0,            ///< done and verified
+  usage = 64,        ///< the command line is wrong
+  bad_data = 65,     ///< input exists but is malformed
+  no_input = 66,     ///< input is missing or unreadable
+  unavailable = 69,  ///< a peer, MPI or NCCL failed
+  internal = 70,     ///< a defect of weightcast
+  cant_create = 73,  ///< output cannot be created
+  io_error = 74,     ///< output cannot be written
+  busy = 75,         ///< try again later
+  mismatch = 76,     ///< verification found different bytes
+  config = 78,       ///< the configuration cannot work (tp that does not divide, too few ranks, ...)
+  deadline = 124,    ///< a wait ran out of time
 };
 
 /// Short name of a code: "bad input data", "deadline passed", ...
@@ -50,8 +50,8 @@ class Error : public std::runtime_error {
   const ErrorOrigin& origin() const noexcept { return origin_; }
   ErrorOrigin& origin() noexcept { return origin_; }
 
-  /// Who knows of this error: this rank alone (the default), every rank (see agree() in comm), or a rank is out of reach:
-  /// then, as when only this rank knows, the job must be aborted and not finalized.
+  /// Who knows of this error: this rank alone (the default), every rank (see agree() in comm), or a rank is out of
+  /// reach: then, as when only this rank knows, the job must be aborted and not finalized.
   enum class Reach { local, everybody, lost };
   Reach reach() const noexcept { return reach_; }
   void set_reach(Reach reach) noexcept { reach_ = reach; }

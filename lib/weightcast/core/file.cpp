@@ -15,7 +15,9 @@
 namespace weightcast {
 namespace {
 
-std::string reason() { return std::strerror(errno); }
+std::string reason() {
+  return std::strerror(errno);
+}
 
 /// Closes the folder of `path` onto the disk, so that a rename in it survives a power cut. Best effort.
 void sync_folder(const std::string& path) {
@@ -26,10 +28,15 @@ void sync_folder(const std::string& path) {
 
 }  // namespace
 
-void FdTraits::close(int fd) noexcept { ::close(fd); }
+void FdTraits::close(int fd) noexcept {
+  ::close(fd);
+}
 
-InputFile::InputFile(const std::string& path) : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
-  if (!fd_) throw Error(ExitCode::no_input, fmt::format("cannot open {}: {}", path, reason()), "check the path and its permissions");
+InputFile::InputFile(const std::string& path)
+    : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+  if (!fd_)
+    throw Error(ExitCode::no_input, fmt::format("cannot open {}: {}", path, reason()),
+                "check the path and its permissions");
   struct stat status {};
   if (::fstat(fd_.get(), &status) != 0) fail(ExitCode::no_input, "cannot stat {}: {}", path, reason());
   if (!S_ISREG(status.st_mode)) fail(ExitCode::no_input, "{} is not a regular file", path);
@@ -41,7 +48,8 @@ void InputFile::read(std::uint64_t offset, std::span<std::byte> destination) con
     const ssize_t count = ::pread(fd_.get(), destination.data(), destination.size(), static_cast<off_t>(offset));
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) fail(ExitCode::no_input, "cannot read {} at byte {}: {}", path_, offset, reason());
-    if (count == 0) fail(ExitCode::bad_data, "{} ends at byte {}, {} bytes too early", path_, offset, destination.size());
+    if (count == 0)
+      fail(ExitCode::bad_data, "{} ends at byte {}, {} bytes too early", path_, offset, destination.size());
     offset += static_cast<std::uint64_t>(count);
     destination = destination.subspan(static_cast<std::size_t>(count));
   }
@@ -49,7 +57,8 @@ void InputFile::read(std::uint64_t offset, std::span<std::byte> destination) con
 
 std::string read_text_file(const std::string& path, std::uint64_t limit) {
   const InputFile file(path);
-  if (file.size() > limit) fail(ExitCode::bad_data, "{} has {} bytes, more than the {} allowed", path, file.size(), limit);
+  if (file.size() > limit)
+    fail(ExitCode::bad_data, "{} has {} bytes, more than the {} allowed", path, file.size(), limit);
   std::string text(file.size(), '\0');
   file.read(0, std::as_writable_bytes(std::span(text)));
   return text;
@@ -66,7 +75,8 @@ OutputFile::OutputFile(const std::string& path, std::uint64_t reserve_bytes)
   const int status = ::posix_fallocate(fd_.get(), 0, static_cast<off_t>(reserve_bytes));
   if (status == 0) return;
   ::unlink(temporary_.c_str());
-  throw Error(ExitCode::io_error, fmt::format("cannot reserve {} bytes for {}: {}", reserve_bytes, path, std::strerror(status)),
+  throw Error(ExitCode::io_error,
+              fmt::format("cannot reserve {} bytes for {}: {}", reserve_bytes, path, std::strerror(status)),
               "free some space on that file system or write elsewhere");
 }
 
@@ -80,7 +90,8 @@ void OutputFile::write(std::uint64_t offset, std::span<const std::byte> source) 
     if (count < 0 && errno == EINTR) continue;
     if (count <= 0) fail(ExitCode::io_error, "cannot write {} at byte {}: {}", path_, offset, reason());
     // Start the disk now, or all of the file waits in memory for the fsync of commit(). A hint: failure costs nothing.
-    if (count >= ssize_t{1 << 20}) ::sync_file_range(fd_.get(), static_cast<off_t>(offset), count, SYNC_FILE_RANGE_WRITE);
+    if (count >= ssize_t{1 << 20})
+      ::sync_file_range(fd_.get(), static_cast<off_t>(offset), count, SYNC_FILE_RANGE_WRITE);
     offset += static_cast<std::uint64_t>(count);
     source = source.subspan(static_cast<std::size_t>(count));
   }
@@ -88,7 +99,8 @@ void OutputFile::write(std::uint64_t offset, std::span<const std::byte> source) 
 
 void OutputFile::commit() {
   if (::fsync(fd_.get()) != 0) fail(ExitCode::io_error, "cannot write {} to disk: {}", path_, reason());
-  if (std::rename(temporary_.c_str(), path_.c_str()) != 0) fail(ExitCode::io_error, "cannot rename {} to {}: {}", temporary_, path_, reason());
+  if (std::rename(temporary_.c_str(), path_.c_str()) != 0)
+    fail(ExitCode::io_error, "cannot rename {} to {}: {}", temporary_, path_, reason());
   committed_ = true;
   sync_folder(path_);
 }

@@ -14,8 +14,9 @@ class FunctionRef<R(Args...)> {
  public:
   FunctionRef() noexcept = default;
   template <typename F>
-    requires(!std::is_same_v<std::remove_cvref_t<F>, FunctionRef> && std::is_invocable_r_v<R, F&, Args...>)
-  FunctionRef(F&& function) noexcept  // NOLINT(google-explicit-constructor): callers pass lambdas
+  requires(!std::is_same_v<std::remove_cvref_t<F>, FunctionRef> && std::is_invocable_r_v<R, F&, Args...>)
+      FunctionRef(F&& function)
+  noexcept  // NOLINT(google-explicit-constructor): callers pass lambdas
       : object_(const_cast<void*>(static_cast<const void*>(&function))), call_([](void* object, Args... args) -> R {
           return (*static_cast<std::remove_reference_t<F>*>(object))(std::forward<Args>(args)...);
         }) {}

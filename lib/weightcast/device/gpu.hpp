@@ -73,12 +73,14 @@ struct CopyTask {
   std::uint64_t source = 0, destination = 0, source_pitch = 0, destination_pitch = 0;
   std::uint64_t row_bytes = 0, rows = 0;
 };
-/// Queues `count` tasks that lie in memory of the stream's GPU at `tasks`, by one kernel; any alignment, fastest at 16 bytes.
-/// Source and destination may be on different GPUs with peer access. Nothing for count 0.
-void copy_strided(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination, const Stream& stream);
+/// Queues `count` tasks that lie in memory of the stream's GPU at `tasks`, by one kernel; any alignment, fastest at 16
+/// bytes. Source and destination may be on different GPUs with peer access. Nothing for count 0.
+void copy_strided(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination,
+                  const Stream& stream);
 
 /// Contiguous copies for copy_batch(), by copy engine: parallel arrays on the host, unchanged until the stream is done.
-void copy_batch(void* const* destinations, const void* const* sources, const std::size_t* sizes, std::size_t count, const Stream& stream);
+void copy_batch(void* const* destinations, const void* const* sources, const std::size_t* sizes, std::size_t count,
+                const Stream& stream);
 
 /// Part of a shard's digest for digest(): rows of whole 16-byte vectors. `data` is an offset from the base pointer,
 /// `offset` the byte offset of row 0 in the parameter; both pitches in bytes; `result` the index of its sum.
@@ -86,9 +88,10 @@ struct DigestTask {
   std::uint64_t data = 0, offset = 0, pitch = 0, parameter_pitch = 0;
   std::uint32_t row_bytes = 0, rows = 0, result = 0, unused = 0;
 };
-/// Queues the digests of tasks [0, count) at `tasks` (on the GPU): adds to results[2 * result] and results[2 * result + 1]
-/// (on the GPU, see verify/digest.md). Any alignment, fastest at 16 bytes. Nothing for count 0.
-void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results, const Stream& stream);
+/// Queues the digests of tasks [0, count) at `tasks` (on the GPU): adds to results[2 * result] and results[2 * result +
+/// 1] (on the GPU, see verify/digest.md). Any alignment, fastest at 16 bytes. Nothing for count 0.
+void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
+            const Stream& stream);
 
 /// Queues zeros, and a small copy of results to pinned host memory.
 void zero(std::byte* device, std::uint64_t size_bytes, const Stream& stream);

@@ -19,7 +19,8 @@ namespace weightcast {
 namespace {
 
 Error no_memory(std::uint64_t size_bytes, const std::string& purpose) {
-  return Error(ExitCode::unavailable, fmt::format("cannot allocate {} bytes for {}: {}", size_bytes, purpose, std::strerror(errno)),
+  return Error(ExitCode::unavailable,
+               fmt::format("cannot allocate {} bytes for {}: {}", size_bytes, purpose, std::strerror(errno)),
                "use a larger machine, a larger --tp, or --commit in-place (one slot for each engine rank)");
 }
 
@@ -34,8 +35,8 @@ std::optional<std::uint64_t> proc_bytes(const char* path, std::string_view key) 
 
 constexpr std::uint64_t touch_step_bytes = 256 * 1024 * 1024;
 
-/// Linux grants what it does not have, and kills processes when it is touched: so memory is touched in steps, each with a
-/// look at what is left for the other ranks. Machines whose memory grows with use get a few seconds to grow.
+/// Linux grants what it does not have, and kills processes when it is touched: so memory is touched in steps, each with
+/// a look at what is left for the other ranks. Machines whose memory grows with use get a few seconds to grow.
 bool room_for(std::uint64_t bytes) {
   for (int attempt = 0; attempt < 50; ++attempt) {
     if (proc_bytes("/proc/meminfo", "MemAvailable:").value_or(UINT64_MAX) > bytes + 2 * touch_step_bytes) return true;
@@ -74,7 +75,9 @@ void touch(std::byte* memory, std::uint64_t size_bytes, const std::string& purpo
 
 }  // namespace
 
-std::string_view name(MemoryKind kind) noexcept { return kind == MemoryKind::host ? "host" : "cuda"; }
+std::string_view name(MemoryKind kind) noexcept {
+  return kind == MemoryKind::host ? "host" : "cuda";
+}
 
 Buffer Buffer::host(std::uint64_t size_bytes, bool shared, const std::string& purpose) {
   Buffer buffer;
@@ -82,7 +85,8 @@ Buffer Buffer::host(std::uint64_t size_bytes, bool shared, const std::string& pu
   int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
   if (shared) {
     buffer.fd_.reset(::memfd_create("weightcast", MFD_CLOEXEC));
-    if (!buffer.fd_ || ::ftruncate(buffer.fd_.get(), static_cast<off_t>(size_bytes)) != 0) throw no_memory(size_bytes, purpose);
+    if (!buffer.fd_ || ::ftruncate(buffer.fd_.get(), static_cast<off_t>(size_bytes)) != 0)
+      throw no_memory(size_bytes, purpose);
     flags = MAP_SHARED;
   }
   void* const address = map_aligned(size_bytes, PROT_READ | PROT_WRITE, flags, buffer.fd_.get());
@@ -113,22 +117,26 @@ Buffer::~Buffer() {
 Buffer Buffer::allocate(Placement placement, std::uint64_t size_bytes, bool shared, const std::string& purpose) {
   if (placement.kind == MemoryKind::host) return host(size_bytes, shared, purpose);
   Buffer buffer;
-  if (size_bytes != 0) buffer.region_ = {gpu::allocate(placement.gpu, size_bytes, purpose), size_bytes, MemoryKind::cuda, placement.gpu};
+  if (size_bytes != 0)
+    buffer.region_ = {gpu::allocate(placement.gpu, size_bytes, purpose), size_bytes, MemoryKind::cuda, placement.gpu};
   return buffer;
 }
 
 void read_region(const Region& region, std::uint64_t offset, std::span<std::byte> destination) {
-  if (region.kind == MemoryKind::cuda) return gpu::download(region.gpu, destination.data(), region.data + offset, destination.size());
+  if (region.kind == MemoryKind::cuda)
+    return gpu::download(region.gpu, destination.data(), region.data + offset, destination.size());
   std::memcpy(destination.data(), region.data + offset, destination.size());
 }
 
 void write_region(const Region& region, std::uint64_t offset, std::span<const std::byte> source) {
-  if (region.kind == MemoryKind::cuda) return gpu::upload(region.gpu, region.data + offset, source.data(), source.size());
+  if (region.kind == MemoryKind::cuda)
+    return gpu::upload(region.gpu, region.data + offset, source.data(), source.size());
   std::memcpy(region.data + offset, source.data(), source.size());
 }
 
 ShareHandle Buffer::share() const {
-  ShareHandle handle{.kind = region_.kind, .pid = ::getpid(), .fd = fd_.get(), .ipc = {}, .size_bytes = region_.size_bytes};
+  ShareHandle handle{
+      .kind = region_.kind, .pid = ::getpid(), .fd = fd_.get(), .ipc = {}, .size_bytes = region_.size_bytes};
   if (region_.kind == MemoryKind::cuda) {
     handle.ipc = gpu::export_memory(region_.gpu, region_.data);
   } else {
@@ -156,7 +164,8 @@ Mapping::Mapping(const ShareHandle& handle, int gpu) : handle_(handle), gpu_(gpu
   bytes_ = {static_cast<const std::byte*>(address), handle.size_bytes};
 }
 
-Mapping::Mapping(Mapping&& other) noexcept : bytes_(std::exchange(other.bytes_, {})), handle_(other.handle_), gpu_(other.gpu_) {}
+Mapping::Mapping(Mapping&& other) noexcept
+    : bytes_(std::exchange(other.bytes_, {})), handle_(other.handle_), gpu_(other.gpu_) {}
 
 Mapping& Mapping::operator=(Mapping&& other) noexcept {
   std::swap(bytes_, other.bytes_);
@@ -182,8 +191,8 @@ HostView::HostView(const Region& region) : bytes_(region.bytes()) {
   bytes_ = copy_.region().bytes();
 }
 
-void copy_rows(std::byte* destination, std::uint64_t destination_pitch, const std::byte* source, std::uint64_t source_pitch,
-               std::uint64_t row_bytes, std::uint64_t rows) noexcept {
+void copy_rows(std::byte* destination, std::uint64_t destination_pitch, const std::byte* source,
+               std::uint64_t source_pitch, std::uint64_t row_bytes, std::uint64_t rows) noexcept {
   if (destination_pitch == row_bytes && source_pitch == row_bytes) {
     std::memcpy(destination, source, row_bytes * rows);
     return;

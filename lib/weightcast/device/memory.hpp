@@ -50,8 +50,8 @@ struct ShareHandle {
 class Buffer {
  public:
   Buffer() = default;
-  /// Host memory in huge pages where the system grants them. `shared`: other processes of this user on this host can map
-  /// it (share()). Error(unavailable) naming `purpose` and the size when less is available.
+  /// Host memory in huge pages where the system grants them. `shared`: other processes of this user on this host can
+  /// map it (share()). Error(unavailable) naming `purpose` and the size when less is available.
   static Buffer host(std::uint64_t size_bytes, bool shared, const std::string& purpose);
   /// Memory of that kind; device memory can always be shared.
   static Buffer allocate(Placement placement, std::uint64_t size_bytes, bool shared, const std::string& purpose);
@@ -72,8 +72,8 @@ class Buffer {
 class Mapping {
  public:
   Mapping() = default;
-  /// `gpu` will read it, when it is device memory. Error(unavailable) saying why when it cannot be mapped (another host,
-  /// container or user; no peer access).
+  /// `gpu` will read it, when it is device memory. Error(unavailable) saying why when it cannot be mapped (another
+  /// host, container or user; no peer access).
   explicit Mapping(const ShareHandle& handle, int gpu = -1);
   Mapping(Mapping&& other) noexcept;
   Mapping& operator=(Mapping&& other) noexcept;
@@ -100,10 +100,11 @@ class HostView {
 };
 
 /// Copies `rows` runs of `row_bytes` on the host; one memcpy where both sides are contiguous.
-void copy_rows(std::byte* destination, std::uint64_t destination_pitch, const std::byte* source, std::uint64_t source_pitch,
-               std::uint64_t row_bytes, std::uint64_t rows) noexcept;
+void copy_rows(std::byte* destination, std::uint64_t destination_pitch, const std::byte* source,
+               std::uint64_t source_pitch, std::uint64_t row_bytes, std::uint64_t rows) noexcept;
 
-/// Resident memory of this process in bytes. Pages of another process's shared buffer count as shared once they are read.
+/// Resident memory of this process in bytes. Pages of another process's shared buffer count as shared once they are
+/// read.
 struct ResidentMemory {
   std::uint64_t private_bytes = 0, shared_bytes = 0;
   std::uint64_t peak_bytes = 0;  ///< highest sum so far

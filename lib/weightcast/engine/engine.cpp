@@ -17,13 +17,19 @@ Slice first_rows(const Slice& shard, std::uint64_t rows) {
   return part;
 }
 
-std::uint64_t element_bytes(const TensorInfo& info) { return static_cast<std::uint64_t>(bits(info.dtype)) / 8; }
+std::uint64_t element_bytes(const TensorInfo& info) {
+  return static_cast<std::uint64_t>(bits(info.dtype)) / 8;
+}
 
-std::uint64_t row_count(const TensorInfo& info) { return info.shape.empty() ? 1 : info.shape[0]; }
+std::uint64_t row_count(const TensorInfo& info) {
+  return info.shape.empty() ? 1 : info.shape[0];
+}
 
 std::size_t index_of(const TransferPlan& plan, std::string_view name) {
   const auto index = plan.model.find(name);
-  if (index < 0) throw Error(ExitCode::usage, fmt::format("the model has no parameter {}", printable(name)), "weightcast plan lists the names");
+  if (index < 0)
+    throw Error(ExitCode::usage, fmt::format("the model has no parameter {}", printable(name)),
+                "weightcast plan lists the names");
   return static_cast<std::size_t>(index);
 }
 
@@ -95,7 +101,9 @@ std::vector<float> TpWorker::rows(UpdateGroup& group, std::size_t parameter, std
   });
 }
 
-void Scheduler::join(std::unique_ptr<UpdateGroup> group) { group_ = std::move(group); }
+void Scheduler::join(std::unique_ptr<UpdateGroup> group) {
+  group_ = std::move(group);
+}
 
 UpdateGroup& Scheduler::group() const {
   if (!group_) throw Error(ExitCode::config, "there is no update group yet", "call init_parameter_update_group first");
@@ -110,23 +118,27 @@ std::vector<float> Scheduler::rows(std::size_t parameter, std::uint64_t rows) {
   return times.timed([&] { return worker_->rows(group(), parameter, rows); });
 }
 
-void Engine::init_parameter_update_group(const Communicator& parent, const GroupOptions& options,
-                                         const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap) {
+void Engine::init_parameter_update_group(
+    const Communicator& parent, const GroupOptions& options,
+    const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap) {
   scheduler_.join(std::make_unique<UpdateGroup>(parent, *plan_, options, std::vector<const Buffer*>(), &store(), wrap));
 }
 
-Answer Engine::update_parameter_from_distributed(std::string_view name, DType dtype, const std::vector<std::uint64_t>& shape,
-                                                 bool /*empty_cache*/) {
+Answer Engine::update_parameter_from_distributed(std::string_view name, DType dtype,
+                                                 const std::vector<std::uint64_t>& shape, bool /*empty_cache*/) {
   return times_.timed([&]() -> Answer {
     try {
       const auto result = scheduler_.update([&](const UpdateClaim& claim) {
         const auto index = index_of(*plan_, name);
         const auto& info = plan_->model.parameters[index].info;
         const TensorInfo expected{info.name, dtype, shape};
-        if (expected != info) fail(ExitCode::config, "{} is {}, not {}", info.name, info.describe(), expected.describe());
-        if (claim.first_parameter != index || claim.parameters != 1) fail(ExitCode::config, "the trainer does not send {}", info.name);
+        if (expected != info)
+          fail(ExitCode::config, "{} is {}, not {}", info.name, info.describe(), expected.describe());
+        if (claim.first_parameter != index || claim.parameters != 1)
+          fail(ExitCode::config, "the trainer does not send {}", info.name);
       });
-      return {true, result.committed ? fmt::format("version {} is served", result.version) : fmt::format("{} received", printable(name))};
+      return {true, result.committed ? fmt::format("version {} is served", result.version)
+                                     : fmt::format("{} received", printable(name))};
     } catch (const Error& error) {
       if (error.reach() != Error::Reach::everybody) throw;
       return {false, error.what(), error.code()};

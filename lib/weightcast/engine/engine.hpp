@@ -28,7 +28,8 @@ class ModelRunner {
       : plan_(&plan), tp_rank_(tp_rank), store_(plan, mode, placement) {}
 
   /// Fills and serves the first version from a reader of full parameters. Local.
-  void load(std::uint64_t version, const ReadReference& read, std::size_t threads, const std::function<void(std::uint64_t)>& progress);
+  void load(std::uint64_t version, const ReadReference& read, std::size_t threads,
+            const std::function<void(std::uint64_t)>& progress);
   UpdateResult update(UpdateGroup& group, CheckClaim check);
   /// This rank's part of the first `rows` rows of a parameter, packed; empty when it is another rank's copy.
   std::vector<std::byte> rows(std::size_t parameter, std::uint64_t rows);
@@ -93,22 +94,24 @@ class Engine {
     runner_.load(version, read, threads, progress);
   }
 
-  /// Forms the update group, warms it up and ends in a barrier bound to this rank's device. Collective (see UpdateGroup).
-  void init_parameter_update_group(const Communicator& parent, const GroupOptions& options,
-                                   const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap = {});
+  /// Forms the update group, warms it up and ends in a barrier bound to this rank's device. Collective (see
+  /// UpdateGroup).
+  void init_parameter_update_group(
+      const Communicator& parent, const GroupOptions& options,
+      const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap = {});
 
   /// Receives one parameter of the trainer's open update. `dtype` and `shape` are what the caller expects; a difference
-  /// is refused on all ranks, before anything moves. The new version is served when its last parameter has arrived and all ranks
-  /// agree. `empty_cache`: also give back memory that is only kept for speed. Collective over the update group.
-  /// Not success: this call or the transaction failed, the served version is unchanged, the message says why.
+  /// is refused on all ranks, before anything moves. The new version is served when its last parameter has arrived and
+  /// all ranks agree. `empty_cache`: also give back memory that is only kept for speed. Collective over the update
+  /// group. Not success: this call or the transaction failed, the served version is unchanged, the message says why.
   Answer update_parameter_from_distributed(std::string_view name, DType dtype, const std::vector<std::uint64_t>& shape,
                                            bool empty_cache = false);
 
   /// Receives all parameters as one transaction. Collective over the update group; throws the group's Error.
   UpdateResult update_weights();
 
-  /// The first `truncate_size` rows of a parameter under its HF name, gathered from all shards of this replica and unfused,
-  /// as float; on tp rank 0, elsewhere empty. Error(usage) for an unknown name. Collective over the replica.
+  /// The first `truncate_size` rows of a parameter under its HF name, gathered from all shards of this replica and
+  /// unfused, as float; on tp rank 0, elsewhere empty. Error(usage) for an unknown name. Collective over the replica.
   std::vector<float> get_weights_by_parameter_name(std::string_view name, std::uint64_t truncate_size);
 
   ParameterStore& store() noexcept { return runner_.store(); }

@@ -17,8 +17,8 @@ std::string_view name(Family family) noexcept;
 struct ModelConfig {
   Family family = Family::llama;
   std::uint64_t layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, intermediate = 0, vocabulary = 0;
-  bool tied_embeddings = false;  ///< lm_head.weight is an alias of model.embed_tokens.weight
-  bool attention_bias = false;   ///< q, k, v have a bias (Qwen2: always)
+  bool tied_embeddings = false;        ///< lm_head.weight is an alias of model.embed_tokens.weight
+  bool attention_bias = false;         ///< q, k, v have a bias (Qwen2: always)
   bool attention_output_bias = false;  ///< o_proj has one too (Llama and Qwen3 with attention_bias)
   bool mlp_bias = false;
   DType dtype = DType::BF16;

@@ -11,17 +11,17 @@
 #include "weightcast/tensor/tensor_info.hpp"
 
 /// A model's parameters and, for each, which part an engine rank holds and where in which engine tensor. The rules are
-/// those of SGLang and vLLM (models/llama.py, qwen2.py, qwen3.py, layers/linear.py, layers/vocab_parallel_embedding.py).
-/// Pure: no files, no MPI.
+/// those of SGLang and vLLM (models/llama.py, qwen2.py, qwen3.py, layers/linear.py,
+/// layers/vocab_parallel_embedding.py). Pure: no files, no MPI.
 namespace weightcast {
 
 /// How a parameter is cut over T tensor-parallel ranks. T = tp size, t = tp rank.
 enum class ShardKind : std::uint8_t {
-  replicated,   ///< everybody holds all of it
-  rows,         ///< rows [t R/T, (t+1) R/T)
-  columns,      ///< columns [t C/T, (t+1) C/T): a strided source
-  kv_heads,     ///< rows by whole key/value heads; for T > K heads are shared by T/K neighbouring ranks
-  vocabulary,   ///< rows of the vocabulary padded to a multiple of 64 and cut in T; rows past the end are zero
+  replicated,  ///< everybody holds all of it
+  rows,        ///< rows [t R/T, (t+1) R/T)
+  columns,     ///< columns [t C/T, (t+1) C/T): a strided source
+  kv_heads,    ///< rows by whole key/value heads; for T > K heads are shared by T/K neighbouring ranks
+  vocabulary,  ///< rows of the vocabulary padded to a multiple of 64 and cut in T; rows past the end are zero
 };
 std::string_view name(ShardKind kind) noexcept;
 
@@ -31,14 +31,14 @@ struct ParameterRule {
   std::string engine_tensor;  ///< "model.layers.0.self_attn.qkv_proj.weight", ...; several parameters share a fused one
   std::uint32_t part = 0;     ///< position inside the fused tensor: rows of part 0, then of part 1, ...
   ShardKind kind = ShardKind::replicated;
-  std::uint64_t units = 0;    ///< what must be cut evenly: heads, kv heads or rows/columns; 0 for replicated
+  std::uint64_t units = 0;  ///< what must be cut evenly: heads, kv heads or rows/columns; 0 for replicated
 };
 
 /// A tensor as the matrix that the rules cut; see MatrixShape.
 MatrixShape matrix_of(const TensorInfo& info) noexcept;
 
-/// The model: rules in canonical order (embeddings, layers ascending: input norm, q, k, v, o, ..., final norm, head), the
-/// order of sending, so that parts of one engine tensor are neighbours.
+/// The model: rules in canonical order (embeddings, layers ascending: input norm, q, k, v, o, ..., final norm, head),
+/// the order of sending, so that parts of one engine tensor are neighbours.
 struct Model {
   ModelConfig config;
   std::vector<ParameterRule> parameters;
@@ -52,8 +52,8 @@ struct Model {
 /// The parameters of a model of this shape. Error(config) when the sizes overflow.
 Model build_model(const ModelConfig& config);
 
-/// The rectangle of the parameter that tp rank `t` of `tp` holds, in elements of its matrix view; may be empty (padding).
-/// Error(config) naming parameter, size and tp when it does not divide.
+/// The rectangle of the parameter that tp rank `t` of `tp` holds, in elements of its matrix view; may be empty
+/// (padding). Error(config) naming parameter, size and tp when it does not divide.
 Slice shard_of(const ParameterRule& rule, std::uint64_t tp, std::uint64_t t);
 
 /// Rows and columns that the shard takes up in the engine tensor, padding rows included (>= shard_of()'s rows).
@@ -62,7 +62,8 @@ MatrixShape shard_extent(const ParameterRule& rule, std::uint64_t tp);
 /// Every tp that all parameters of the model can be cut for, ascending: for messages.
 std::vector<std::uint64_t> possible_tp(const Model& model);
 
-/// True when rank t's shard is also held by a lower tp rank (replicated parameters, shared key/value heads): counted once.
+/// True when rank t's shard is also held by a lower tp rank (replicated parameters, shared key/value heads): counted
+/// once.
 bool is_copy(const ParameterRule& rule, std::uint64_t tp, std::uint64_t t) noexcept;
 
 /// What a checkpoint lacks or has too much of, held against the model.
@@ -72,8 +73,8 @@ struct TensorMatch {
   std::ptrdiff_t alias = -1;           ///< index of an lm_head.weight that must equal the embedding bit for bit, or -1
 };
 
-/// Matches a checkpoint's tensors with the model's parameters. Error(bad_data) listing every missing, unknown, mis-shaped
-/// and mistyped name (at most 20, then a count). `what` names the checkpoint.
+/// Matches a checkpoint's tensors with the model's parameters. Error(bad_data) listing every missing, unknown,
+/// mis-shaped and mistyped name (at most 20, then a count). `what` names the checkpoint.
 TensorMatch match_tensors(const Model& model, std::span<const TensorInfo> tensors, const std::string& what);
 
 /// The seed's twelve sample parameters (indices into model.parameters), layers clipped to the model's last.

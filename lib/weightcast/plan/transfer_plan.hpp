@@ -32,8 +32,8 @@ struct ByteRange {
 struct EngineTensor {
   std::string name;
   DType dtype = DType::BF16;
-  MatrixShape shape;          ///< rows x columns in elements, padding included
-  std::uint64_t offset = 0;   ///< in the slot, a multiple of `alignment_bytes`
+  MatrixShape shape;         ///< rows x columns in elements, padding included
+  std::uint64_t offset = 0;  ///< in the slot, a multiple of `alignment_bytes`
   std::uint64_t size_bytes = 0;
   std::vector<std::size_t> parameters;  ///< indices of the parameters fused into it, by part
 };
@@ -79,9 +79,9 @@ TransferPlan make_plan(const Model& model, std::uint64_t tp, std::uint64_t dp);
 /// Merges segments that continue each other on both sides; input in any order, output sorted by destination.
 std::vector<Segment> coalesce(std::vector<Segment> segments);
 
-/// Proves a plan: every byte of every slot is written by exactly one segment or is padding; every byte of every parameter
-/// is read by at least one rank, and by more than one only where its rule replicates; `moves` carry the same bytes as
-/// `shards`; nothing leaves its region. Returns the first violation in words, or an empty string.
+/// Proves a plan: every byte of every slot is written by exactly one segment or is padding; every byte of every
+/// parameter is read by at least one rank, and by more than one only where its rule replicates; `moves` carry the same
+/// bytes as `shards`; nothing leaves its region. Returns the first violation in words, or an empty string.
 std::string prove_coverage(const TransferPlan& plan);
 
 /// The table of `weightcast plan`: a row per engine tensor, then bytes per rank, trainer egress, what replication adds

@@ -7,11 +7,14 @@
 
 namespace weightcast {
 
-std::string_view name(CommitMode mode) noexcept { return mode == CommitMode::swap ? "swap" : "in-place"; }
+std::string_view name(CommitMode mode) noexcept {
+  return mode == CommitMode::swap ? "swap" : "in-place";
+}
 
 ParameterStore::ParameterStore(const TransferPlan& plan, CommitMode mode, Placement placement) : mode_(mode) {
   for (std::size_t i = 0; i < (mode == CommitMode::swap ? 2u : 1u); ++i) {
-    slots_.push_back({Buffer::allocate(placement, plan.slot_bytes, false, fmt::format("slot {} of an engine rank", i)), {}, 0});
+    slots_.push_back(
+        {Buffer::allocate(placement, plan.slot_bytes, false, fmt::format("slot {} of an engine rank", i)), {}, 0});
     regions_.push_back(slots_.back().buffer.region());
   }
 }
@@ -24,13 +27,18 @@ ParameterStore::Pin::~Pin() {
   if (--store_->slots_[slot_].pins == 0) store_->unpinned_.notify_all();
 }
 
-const HeldVersion& ParameterStore::Pin::version() const noexcept { return store_->slots_[slot_].version; }
+const HeldVersion& ParameterStore::Pin::version() const noexcept {
+  return store_->slots_[slot_].version;
+}
 
-Region ParameterStore::Pin::slot() const noexcept { return store_->regions_[slot_]; }
+Region ParameterStore::Pin::slot() const noexcept {
+  return store_->regions_[slot_];
+}
 
 ParameterStore::Pin ParameterStore::pin() {
   const std::scoped_lock lock(mutex_);
-  if (dirty_) throw Error(ExitCode::busy, "the engine is dirty: an in-place update failed or is under way", "send a full update");
+  if (dirty_)
+    throw Error(ExitCode::busy, "the engine is dirty: an in-place update failed or is under way", "send a full update");
   if (!served_) throw Error(ExitCode::busy, "the engine serves no version yet", "load or send weights first");
   ++slots_[*served_].pins;
   return Pin(this, *served_);
@@ -47,7 +55,8 @@ std::size_t ParameterStore::stage(Deadline deadline) {
                                          [&] { return slots_[spare].pins == 0; });
   if (!free) {
     dirty_ = was_dirty;  // nothing was written yet
-    throw Error(ExitCode::deadline, fmt::format("version {} is still read by {} requests", slots_[spare].version.id, slots_[spare].pins),
+    throw Error(ExitCode::deadline,
+                fmt::format("version {} is still read by {} requests", slots_[spare].version.id, slots_[spare].pins),
                 "end the requests that hold it, or raise --timeout");
   }
   staged_ = spare;

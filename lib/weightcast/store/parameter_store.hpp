@@ -28,8 +28,8 @@ struct HeldVersion {
   std::string digest;  ///< of the whole model, 32 hexadecimal digits; empty when it was not verified
 };
 
-/// An engine rank's weights: two slots (or one), of which at most one is served. Readers pin what they read; a commit is
-/// a flip and never waits for them. Nothing is ever served from a slot that was not published. Thread-safe.
+/// An engine rank's weights: two slots (or one), of which at most one is served. Readers pin what they read; a commit
+/// is a flip and never waits for them. Nothing is ever served from a slot that was not published. Thread-safe.
 class ParameterStore {
  public:
   /// Allocates and touches the slots; padding is zero. Error(unavailable) when memory is short, saying for what.
@@ -54,8 +54,8 @@ class ParameterStore {
   /// Error(busy) when nothing is served: before the first publish(), or dirty (the message says which).
   Pin pin();
 
-  /// Begins a new version: the index of the slot to fill, once nobody pins it. Error(deadline) naming the version that is
-  /// still read. With in_place the store is dirty from here until publish().
+  /// Begins a new version: the index of the slot to fill, once nobody pins it. Error(deadline) naming the version that
+  /// is still read. With in_place the store is dirty from here until publish().
   std::size_t stage(Deadline deadline);
   /// Serves the staged slot from now on.
   void publish(HeldVersion version);

@@ -4,8 +4,8 @@
 
 namespace weightcast {
 
-/// Measures wall time in seconds. On a GPU the caller synchronises the device on both sides of what it measures: a timer
-/// on asynchronous work lies.
+/// Measures wall time in seconds. On a GPU the caller synchronises the device on both sides of what it measures: a
+/// timer on asynchronous work lies.
 class Stopwatch {
  public:
   /// Seconds since construction or the last lap().

@@ -16,9 +16,10 @@ struct Row {
 
 // In the order of the enumeration.
 constexpr std::array<Row, dtype_count> rows = {{
-    {"BOOL", 8}, {"F4", 4}, {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"U8", 8}, {"I8", 8}, {"F8_E5M2", 8}, {"F8_E4M3", 8},
-    {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16}, {"U16", 16}, {"F16", 16}, {"BF16", 16},
-    {"I32", 32}, {"U32", 32}, {"F32", 32}, {"C64", 64}, {"F64", 64}, {"I64", 64}, {"U64", 64},
+    {"BOOL", 8},    {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6},     {"U8", 8},          {"I8", 8},
+    {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},
+    {"U16", 16},    {"F16", 16},    {"BF16", 16},   {"I32", 32},        {"U32", 32},        {"F32", 32},
+    {"C64", 64},    {"F64", 64},    {"I64", 64},    {"U64", 64},
 }};
 
 template <typename T>
@@ -38,9 +39,13 @@ float half_to_float(std::uint16_t half) noexcept {
 
 }  // namespace
 
-int bits(DType dtype) noexcept { return rows[static_cast<std::size_t>(dtype)].bits; }
+int bits(DType dtype) noexcept {
+  return rows[static_cast<std::size_t>(dtype)].bits;
+}
 
-std::string_view name(DType dtype) noexcept { return rows[static_cast<std::size_t>(dtype)].name; }
+std::string_view name(DType dtype) noexcept {
+  return rows[static_cast<std::size_t>(dtype)].name;
+}
 
 std::optional<DType> dtype_from_name(std::string_view name) noexcept {
   for (std::size_t i = 0; i < rows.size(); ++i) {

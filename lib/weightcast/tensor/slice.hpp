@@ -13,13 +13,14 @@ struct MatrixShape {
 
 /// A rectangle of a matrix, in elements.
 struct Slice {
-  std::uint64_t row = 0, column = 0;   ///< first row and column
+  std::uint64_t row = 0, column = 0;    ///< first row and column
   std::uint64_t rows = 0, columns = 0;  ///< extent; zero is legal and means nothing
   bool operator==(const Slice&) const = default;
 
   bool empty() const noexcept { return rows == 0 || columns == 0; }
   bool within(const MatrixShape& shape) const noexcept {
-    return row <= shape.rows && rows <= shape.rows - row && column <= shape.columns && columns <= shape.columns - column;
+    return row <= shape.rows && rows <= shape.rows - row && column <= shape.columns &&
+           columns <= shape.columns - column;
   }
 };
 

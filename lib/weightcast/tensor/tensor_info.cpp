@@ -19,6 +19,8 @@ std::optional<std::uint64_t> TensorInfo::size_bytes() const noexcept {
   return *size / 8;
 }
 
-std::string TensorInfo::describe() const { return fmt::format("{} [{}]", weightcast::name(dtype), fmt::join(shape, ", ")); }
+std::string TensorInfo::describe() const {
+  return fmt::format("{} [{}]", weightcast::name(dtype), fmt::join(shape, ", "));
+}
 
 }  // namespace weightcast

@@ -5,12 +5,15 @@
 
 namespace weightcast {
 
-std::size_t Trainer::load(const WeightSource& source, std::size_t threads, const std::function<void(std::uint64_t)>& progress) {
-  if (group_) fail(ExitCode::config, "weights must be loaded before the update group is formed: their memory is registered then");
+std::size_t Trainer::load(const WeightSource& source, std::size_t threads,
+                          const std::function<void(std::uint64_t)>& progress) {
+  if (group_)
+    fail(ExitCode::config, "weights must be loaded before the update group is formed: their memory is registered then");
   constexpr std::uint64_t block_bytes = 4 * mebibyte;
   auto version = std::make_unique<Version>();
   const auto& parameters = plan_->model.parameters;
-  version->buffer = Buffer::allocate(placement_, plan_->source_bytes, true, fmt::format("the trainer's copy of {}", source.describe()));
+  version->buffer = Buffer::allocate(placement_, plan_->source_bytes, true,
+                                     fmt::format("the trainer's copy of {}", source.describe()));
   version->claimed.resize(parameters.size());
   const auto region = version->buffer.region();
   parallel_for(parameters.size(), threads, [&](std::size_t p) {
@@ -29,8 +32,9 @@ std::size_t Trainer::load(const WeightSource& source, std::size_t threads, const
   return versions_.size() - 1;
 }
 
-void Trainer::init_parameter_update_group(const Communicator& parent, const GroupOptions& options, std::uint64_t served_version,
-                                          const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap) {
+void Trainer::init_parameter_update_group(
+    const Communicator& parent, const GroupOptions& options, std::uint64_t served_version,
+    const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap) {
   group_ = std::make_unique<UpdateGroup>(parent, *plan_, options, buffers(), nullptr, wrap);
   served_version_ = served_version;
 }

@@ -19,13 +19,15 @@ class Trainer {
   /// Keeps its weights at `placement`. `plan` must outlive the trainer.
   explicit Trainer(const TransferPlan& plan, Placement placement = {}) : plan_(&plan), placement_(placement) {}
 
-  /// Adds a version: allocates its region and fills it on up to `threads` threads, digesting each block as it arrives, so
-  /// that later damage to file or memory is noticed. Returns its index. Local; before init_parameter_update_group().
-  std::size_t load(const WeightSource& source, std::size_t threads, const std::function<void(std::uint64_t bytes)>& progress = {});
+  /// Adds a version: allocates its region and fills it on up to `threads` threads, digesting each block as it arrives,
+  /// so that later damage to file or memory is noticed. Returns its index. Local; before init_parameter_update_group().
+  std::size_t load(const WeightSource& source, std::size_t threads,
+                   const std::function<void(std::uint64_t bytes)>& progress = {});
 
   /// Joins the update group as rank 0; the engines serve `served_version` already. Collective (see UpdateGroup).
-  void init_parameter_update_group(const Communicator& parent, const GroupOptions& options, std::uint64_t served_version,
-                                   const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap = {});
+  void init_parameter_update_group(
+      const Communicator& parent, const GroupOptions& options, std::uint64_t served_version,
+      const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap = {});
   /// Sends all parameters of a loaded version as one transaction. Collective; the engines call their update_weights().
   UpdateResult update_weights(std::size_t source, std::uint64_t version);
   /// Sends one parameter; the version is committed when the last one has been sent. Error(usage) for an unknown name.

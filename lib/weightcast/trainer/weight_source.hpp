@@ -21,8 +21,8 @@ class WeightSource {
   virtual std::string describe() const = 0;
 };
 
-/// The weights of a checkpoint. Error(bad_data) listing every tensor that does not fit `model`; an lm_head.weight that is
-/// an alias must equal the embedding bit for bit.
+/// The weights of a checkpoint. Error(bad_data) listing every tensor that does not fit `model`; an lm_head.weight that
+/// is an alias must equal the embedding bit for bit.
 std::unique_ptr<WeightSource> make_checkpoint_source(const Model& model, Checkpoint checkpoint);
 
 /// Seeded weights: bits that depend on seed, parameter name and element index only, small finite bf16/fp16/fp32 values.

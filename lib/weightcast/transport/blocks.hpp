@@ -6,8 +6,8 @@
 
 namespace weightcast {
 
-/// Walks a packed shard in blocks of about `block_bytes`: whole rows when its source is strided, any bytes otherwise. Both
-/// ends of a transfer make the same blocks.
+/// Walks a packed shard in blocks of about `block_bytes`: whole rows when its source is strided, any bytes otherwise.
+/// Both ends of a transfer make the same blocks.
 class BlockCursor {
  public:
   BlockCursor() = default;

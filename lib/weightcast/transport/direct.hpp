@@ -14,8 +14,8 @@ inline std::unique_ptr<Transport> make_direct(MemoryKind memory) {
   return memory == MemoryKind::host ? make_direct_host() : make_direct_gpu();
 }
 
-/// The trainer's regions as this rank sees them: the trainer tells all engines how to map them. Collective over the group;
-/// may throw on one rank only. Empty on the trainer.
+/// The trainer's regions as this rank sees them: the trainer tells all engines how to map them. Collective over the
+/// group; may throw on one rank only. Empty on the trainer.
 std::vector<Mapping> map_sources(const Peers& peers, const Endpoints& endpoints, Deadline deadline);
 
 }  // namespace weightcast

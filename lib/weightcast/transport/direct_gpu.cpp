@@ -66,7 +66,8 @@ class DirectGpu final : public Transport {
     std::byte* const sink = endpoints_->sinks.at(batch.sink).data;
     std::size_t used = 0;
     const bool all = batch.first_parameter == 0 && batch.parameters == single_.size();
-    const auto list = all ? std::span<const Part>(whole_) : std::span<const Part>(single_).subspan(batch.first_parameter, batch.parameters);
+    const auto list = all ? std::span<const Part>(whole_)
+                          : std::span<const Part>(single_).subspan(batch.first_parameter, batch.parameters);
     for (const auto& part : list) {
       used = queue(part, source, sink, used);
       if (batch.witness != nullptr) batch.witness->landed_on(stream_, part.first, part.count);
@@ -78,9 +79,16 @@ class DirectGpu final : public Transport {
 
  private:
   Part make_part(std::size_t first, std::size_t count, std::vector<gpu::CopyTask>& tasks) const {
-    Part part{.first = first, .count = count, .sources = {}, .destinations = {}, .sizes = {}, .first_task = tasks.size(), .tasks = 0};
+    Part part{.first = first,
+              .count = count,
+              .sources = {},
+              .destinations = {},
+              .sizes = {},
+              .first_task = tasks.size(),
+              .tasks = 0};
     const auto& shards = plan_->ranks[peers_->tp_rank()].shards;
-    for (const auto& move : coalesce({shards.begin() + static_cast<std::ptrdiff_t>(first), shards.begin() + static_cast<std::ptrdiff_t>(first + count)})) {
+    for (const auto& move : coalesce({shards.begin() + static_cast<std::ptrdiff_t>(first),
+                                      shards.begin() + static_cast<std::ptrdiff_t>(first + count)})) {
       if (move.size_bytes() == 0) continue;
       if (move.contiguous_source() && move.contiguous_destination()) {
         part.sources.push_back(move.source);
@@ -91,8 +99,8 @@ class DirectGpu final : public Transport {
       // About 256 KiB for each thread block.
       const auto step = std::max<std::uint64_t>(256 * 1024 / move.row_bytes, 1);
       for (std::uint64_t row = 0; row < move.rows; row += step) {
-        tasks.push_back({move.source + row * move.source_pitch, move.destination + row * move.destination_pitch, move.source_pitch,
-                         move.destination_pitch, move.row_bytes, std::min(step, move.rows - row)});
+        tasks.push_back({move.source + row * move.source_pitch, move.destination + row * move.destination_pitch,
+                         move.source_pitch, move.destination_pitch, move.row_bytes, std::min(step, move.rows - row)});
       }
     }
     part.tasks = tasks.size() - part.first_task;
@@ -106,7 +114,8 @@ class DirectGpu final : public Transport {
       to_[used + i] = sink + part.destinations[i];
     }
     gpu::copy_batch(to_.data() + used, from_.data() + used, part.sizes.data(), part.sizes.size(), stream_);
-    gpu::copy_strided(reinterpret_cast<const gpu::CopyTask*>(tasks_.region().data) + part.first_task, part.tasks, source, sink, stream_);
+    gpu::copy_strided(reinterpret_cast<const gpu::CopyTask*>(tasks_.region().data) + part.first_task, part.tasks,
+                      source, sink, stream_);
     return used + part.sizes.size();
   }
 
@@ -123,6 +132,8 @@ class DirectGpu final : public Transport {
 
 }  // namespace
 
-std::unique_ptr<Transport> make_direct_gpu() { return std::make_unique<DirectGpu>(); }
+std::unique_ptr<Transport> make_direct_gpu() {
+  return std::make_unique<DirectGpu>();
+}
 
 }  // namespace weightcast

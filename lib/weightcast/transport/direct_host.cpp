@@ -1,9 +1,8 @@
-#include "weightcast/transport/direct.hpp"
-
 #include <cstring>
 
 #include "weightcast/core/expects.hpp"
 #include "weightcast/transport/blocks.hpp"
+#include "weightcast/transport/direct.hpp"
 
 namespace weightcast {
 namespace {
@@ -39,20 +38,23 @@ class DirectHost final : public Transport {
     const auto& shards = plan_->ranks[peers_->tp_rank()].shards;
     for (std::size_t p = batch.first_parameter; p < batch.first_parameter + batch.parameters; ++p) {
       pull(p, shards[p], source, sink, batch.witness);
-      if (deadline.passed()) fail(ExitCode::deadline, "pulling {} did not finish in time", plan_->model.parameters[p].info.name);
+      if (deadline.passed())
+        fail(ExitCode::deadline, "pulling {} did not finish in time", plan_->model.parameters[p].info.name);
     }
   }
 
   Traffic traffic() const noexcept override { return {peers_->trainer() ? peers_->dp * plan_->egress_bytes() : 0, 0}; }
 
  private:
-  static void pull(std::size_t parameter, const Segment& shard, const std::byte* source, std::byte* sink, Witness* witness) {
+  static void pull(std::size_t parameter, const Segment& shard, const std::byte* source, std::byte* sink,
+                   Witness* witness) {
     // Nobody looks at the bytes on the way: one big copy, which the C library does past the caches.
     BlockCursor block(shard, witness != nullptr ? block_bytes : shard.size_bytes());
     for (; !block.done(); block.next()) {
       const auto row = shard.row_bytes != 0 ? block.first() / shard.row_bytes : 0;
       if (shard.contiguous_source() && shard.contiguous_destination()) {
-        std::memcpy(sink + shard.destination + block.first(), source + shard.source + block.first(), block.size_bytes());
+        std::memcpy(sink + shard.destination + block.first(), source + shard.source + block.first(),
+                    block.size_bytes());
       } else {
         copy_rows(sink + shard.destination + row * shard.destination_pitch, shard.destination_pitch,
                   source + shard.source + row * shard.source_pitch, shard.source_pitch, shard.row_bytes,
@@ -84,6 +86,8 @@ std::vector<Mapping> map_sources(const Peers& peers, const Endpoints& endpoints,
   return mappings;
 }
 
-std::unique_ptr<Transport> make_direct_host() { return std::make_unique<DirectHost>(); }
+std::unique_ptr<Transport> make_direct_host() {
+  return std::make_unique<DirectHost>();
+}
 
 }  // namespace weightcast

@@ -50,7 +50,8 @@ class MpiBroadcast final : public Transport {
       for (; begun - completed < window && advance(posted, end); ++begun) {
         void* const data = peers_->trainer() ? source(batch, posted) : stage(begun);
         const auto size_bytes = posted.rows * row_bytes(posted.parameter);
-        check_mpi(MPI_Ibcast(data, static_cast<int>(size_bytes), MPI_BYTE, 0, peers_->group->get(), &requests[begun % window]),
+        check_mpi(MPI_Ibcast(data, static_cast<int>(size_bytes), MPI_BYTE, 0, peers_->group->get(),
+                             &requests[begun % window]),
                   "MPI_Ibcast");
         if (peers_->trainer()) egress_bytes_ += size_bytes * (static_cast<std::uint64_t>(peers_->group->size()) - 1);
         posted.row += posted.rows;
@@ -67,7 +68,8 @@ class MpiBroadcast final : public Transport {
 
  private:
   std::uint64_t row_bytes(std::size_t parameter) const noexcept {
-    return shapes_[parameter].columns * static_cast<std::uint64_t>(bits(plan_->model.parameters[parameter].info.dtype)) / 8;
+    return shapes_[parameter].columns *
+           static_cast<std::uint64_t>(bits(plan_->model.parameters[parameter].info.dtype)) / 8;
   }
 
   /// Makes `chunk` begin at its row, or at the next parameter that has any; false at the end.
@@ -113,6 +115,8 @@ class MpiBroadcast final : public Transport {
 
 }  // namespace
 
-std::unique_ptr<Transport> make_mpi_broadcast() { return std::make_unique<MpiBroadcast>(); }
+std::unique_ptr<Transport> make_mpi_broadcast() {
+  return std::make_unique<MpiBroadcast>();
+}
 
 }  // namespace weightcast

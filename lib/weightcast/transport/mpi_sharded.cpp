@@ -8,8 +8,8 @@
 namespace weightcast {
 namespace {
 
-constexpr std::size_t window = 4;                            // messages under way between two ranks
-constexpr std::uint64_t message_bytes = 1 * 1024 * 1024;     // of about; digested while still in cache
+constexpr std::size_t window = 4;                             // messages under way between two ranks
+constexpr std::uint64_t message_bytes = 1 * 1024 * 1024;      // of about; digested while still in cache
 constexpr std::uint64_t pack_limit_bytes = 48 * 1024 * 1024;  // of all pack buffers of the trainer
 
 /// All shards of a batch for one tp rank, as the sequence of messages that both ends agree on without speaking.
@@ -17,7 +17,10 @@ class MessageSequence {
  public:
   MessageSequence() = default;
   MessageSequence(const TransferPlan& plan, std::size_t tp_rank, const Batch& batch, std::uint64_t block_bytes) noexcept
-      : shards_(plan.ranks[tp_rank].shards), next_(batch.first_parameter), end_(next_ + batch.parameters), block_bytes_(block_bytes) {
+      : shards_(plan.ranks[tp_rank].shards),
+        next_(batch.first_parameter),
+        end_(next_ + batch.parameters),
+        block_bytes_(block_bytes) {
     seek();
   }
   bool done() const noexcept { return next_ >= end_ && block_.done(); }
@@ -89,7 +92,8 @@ class MpiSharded final : public Transport {
     if (!peers.trainer()) return;
     std::uint64_t largest = block_bytes_;
     for (const auto& rank : plan.ranks) {
-      for (const auto& shard : rank.shards) largest = shard.contiguous_source() ? largest : std::max(largest, shard.row_bytes);
+      for (const auto& shard : rank.shards)
+        largest = shard.contiguous_source() ? largest : std::max(largest, shard.row_bytes);
     }
     pack_bytes_ = largest;
     links_.resize(plan.tp);
@@ -127,7 +131,8 @@ class MpiSharded final : public Transport {
         for (std::size_t t = 0; t < links_.size(); ++t) {
           auto& link = links_[t];
           while (link.ring.complete_one()) progress = true;
-          for (; !link.messages.done() && !link.ring.full(); link.messages.next(), progress = true) send_one(source, t, link);
+          for (; !link.messages.done() && !link.ring.full(); link.messages.next(), progress = true)
+            send_one(source, t, link);
           busy = busy || !link.ring.empty();
         }
         if (deadline.passed()) fail(ExitCode::deadline, "sending weights did not finish in time");
@@ -145,8 +150,8 @@ class MpiSharded final : public Transport {
     const std::byte* data = source + shard.source + first;
     if (!shard.contiguous_source()) {
       std::byte* const packed = pack_.region().data + (tp_rank * window + link.ring.begun % window) * pack_bytes_;
-      copy_rows(packed, shard.row_bytes, source + shard.source + first / shard.row_bytes * shard.source_pitch, shard.source_pitch,
-                shard.row_bytes, size_bytes / shard.row_bytes);
+      copy_rows(packed, shard.row_bytes, source + shard.source + first / shard.row_bytes * shard.source_pitch,
+                shard.source_pitch, shard.row_bytes, size_bytes / shard.row_bytes);
       data = packed;
     }
     check_mpi(MPI_Isend(data, static_cast<int>(size_bytes), MPI_BYTE, Peers::engine_rank(0, tp_rank, plan_->tp), tag_,
@@ -168,19 +173,21 @@ class MpiSharded final : public Transport {
       while (!arrived.done() || !sends.empty()) {
         bool progress = false;
         for (; !begun.done() && !receives.full(); begun.next()) {
-          check_mpi(MPI_Irecv(sink + begun.shard().destination + begun.first(), static_cast<int>(begun.size_bytes()), MPI_BYTE, from,
-                              tag_, peers_->group->get(), &receives.slot_to_begin()),
+          check_mpi(MPI_Irecv(sink + begun.shard().destination + begun.first(), static_cast<int>(begun.size_bytes()),
+                              MPI_BYTE, from, tag_, peers_->group->get(), &receives.slot_to_begin()),
                     "MPI_Irecv");
         }
         while (sends.complete_one()) progress = true;
         if (!sends.full() && receives.complete_one()) {
           if (to != MPI_PROC_NULL) {
-            check_mpi(MPI_Isend(sink + arrived.shard().destination + arrived.first(), static_cast<int>(arrived.size_bytes()), MPI_BYTE,
-                                to, tag_, peers_->group->get(), &sends.slot_to_begin()),
-                      "MPI_Isend");
+            check_mpi(
+                MPI_Isend(sink + arrived.shard().destination + arrived.first(), static_cast<int>(arrived.size_bytes()),
+                          MPI_BYTE, to, tag_, peers_->group->get(), &sends.slot_to_begin()),
+                "MPI_Isend");
             egress_bytes_ += arrived.size_bytes();
           }
-          if (batch.witness != nullptr) batch.witness->landed(arrived.parameter(), arrived.first(), arrived.size_bytes());
+          if (batch.witness != nullptr)
+            batch.witness->landed(arrived.parameter(), arrived.first(), arrived.size_bytes());
           arrived.next();
           progress = true;
         }
@@ -207,6 +214,8 @@ class MpiSharded final : public Transport {
 
 }  // namespace
 
-std::unique_ptr<Transport> make_mpi_sharded() { return std::make_unique<MpiSharded>(); }
+std::unique_ptr<Transport> make_mpi_sharded() {
+  return std::make_unique<MpiSharded>();
+}
 
 }  // namespace weightcast

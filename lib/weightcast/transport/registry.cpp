@@ -7,14 +7,20 @@
 // The only file that knows which transports this build has.
 namespace weightcast {
 
-std::string_view name(Method method) noexcept { return method == Method::sharded ? "sharded" : "broadcast"; }
+std::string_view name(Method method) noexcept {
+  return method == Method::sharded ? "sharded" : "broadcast";
+}
 
-std::vector<std::string_view> transport_names() { return {"direct", "mpi"}; }
+std::vector<std::string_view> transport_names() {
+  return {"direct", "mpi"};
+}
 
 std::unique_ptr<Transport> make_transport(std::string_view name, Method method, MemoryKind memory) {
   if (name == "mpi") return method == Method::sharded ? make_mpi_sharded() : make_mpi_broadcast();
   if (name == "direct") {
-    if (method != Method::sharded) fail(ExitCode::config, "transport direct has no method {}: engines pull what they need", weightcast::name(method));
+    if (method != Method::sharded)
+      fail(ExitCode::config, "transport direct has no method {}: engines pull what they need",
+           weightcast::name(method));
     return make_direct(memory);
   }
   throw Error(ExitCode::usage, fmt::format("unknown transport '{}'", printable(name)),

@@ -13,8 +13,8 @@
 #include "weightcast/device/memory.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 
-/// The seam between what is moved and how: three verbs. A transport moves the planned segments from the trainer's weights
-/// into the engines' slots; it knows nothing of files, names, versions or digests.
+/// The seam between what is moved and how: three verbs. A transport moves the planned segments from the trainer's
+/// weights into the engines' slots; it knows nothing of files, names, versions or digests.
 namespace weightcast {
 
 enum class Method : std::uint8_t {
@@ -28,7 +28,7 @@ struct Peers {
   const Communicator* group = nullptr;  ///< rank 0 is the trainer, engine rank e = 1 + replica * tp + tp_rank
   std::uint64_t tp = 1, dp = 1;
   Placement placement = {};  ///< of this rank's weights; the kind is the same on all ranks
-  bool one_host = true;  ///< all ranks are on the same host
+  bool one_host = true;      ///< all ranks are on the same host
 
   bool trainer() const noexcept { return group->rank() == 0; }
   std::size_t tp_rank() const noexcept { return (static_cast<std::size_t>(group->rank()) - 1) % tp; }
@@ -49,12 +49,12 @@ struct Endpoints {
 class Witness {
  public:
   virtual ~Witness() = default;
-  /// Engine, host memory: bytes [first, first + size_bytes) of the packed shard of `parameter` are readable in the sink. A shard is
-  /// packed row by row; a strided one lands in whole rows. Each byte is announced once,
-  /// while it is still in cache.
+  /// Engine, host memory: bytes [first, first + size_bytes) of the packed shard of `parameter` are readable in the
+  /// sink. A shard is packed row by row; a strided one lands in whole rows. Each byte is announced once, while it is
+  /// still in cache.
   virtual void landed(std::size_t parameter, std::uint64_t first, std::uint64_t size_bytes) noexcept = 0;
-  /// Engine, device memory: the shards of parameters [first, first + count) are in the sink as soon as what `stream` has
-  /// been given so far is done.
+  /// Engine, device memory: the shards of parameters [first, first + count) are in the sink as soon as what `stream`
+  /// has been given so far is done.
   virtual void landed_on(const gpu::Stream& stream, std::size_t first, std::size_t count) noexcept = 0;
   /// Trainer: does one bounded piece of work while there is nothing to move; false when none is left.
   virtual bool work() noexcept = 0;
@@ -79,14 +79,14 @@ class Transport {
   virtual std::string_view name() const noexcept = 0;
   /// Why this rank cannot take part with these peers, or nothing. Local, cheap, no side effects.
   virtual std::optional<std::string> probe(const Peers& peers) const = 0;
-  /// Registers memory and sets up what run() needs; all that can be allocated is allocated here. Collective over the group;
-  /// once, before the first run(). `peers`, `plan` and `endpoints` must outlive this object. May throw on one rank only:
-  /// the caller agrees on the outcome.
+  /// Registers memory and sets up what run() needs; all that can be allocated is allocated here. Collective over the
+  /// group; once, before the first run(). `peers`, `plan` and `endpoints` must outlive this object. May throw on one
+  /// rank only: the caller agrees on the outcome.
   virtual void attach(const Peers& peers, const TransferPlan& plan, const Endpoints& endpoints, Deadline deadline) = 0;
   /// Moves one batch. Collective; returns when this rank's bytes are readable in its sink, or, on the trainer, when its
   /// part is done (engines may still be reading its source until the caller's next agreement). May throw on one rank
-  /// only: the others then meet their deadline, or finish. The touched bytes of the sink are then unspecified. Allocates
-  /// nothing.
+  /// only: the others then meet their deadline, or finish. The touched bytes of the sink are then unspecified.
+  /// Allocates nothing.
   virtual void run(const Batch& batch, Deadline deadline) = 0;
   virtual Traffic traffic() const noexcept = 0;
 };
@@ -94,7 +94,8 @@ class Transport {
 /// The names that make_transport() takes on this build, in the order that `auto` tries them.
 std::vector<std::string_view> transport_names();
 
-/// A transport of that name for weights in that kind of memory. Error(usage) listing the names; Error(config) when method or build rule it out.
+/// A transport of that name for weights in that kind of memory. Error(usage) listing the names; Error(config) when
+/// method or build rule it out.
 std::unique_ptr<Transport> make_transport(std::string_view name, Method method, MemoryKind memory);
 
 }  // namespace weightcast

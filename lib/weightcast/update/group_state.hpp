@@ -9,8 +9,8 @@
 
 namespace weightcast {
 
-/// Engine: digests what lands in the slot; on the host block by block while it is in cache, on a GPU by kernels that follow
-/// the movement.
+/// Engine: digests what lands in the slot; on the host block by block while it is in cache, on a GPU by kernels that
+/// follow the movement.
 class SlotWitness final : public Witness {
  public:
   SlotWitness(const TransferPlan& plan, std::size_t tp_rank, Placement placement);
@@ -72,17 +72,18 @@ struct UpdateGroup::State {
   std::optional<SlotWitness> slot_witness;      // engine, with proof
   std::optional<SourceWitness> source_witness;  // trainer, with proof
   std::optional<OpenUpdate> open;
-  std::vector<bool> arrived;             // of the open update, by parameter
+  std::vector<bool> arrived;              // of the open update, by parameter
   std::vector<Digest> parameter_digests;  // trainer: of the open update
-  std::vector<Digest> sent;               // exchange buffer: shard digests of all tp ranks for one call, then the model's
-  HeldVersion last;                       // trainer: what it committed last
+  std::vector<Digest> sent;  // exchange buffer: shard digests of all tp ranks for one call, then the model's
+  HeldVersion last;          // trainer: what it committed last
 
   bool trainer() const noexcept { return peers.trainer(); }
   Deadline deadline() const noexcept { return Deadline::after(options.timeout_s); }
 
   /// Attaches the named transport, or the first that all ranks can use, and notes why others were passed over.
   void choose_transport(const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap);
-  /// Moves the first parameters once into the spare slots, so that connections and buffers exist before the first update.
+  /// Moves the first parameters once into the spare slots, so that connections and buffers exist before the first
+  /// update.
   void warm_up();
 
   // The stages, in transaction.cpp. Each is what one rank does locally; agree() makes the outcome everybody's.

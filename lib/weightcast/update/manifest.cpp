@@ -18,7 +18,8 @@ class ManifestHandler final : public JsonHandler {
   Manifest manifest;
 
   void begin_object(std::size_t near) override {
-    if (++objects_ > 2 || arrays_ > 0 || (objects_ == 2 && key_ != "settings")) refuse("an object is out of place", near);
+    if (++objects_ > 2 || arrays_ > 0 || (objects_ == 2 && key_ != "settings"))
+      refuse("an object is out of place", near);
   }
   void end_object(std::size_t) override {
     --objects_;
@@ -29,7 +30,8 @@ class ManifestHandler final : public JsonHandler {
       setting_ = name;
       return;
     }
-    if (name != "schema" && name != "plan_digest" && name != "settings" && name != "parameters") refuse("unknown key " + printable(name), near);
+    if (name != "schema" && name != "plan_digest" && name != "settings" && name != "parameters")
+      refuse("unknown key " + printable(name), near);
     key_ = name;
   }
   void begin_array(std::size_t near) override {
@@ -71,7 +73,9 @@ class ManifestHandler final : public JsonHandler {
   void null(std::size_t near) override { refuse("a null is out of place", near); }
 
  private:
-  [[noreturn]] static void refuse(const std::string& why, std::size_t near) { fail(ExitCode::bad_data, "manifest, byte {}: {}", near, why); }
+  [[noreturn]] static void refuse(const std::string& why, std::size_t near) {
+    fail(ExitCode::bad_data, "manifest, byte {}: {}", near, why);
+  }
 
   int objects_ = 0, arrays_ = 0, field_ = 0;
   std::string key_, setting_;
@@ -92,7 +96,8 @@ std::string to_json(const Manifest& manifest) {
 Manifest parse_manifest(std::string_view text) {
   ManifestHandler handler;
   parse_strict_json(text, handler, "manifest", 8);
-  if (handler.manifest.schema != Manifest{}.schema) fail(ExitCode::bad_data, "unknown manifest schema '{}'", printable(handler.manifest.schema));
+  if (handler.manifest.schema != Manifest{}.schema)
+    fail(ExitCode::bad_data, "unknown manifest schema '{}'", printable(handler.manifest.schema));
   return std::move(handler.manifest);
 }
 
@@ -112,9 +117,11 @@ std::string first_difference(const Manifest& mine, const Manifest& theirs) {
     if (a != b) return differ("parameter " + a.name, a.describe(), b.describe());
   }
   if (mine.parameters.size() != theirs.parameters.size()) {
-    return differ("the number of parameters", std::to_string(mine.parameters.size()), std::to_string(theirs.parameters.size()));
+    return differ("the number of parameters", std::to_string(mine.parameters.size()),
+                  std::to_string(theirs.parameters.size()));
   }
-  if (mine.plan_digest != theirs.plan_digest) return differ("plan_digest", mine.plan_digest, printable(theirs.plan_digest));
+  if (mine.plan_digest != theirs.plan_digest)
+    return differ("plan_digest", mine.plan_digest, printable(theirs.plan_digest));
   return {};
 }
 

@@ -13,23 +13,28 @@ void UpdateGroup::State::prepare(UpdateClaim& claim, Deadline deadline) {
   if (!std::equal(claim.plan_digest.begin(), claim.plan_digest.end(), plan->digest.begin(), plan->digest.end())) {
     fail(ExitCode::config, "the update was made for another plan");
   }
-  if (claim.first_parameter >= parameters || claim.parameters == 0 || claim.parameters > parameters - claim.first_parameter) {
-    fail(ExitCode::config, "parameters {} + {} are not in the plan of {}", claim.first_parameter, claim.parameters, parameters);
+  if (claim.first_parameter >= parameters || claim.parameters == 0 ||
+      claim.parameters > parameters - claim.first_parameter) {
+    fail(ExitCode::config, "parameters {} + {} are not in the plan of {}", claim.first_parameter, claim.parameters,
+         parameters);
   }
   if (claim.flags == UpdateClaim::same) return;
   if (open && open->version != claim.version) {
-    fail(ExitCode::busy, "version {} is still being updated ({} parameters missing): version {} must wait", open->version, open->missing,
-         claim.version);
+    fail(ExitCode::busy, "version {} is still being updated ({} parameters missing): version {} must wait",
+         open->version, open->missing, claim.version);
   }
   if (open) return;
-  if (claim.version <= claim.base_version) fail(ExitCode::config, "version {} does not come after its base {}", claim.version, claim.base_version);
+  if (claim.version <= claim.base_version)
+    fail(ExitCode::config, "version {} does not come after its base {}", claim.version, claim.base_version);
   OpenUpdate begun{claim.base_version, claim.version, 0, parameters};
   if (store != nullptr) {
     const auto served = store->served();
     // A dirty engine has no base: only a full update helps it, and every update is full.
     if (served && *served != claim.base_version) {
-      throw Error(ExitCode::config, fmt::format("the update is based on version {}, but the engine serves {}", claim.base_version, *served),
-                  "publish on top of the served version");
+      throw Error(
+          ExitCode::config,
+          fmt::format("the update is based on version {}, but the engine serves {}", claim.base_version, *served),
+          "publish on top of the served version");
     }
     begun.sink = store->stage(deadline);
   }
@@ -74,8 +79,8 @@ void UpdateGroup::State::verify(const UpdateClaim& claim, std::span<const Digest
     const auto& parameter = plan->model.parameters[first + i].info.name;
     if (source_witness && !claimed.empty() && claimed[first + i] != parameter_digests[first + i]) {
       throw Error(ExitCode::mismatch,
-                  fmt::format("{} changed between loading and sending: its digest was {} and is {}", parameter, claimed[first + i].hex(),
-                              parameter_digests[first + i].hex()),
+                  fmt::format("{} changed between loading and sending: its digest was {} and is {}", parameter,
+                              claimed[first + i].hex(), parameter_digests[first + i].hex()),
                   "the trainer's memory or its file was overwritten; publish again");
     }
     if (slot_witness && slot_witness->shard(first + i) != message[peers.tp_rank() * count + i]) {
@@ -100,7 +105,8 @@ void UpdateGroup::State::abort() noexcept {
   open.reset();
 }
 
-UpdateResult UpdateGroup::State::run(UpdateClaim claim, std::span<const Digest> claimed, FunctionRef<void(const UpdateClaim&)> check) {
+UpdateResult UpdateGroup::State::run(UpdateClaim claim, std::span<const Digest> claimed,
+                                     FunctionRef<void(const UpdateClaim&)> check) {
   UpdateResult result;
   Stopwatch watch;
   try {
@@ -129,7 +135,8 @@ UpdateResult UpdateGroup::State::run(UpdateClaim claim, std::span<const Digest> 
     }
     result.commit_s = watch.lap();
   } catch (...) {
-    abort();
+    // A refused newcomer leaves the update alone that it collided with.
+    if (open && open->version == claim.version) abort();
     throw;
   }
   result.egress_bytes = transport->traffic().egress_bytes;
@@ -140,7 +147,8 @@ UpdateResult UpdateGroup::State::run(UpdateClaim claim, std::span<const Digest> 
 UpdateResult UpdateGroup::publish(const UpdateRequest& request) {
   auto& s = *state_;
   UpdateClaim claim;
-  std::copy_n(s.plan->digest.begin(), std::min(claim.plan_digest.size(), s.plan->digest.size()), claim.plan_digest.begin());
+  std::copy_n(s.plan->digest.begin(), std::min(claim.plan_digest.size(), s.plan->digest.size()),
+              claim.plan_digest.begin());
   claim.base_version = request.base_version;
   claim.version = request.version;
   claim.source = request.source;
@@ -154,6 +162,8 @@ UpdateResult UpdateGroup::publish(const UpdateRequest& request) {
   return s.run(claim, request.claimed, {});
 }
 
-UpdateResult UpdateGroup::receive(FunctionRef<void(const UpdateClaim&)> check) { return state_->run({}, {}, check); }
+UpdateResult UpdateGroup::receive(FunctionRef<void(const UpdateClaim&)> check) {
+  return state_->run({}, {}, check);
+}
 
 }  // namespace weightcast

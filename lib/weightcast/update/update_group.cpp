@@ -43,7 +43,8 @@ void compare_manifests(const Communicator& group, const Manifest& mine, Deadline
     group.broadcast(std::as_writable_bytes(std::span(text)), 0, deadline);
     const auto difference = first_difference(mine, parse_manifest(text));
     if (!difference.empty()) {
-      throw Error(ExitCode::config, "trainer and engine do not agree: " + difference, "start all ranks with the same model and options");
+      throw Error(ExitCode::config, "trainer and engine do not agree: " + difference,
+                  "start all ranks with the same model and options");
     }
   });
 }
@@ -64,11 +65,12 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
   agree(s.group, "prepare", s.deadline(), [&] {
     if (static_cast<std::uint64_t>(s.group.size()) == world) return;
     throw Error(ExitCode::config,
-                fmt::format("tp {} x dp {} needs {} ranks (1 trainer + {} engine ranks), but there are {}", options.tp, options.dp, world,
-                            world - 1, s.group.size()),
+                fmt::format("tp {} x dp {} needs {} ranks (1 trainer + {} engine ranks), but there are {}", options.tp,
+                            options.dp, world, world - 1, s.group.size()),
                 fmt::format("start it with mpirun -n {}", world));
   });
-  const int color = s.group.rank() == 0 ? -1 : static_cast<int>((static_cast<std::uint64_t>(s.group.rank()) - 1) / options.tp);
+  const int color =
+      s.group.rank() == 0 ? -1 : static_cast<int>((static_cast<std::uint64_t>(s.group.rank()) - 1) / options.tp);
   s.replica = s.group.split(color, s.group.rank(), s.deadline());
   const auto hosts = s.group.all_gather(host_name(), s.deadline());
   s.peers = {&s.group, options.tp, options.dp, options.placement,
@@ -84,7 +86,8 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
   s.parameter_digests.resize(parameters);
   s.sent.resize(options.tp * parameters + 1);
   if (options.proof == Proof::digests && s.trainer()) s.source_witness.emplace(plan, options.placement);
-  if (options.proof == Proof::digests && !s.trainer()) s.slot_witness.emplace(plan, s.peers.tp_rank(), options.placement);
+  if (options.proof == Proof::digests && !s.trainer())
+    s.slot_witness.emplace(plan, s.peers.tp_rank(), options.placement);
   s.init_s = watch.lap();
   s.warm_up();
   s.warmup_s = watch.lap();
@@ -92,7 +95,8 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
 
 UpdateGroup::~UpdateGroup() = default;
 
-void UpdateGroup::State::choose_transport(const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap) {
+void UpdateGroup::State::choose_transport(
+    const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap) {
   const bool automatic = options.transport == "auto";
   std::vector<std::string> candidates = {options.transport};
   if (automatic) {
@@ -108,7 +112,8 @@ void UpdateGroup::State::choose_transport(const std::function<std::unique_ptr<Tr
       const auto all = group.all_gather(reason.value_or(""), deadline());
       for (std::size_t rank = 0; rank < all.size(); ++rank) {
         // One line for each distinct reason, with the first rank that gives it.
-        if (!all[rank].empty() && std::find(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(rank), all[rank]) == all.begin() + static_cast<std::ptrdiff_t>(rank)) {
+        if (!all[rank].empty() && std::find(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(rank), all[rank]) ==
+                                      all.begin() + static_cast<std::ptrdiff_t>(rank)) {
           reasons.push_back(fmt::format("rank {}: {}", rank, all[rank]));
         }
       }
@@ -129,7 +134,8 @@ void UpdateGroup::State::choose_transport(const std::function<std::unique_ptr<Tr
     refusals += fmt::format("{}{}: {}", refusals.empty() ? "" : "; ", candidate, fmt::join(reasons, ", "));
   }
   agree(group, "attach", deadline(), [&] {
-    throw Error(ExitCode::config, fmt::format("no transport can be used. {}", refusals), "choose another with --transport, or --transport auto");
+    throw Error(ExitCode::config, fmt::format("no transport can be used. {}", refusals),
+                "choose another with --transport, or --transport auto");
   });
 }
 
@@ -148,13 +154,29 @@ void UpdateGroup::State::warm_up() {
   group.barrier(deadline());
 }
 
-const Communicator& UpdateGroup::group() const noexcept { return state_->group; }
-const Communicator& UpdateGroup::replica() const noexcept { return state_->replica; }
-const TransferPlan& UpdateGroup::plan() const noexcept { return *state_->plan; }
-const GroupOptions& UpdateGroup::options() const noexcept { return state_->options; }
-std::string_view UpdateGroup::transport() const noexcept { return state_->transport->name(); }
-const std::string& UpdateGroup::transport_notes() const noexcept { return state_->transport_notes; }
-double UpdateGroup::init_s() const noexcept { return state_->init_s; }
-double UpdateGroup::warmup_s() const noexcept { return state_->warmup_s; }
+const Communicator& UpdateGroup::group() const noexcept {
+  return state_->group;
+}
+const Communicator& UpdateGroup::replica() const noexcept {
+  return state_->replica;
+}
+const TransferPlan& UpdateGroup::plan() const noexcept {
+  return *state_->plan;
+}
+const GroupOptions& UpdateGroup::options() const noexcept {
+  return state_->options;
+}
+std::string_view UpdateGroup::transport() const noexcept {
+  return state_->transport->name();
+}
+const std::string& UpdateGroup::transport_notes() const noexcept {
+  return state_->transport_notes;
+}
+double UpdateGroup::init_s() const noexcept {
+  return state_->init_s;
+}
+double UpdateGroup::warmup_s() const noexcept {
+  return state_->warmup_s;
+}
 
 }  // namespace weightcast

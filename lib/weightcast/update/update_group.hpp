@@ -33,7 +33,7 @@ enum class Proof : std::uint8_t {
 
 struct GroupOptions {
   std::uint64_t tp = 1, dp = 1;
-  Placement placement = {};  ///< of this rank's weights
+  Placement placement = {};        ///< of this rank's weights
   std::string transport = "auto";  ///< a name of transport_names(), or auto: the first that all ranks can use
   Method method = Method::sharded;
   Proof proof = Proof::digests;
@@ -44,7 +44,8 @@ struct GroupOptions {
 struct UpdateRequest {
   std::uint64_t base_version = 0, version = 0;
   std::size_t source = 0;  ///< which of its source regions
-  /// Digest of each parameter as the source claims it (taken when it was loaded), or empty: then what is sent is what counts.
+  /// Digest of each parameter as the source claims it (taken when it was loaded), or empty: then what is sent is what
+  /// counts.
   std::span<const Digest> claimed;
   /// Parameters to move in this call. An update is complete, and commits, when each has been moved once.
   std::size_t first_parameter = 0, parameters = 0;
@@ -61,23 +62,24 @@ struct UpdateResult {
   std::uint64_t egress_bytes = 0, staging_bytes = 0;
 };
 
-/// Trainer and all engine ranks, bound together over one plan. All verbs are collective over the group and blocking, each
-/// wait has a deadline, and on failure every rank throws the same Error naming the guilty rank.
+/// Trainer and all engine ranks, bound together over one plan. All verbs are collective over the group and blocking,
+/// each wait has a deadline, and on failure every rank throws the same Error naming the guilty rank.
 class UpdateGroup {
  public:
   /// Forms the group: checks world = 1 + tp * dp, compares the manifests of all ranks (the first difference is named),
   /// chooses and attaches the transport, warms up its paths. Collective over `parent`.
   /// Trainer: `sources` are its versions, `store` is nullptr. Engine: `store` is its store, `sources` is empty.
   /// All must outlive the group. `wrap`, for tests, may put a decorator around the transport.
-  UpdateGroup(const Communicator& parent, const TransferPlan& plan, const GroupOptions& options, std::vector<const Buffer*> sources,
-              ParameterStore* store, const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap = {});
+  UpdateGroup(const Communicator& parent, const TransferPlan& plan, const GroupOptions& options,
+              std::vector<const Buffer*> sources, ParameterStore* store,
+              const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap = {});
   ~UpdateGroup();
   UpdateGroup(UpdateGroup&&) = delete;
 
   /// Trainer: publishes parameters to all engines.
   UpdateResult publish(const UpdateRequest& request);
-  /// Engines: takes part in the trainer's next publish(). `check` may refuse its claim by throwing, before anything moves:
-  /// then all ranks throw that error.
+  /// Engines: takes part in the trainer's next publish(). `check` may refuse its claim by throwing, before anything
+  /// moves: then all ranks throw that error.
   UpdateResult receive(FunctionRef<void(const UpdateClaim&)> check = {});
 
   const Communicator& group() const noexcept;

@@ -49,7 +49,9 @@ void SourceWitness::begin(const Region& source, std::size_t first, std::size_t c
   gpu_->queue(first, count, nullptr);
 }
 
-bool SourceWitness::work() noexcept { return !gpu_ && digests_.work(); }
+bool SourceWitness::work() noexcept {
+  return !gpu_ && digests_.work();
+}
 
 void SourceWitness::finish(Deadline deadline) {
   if (!gpu_) return digests_.finish();

@@ -10,8 +10,8 @@
 #include <iterator>
 
 #include "weightcast/core/expects.hpp"
-#include "weightcast/verify/digest_kernels.hpp"
 #include "weightcast/device/digest_keys.hpp"
+#include "weightcast/verify/digest_kernels.hpp"
 
 namespace weightcast {
 namespace {

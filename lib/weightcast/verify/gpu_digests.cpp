@@ -9,12 +9,12 @@ constexpr std::uint64_t task_bytes = 64 * 1024;  // for each thread block
 constexpr std::uint64_t run_bytes = 8 * 1024;    // for each warp
 
 /// Cuts a shard whose row 0 lies `data` bytes from the base into tasks.
-void add_tasks(std::vector<gpu::DigestTask>& tasks, const Segment& shard, std::uint64_t data, std::uint64_t pitch, std::uint64_t offset,
-               std::size_t result) {
-  const auto add = [&](std::uint64_t at, std::uint64_t row_pitch, std::uint64_t from, std::uint64_t parameter_pitch, std::uint64_t row_bytes,
-                       std::uint64_t rows) {
-    tasks.push_back({at, from, row_pitch, parameter_pitch, static_cast<std::uint32_t>(row_bytes), static_cast<std::uint32_t>(rows),
-                     static_cast<std::uint32_t>(result), 0});
+void add_tasks(std::vector<gpu::DigestTask>& tasks, const Segment& shard, std::uint64_t data, std::uint64_t pitch,
+               std::uint64_t offset, std::size_t result) {
+  const auto add = [&](std::uint64_t at, std::uint64_t row_pitch, std::uint64_t from, std::uint64_t parameter_pitch,
+                       std::uint64_t row_bytes, std::uint64_t rows) {
+    tasks.push_back({at, from, row_pitch, parameter_pitch, static_cast<std::uint32_t>(row_bytes),
+                     static_cast<std::uint32_t>(rows), static_cast<std::uint32_t>(result), 0});
   };
   if (shard.size_bytes() == 0) return;
   if (shard.contiguous_source() && (pitch == shard.row_bytes || shard.rows <= 1)) {
@@ -30,7 +30,8 @@ void add_tasks(std::vector<gpu::DigestTask>& tasks, const Segment& shard, std::u
   }
   const auto step = std::max<std::uint64_t>(task_bytes / shard.row_bytes, 1);
   for (std::uint64_t row = 0; row < shard.rows; row += step) {
-    add(data + row * pitch, pitch, offset + row * shard.source_pitch, shard.source_pitch, shard.row_bytes, std::min(step, shard.rows - row));
+    add(data + row * pitch, pitch, offset + row * shard.source_pitch, shard.source_pitch, shard.row_bytes,
+        std::min(step, shard.rows - row));
   }
 }
 
@@ -52,13 +53,16 @@ GpuDigests GpuDigests::of_source(const TransferPlan& plan, int gpu) {
   for (std::size_t p = 0; p < parameters; ++p) {
     for (std::size_t t = 0; t < plan.tp; ++t) {
       const auto& shard = plan.ranks[t].shards[p];
-      if (!plan.copy(t, p)) add_tasks(tasks[p], shard, shard.source, shard.source_pitch, plan.offset_in_parameter(t, p), t * parameters + p);
+      if (!plan.copy(t, p))
+        add_tasks(tasks[p], shard, shard.source, shard.source_pitch, plan.offset_in_parameter(t, p),
+                  t * parameters + p);
     }
   }
   return {parameters, plan.tp * parameters, std::move(tasks), gpu};
 }
 
-GpuDigests::GpuDigests(std::size_t parameters, std::size_t results, std::vector<std::vector<gpu::DigestTask>> tasks_by_parameter, int gpu)
+GpuDigests::GpuDigests(std::size_t parameters, std::size_t results,
+                       std::vector<std::vector<gpu::DigestTask>> tasks_by_parameter, int gpu)
     : results_(results), stream_(gpu) {
   std::vector<gpu::DigestTask> tasks;
   for (std::size_t p = 0; p < parameters; ++p) {

@@ -12,8 +12,8 @@
 
 namespace weightcast {
 
-/// Digests of shards in device memory, by kernels on a stream of their own that overlap with the movement. All memory is
-/// allocated by the constructor.
+/// Digests of shards in device memory, by kernels on a stream of their own that overlap with the movement. All memory
+/// is allocated by the constructor.
 class GpuDigests {
  public:
   /// Of one tp rank's slot: result i is that of parameter i's shard.
@@ -33,7 +33,8 @@ class GpuDigests {
   std::span<const Digest> finish(Deadline deadline);
 
  private:
-  GpuDigests(std::size_t parameters, std::size_t results, std::vector<std::vector<gpu::DigestTask>> tasks_by_parameter, int gpu);
+  GpuDigests(std::size_t parameters, std::size_t results, std::vector<std::vector<gpu::DigestTask>> tasks_by_parameter,
+             int gpu);
 
   std::vector<std::size_t> first_task_;  // by parameter, and the end
   Buffer tasks_, sums_;

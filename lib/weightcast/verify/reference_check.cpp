@@ -15,7 +15,8 @@ constexpr std::uint64_t block_bytes = 4 * 1024 * 1024;
 /// Calls visit(slot_offset, reference, size_bytes) for every contiguous piece of a shard.
 /// Whole rows of the parameter are read, because a reference is fastest in one piece.
 template <typename Visit>
-void for_each_block(const TransferPlan& plan, std::size_t tp_rank, std::size_t parameter, const ReadReference& read, const Visit& visit) {
+void for_each_block(const TransferPlan& plan, std::size_t tp_rank, std::size_t parameter, const ReadReference& read,
+                    const Visit& visit) {
   const auto& shard = plan.ranks[tp_rank].shards[parameter];
   if (shard.size_bytes() == 0) return;
   std::vector<std::byte> block;
@@ -40,8 +41,8 @@ void for_each_block(const TransferPlan& plan, std::size_t tp_rank, std::size_t p
   }
 }
 
-std::string describe_difference(const TransferPlan& plan, std::size_t parameter, std::uint64_t slot_offset, const std::byte* held,
-                                const std::byte* reference, std::uint64_t size_bytes) {
+std::string describe_difference(const TransferPlan& plan, std::size_t parameter, std::uint64_t slot_offset,
+                                const std::byte* held, const std::byte* reference, std::uint64_t size_bytes) {
   const auto& info = plan.model.parameters[parameter].info;
   const auto width = static_cast<std::uint64_t>(std::max(bits(info.dtype) / 8, 1));
   std::uint64_t at = 0;
@@ -53,7 +54,8 @@ std::string describe_difference(const TransferPlan& plan, std::size_t parameter,
     if (const auto value = to_float(info.dtype, element)) text += fmt::format(" ({})", *value);
     return text;
   };
-  return fmt::format("{}: byte {} of the slot holds {}, the reference {}", info.name, slot_offset + at, show(held + at), show(reference + at));
+  return fmt::format("{}: byte {} of the slot holds {}, the reference {}", info.name, slot_offset + at, show(held + at),
+                     show(reference + at));
 }
 
 }  // namespace
@@ -67,20 +69,23 @@ ReferenceCheck check_against_reference(const TransferPlan& plan, std::size_t tp_
                    [&](std::uint64_t offset, const std::byte* reference, std::uint64_t row_bytes) {
                      if (std::memcmp(slot.data() + offset, reference, row_bytes) == 0) return;
                      same = false;
-                     if (!result.first) result.first = describe_difference(plan, p, offset, slot.data() + offset, reference, row_bytes);
+                     if (!result.first)
+                       result.first = describe_difference(plan, p, offset, slot.data() + offset, reference, row_bytes);
                    });
     if (!same) result.mismatched.push_back(p);
   }
   for (const auto& range : plan.ranks[tp_rank].padding) {
     const auto padding = slot.subspan(range.offset, range.size_bytes);
     if (std::all_of(padding.begin(), padding.end(), [](std::byte b) { return b == std::byte{0}; })) continue;
-    if (!result.first) result.first = fmt::format("vocabulary padding at byte {} of the slot is not zero", range.offset);
+    if (!result.first)
+      result.first = fmt::format("vocabulary padding at byte {} of the slot is not zero", range.offset);
   }
   return result;
 }
 
-void fill_from_reference(const TransferPlan& plan, std::size_t tp_rank, std::span<std::byte> slot, const ReadReference& read,
-                         std::size_t threads, const std::function<void(std::uint64_t)>& progress) {
+void fill_from_reference(const TransferPlan& plan, std::size_t tp_rank, std::span<std::byte> slot,
+                         const ReadReference& read, std::size_t threads,
+                         const std::function<void(std::uint64_t)>& progress) {
   parallel_for(plan.model.parameters.size(), threads, [&](std::size_t p) {
     for_each_block(plan, tp_rank, p, read,
                    [&](std::uint64_t offset, const std::byte* reference, std::uint64_t row_bytes) {

@@ -13,7 +13,8 @@
 namespace weightcast {
 
 /// What reads bytes [offset, offset + destination.size()) of a parameter from a reference.
-using ReadReference = std::function<void(std::size_t parameter, std::uint64_t offset, std::span<std::byte> destination)>;
+using ReadReference =
+    std::function<void(std::size_t parameter, std::uint64_t offset, std::span<std::byte> destination)>;
 
 struct ReferenceCheck {
   std::vector<std::size_t> mismatched;  ///< parameters whose shard differs
@@ -25,8 +26,10 @@ struct ReferenceCheck {
 ReferenceCheck check_against_reference(const TransferPlan& plan, std::size_t tp_rank, std::span<const std::byte> slot,
                                        const ReadReference& read);
 
-/// Fills a tp rank's slot from the reference, in bounded blocks, on up to `threads` threads; `progress(bytes)` may be empty.
-void fill_from_reference(const TransferPlan& plan, std::size_t tp_rank, std::span<std::byte> slot, const ReadReference& read,
-                         std::size_t threads, const std::function<void(std::uint64_t)>& progress = {});
+/// Fills a tp rank's slot from the reference, in bounded blocks, on up to `threads` threads; `progress(bytes)` may be
+/// empty.
+void fill_from_reference(const TransferPlan& plan, std::size_t tp_rank, std::span<std::byte> slot,
+                         const ReadReference& read, std::size_t threads,
+                         const std::function<void(std::uint64_t)>& progress = {});
 
 }  // namespace weightcast

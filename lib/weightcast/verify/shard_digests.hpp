@@ -17,7 +17,8 @@ Digest digest_of_shard_part(const TransferPlan& plan, std::size_t tp_rank, std::
                             std::uint64_t first, std::uint64_t size_bytes) noexcept;
 
 /// Digest of the whole shard, as above.
-Digest digest_of_shard(const TransferPlan& plan, std::size_t tp_rank, std::size_t parameter, const std::byte* slot) noexcept;
+Digest digest_of_shard(const TransferPlan& plan, std::size_t tp_rank, std::size_t parameter,
+                       const std::byte* slot) noexcept;
 
 /// The trainer's side: the digest of every shard of every tp rank, computed from the source in bounded steps.
 class SourceDigests {

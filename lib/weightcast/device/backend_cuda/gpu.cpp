@@ -20,9 +20,13 @@ void check(cudaError_t status, const char* call) {
   fail(ExitCode::unavailable, "{}: {} ({})", call, cudaGetErrorString(status), cudaGetErrorName(status));
 }
 
-void use(int gpu) { check(cudaSetDevice(gpu), "cudaSetDevice"); }
+void use(int gpu) {
+  check(cudaSetDevice(gpu), "cudaSetDevice");
+}
 
-std::string version(int number, int major, int minor) { return fmt::format("{}.{}", number / major, number % major / minor); }
+std::string version(int number, int major, int minor) {
+  return fmt::format("{}.{}", number / major, number % major / minor);
+}
 
 }  // namespace
 
@@ -49,12 +53,14 @@ std::string why_none() {
   int number = 0;
   const auto status = cudaGetDeviceCount(&number);
   cudaGetLastError();
-  return status == cudaSuccess && number > 0 ? std::string() : fmt::format("no usable GPU: {}", cudaGetErrorString(status));
+  return status == cudaSuccess && number > 0 ? std::string()
+                                             : fmt::format("no usable GPU: {}", cudaGetErrorString(status));
 }
 
 Properties properties(int gpu) {
   if (gpu < 0 || gpu >= count()) {
-    throw Error(ExitCode::config, fmt::format("there is no GPU {}: this host has {}", gpu, count()), "choose others with --gpus");
+    throw Error(ExitCode::config, fmt::format("there is no GPU {}: this host has {}", gpu, count()),
+                "choose others with --gpus");
   }
   use(gpu);
   cudaDeviceProp properties{};
@@ -75,7 +81,8 @@ std::byte* allocate(int gpu, std::uint64_t size_bytes, const std::string& purpos
     std::size_t free_bytes = 0, total_bytes = 0;
     cudaMemGetInfo(&free_bytes, &total_bytes);
     throw Error(ExitCode::unavailable,
-                fmt::format("GPU {} has {} free, but {} needs {} ({} bytes)", gpu, format_size(free_bytes), purpose, format_size(size_bytes), size_bytes),
+                fmt::format("GPU {} has {} free, but {} needs {} ({} bytes)", gpu, format_size(free_bytes), purpose,
+                            format_size(size_bytes), size_bytes),
                 "use a larger --tp, other --gpus, or --commit in-place (one slot for each engine rank)");
   }
   check(status, "cudaMalloc");
@@ -155,9 +162,11 @@ Stream::~Stream() {
 
 void Stream::after(const Stream& other) {
   use(other.gpu_);
-  check(cudaEventRecord(static_cast<cudaEvent_t>(other.event_), static_cast<cudaStream_t>(other.stream_)), "cudaEventRecord");
+  check(cudaEventRecord(static_cast<cudaEvent_t>(other.event_), static_cast<cudaStream_t>(other.stream_)),
+        "cudaEventRecord");
   use(gpu_);
-  check(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream_), static_cast<cudaEvent_t>(other.event_), 0), "cudaStreamWaitEvent");
+  check(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream_), static_cast<cudaEvent_t>(other.event_), 0),
+        "cudaStreamWaitEvent");
 }
 
 void Stream::synchronize(Deadline deadline, const char* what) const {
@@ -171,13 +180,15 @@ void Stream::synchronize(Deadline deadline, const char* what) const {
   }
 }
 
-void copy_batch(void* const* destinations, const void* const* sources, const std::size_t* sizes, std::size_t count, const Stream& stream) {
+void copy_batch(void* const* destinations, const void* const* sources, const std::size_t* sizes, std::size_t count,
+                const Stream& stream) {
   if (count == 0) return;
   use(stream.gpu());
   cudaMemcpyAttributes attributes{};
   attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
   std::size_t first = 0;
-  check(cudaMemcpyBatchAsync(destinations, sources, sizes, count, &attributes, &first, 1, static_cast<cudaStream_t>(stream.handle())),
+  check(cudaMemcpyBatchAsync(destinations, sources, sizes, count, &attributes, &first, 1,
+                             static_cast<cudaStream_t>(stream.handle())),
         "cudaMemcpyBatchAsync");
 }
 
@@ -188,7 +199,8 @@ void zero(std::byte* device, std::uint64_t size_bytes, const Stream& stream) {
 
 void fetch(std::byte* pinned, const std::byte* device, std::uint64_t size_bytes, const Stream& stream) {
   use(stream.gpu());
-  check(cudaMemcpyAsync(pinned, device, size_bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream.handle())), "cudaMemcpyAsync");
+  check(cudaMemcpyAsync(pinned, device, size_bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream.handle())),
+        "cudaMemcpyAsync");
 }
 
 std::byte* allocate_pinned(std::uint64_t size_bytes) {
@@ -202,13 +214,15 @@ void release_pinned(std::byte* memory) noexcept {
   cudaGetLastError();
 }
 
-void copy_strided(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination, const Stream& stream) {
+void copy_strided(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination,
+                  const Stream& stream) {
   if (count == 0) return;
   use(stream.gpu());
   check(launch_copy(tasks, count, source, destination, static_cast<cudaStream_t>(stream.handle())), "copy kernel");
 }
 
-void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results, const Stream& stream) {
+void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
+            const Stream& stream) {
   if (count == 0) return;
   use(stream.gpu());
   check(launch_digest(tasks, count, base, results, static_cast<cudaStream_t>(stream.handle())), "digest kernel");

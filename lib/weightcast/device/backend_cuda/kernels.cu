@@ -1,8 +1,7 @@
-#include "weightcast/device/backend_cuda/kernels.hpp"
-
 #include <algorithm>
 #include <cstdint>
 
+#include "weightcast/device/backend_cuda/kernels.hpp"
 #include "weightcast/device/digest_keys.hpp"
 
 namespace weightcast::gpu {
@@ -16,12 +15,16 @@ __constant__ std::uint32_t constant_keys[2][digest_keys::block_words];
 
 // --- copy -----------------------------------------------------------------------------------------------------------
 
-/// One warp copies rows of one task: four independent 16-byte loads in flight for each thread, bytes where nothing is aligned.
-__global__ void __launch_bounds__(512) copy_kernel(const CopyTask* tasks, const std::byte* source, std::byte* destination) {
+/// One warp copies rows of one task: four independent 16-byte loads in flight for each thread, bytes where nothing is
+/// aligned.
+__global__ void __launch_bounds__(512)
+    copy_kernel(const CopyTask* tasks, const std::byte* source, std::byte* destination) {
   const CopyTask task = tasks[blockIdx.x];
   const unsigned warps = blockDim.x / warp, lane = threadIdx.x % warp;
-  const bool aligned = (((reinterpret_cast<std::uintptr_t>(source) + task.source) | (reinterpret_cast<std::uintptr_t>(destination) + task.destination) |
-                         task.source_pitch | task.destination_pitch | task.row_bytes) % 16) == 0;
+  const bool aligned = (((reinterpret_cast<std::uintptr_t>(source) + task.source) |
+                         (reinterpret_cast<std::uintptr_t>(destination) + task.destination) | task.source_pitch |
+                         task.destination_pitch | task.row_bytes) %
+                        16) == 0;
   for (std::uint64_t row = threadIdx.x / warp; row < task.rows; row += warps) {
     const std::byte* from = source + task.source + row * task.source_pitch;
     std::byte* to = destination + task.destination + row * task.destination_pitch;
@@ -63,30 +66,32 @@ __device__ void add_byte(Sums& sums, std::uint64_t offset, std::byte value) {
 }
 
 /// Inner sums of one vector of four words whose first is word j of its block.
-__device__ inline void add_vector(std::uint64_t& s0, std::uint64_t& s1, const uint4& v, const std::uint32_t (&keys)[2][digest_keys::block_words],
-                                  unsigned j) {
+__device__ inline void add_vector(std::uint64_t& s0, std::uint64_t& s1, const uint4& v,
+                                  const std::uint32_t (&keys)[2][digest_keys::block_words], unsigned j) {
   const uint4 k0 = *reinterpret_cast<const uint4*>(&keys[0][j]), k1 = *reinterpret_cast<const uint4*>(&keys[1][j]);
-  s0 += static_cast<std::uint64_t>(k0.x) * v.x + static_cast<std::uint64_t>(k0.y) * v.y + static_cast<std::uint64_t>(k0.z) * v.z +
-        static_cast<std::uint64_t>(k0.w) * v.w;
-  s1 += static_cast<std::uint64_t>(k1.x) * v.x + static_cast<std::uint64_t>(k1.y) * v.y + static_cast<std::uint64_t>(k1.z) * v.z +
-        static_cast<std::uint64_t>(k1.w) * v.w;
+  s0 += static_cast<std::uint64_t>(k0.x) * v.x + static_cast<std::uint64_t>(k0.y) * v.y +
+        static_cast<std::uint64_t>(k0.z) * v.z + static_cast<std::uint64_t>(k0.w) * v.w;
+  s1 += static_cast<std::uint64_t>(k1.x) * v.x + static_cast<std::uint64_t>(k1.y) * v.y +
+        static_cast<std::uint64_t>(k1.z) * v.z + static_cast<std::uint64_t>(k1.w) * v.w;
 }
 
-/// A warp digests one run of bytes, both ends at multiples of 16 in memory and in the parameter. The outer factors of 32
-/// digest blocks are computed at a time, one by each lane.
+/// A warp digests one run of bytes, both ends at multiples of 16 in memory and in the parameter. The outer factors of
+/// 32 digest blocks are computed at a time, one by each lane.
 __device__ void digest_run(Sums& sums, const std::byte* data, std::uint64_t offset, std::uint64_t size,
                            const std::uint32_t (&keys)[2][digest_keys::block_words]) {
   const unsigned lane = threadIdx.x % warp;
   const std::uint64_t first_block = offset / block_bytes, last_block = (offset + size - 1) / block_bytes;
   for (std::uint64_t group = first_block; group <= last_block; group += warp) {
-    const std::uint64_t h0 = digest_keys::block_factor(0, group + lane), h1 = digest_keys::block_factor(1, group + lane);
+    const std::uint64_t h0 = digest_keys::block_factor(0, group + lane),
+                        h1 = digest_keys::block_factor(1, group + lane);
     const unsigned blocks = static_cast<unsigned>(last_block - group + 1 < warp ? last_block - group + 1 : warp);
 #pragma unroll 4
     for (unsigned b = 0; b < blocks; ++b) {
       // Two vectors of each digest block for each lane; those outside the run count as zero.
       const std::uint64_t begin = (group + b) * block_bytes + 16 * lane, half = block_bytes / 2;
       const uint4 nothing = make_uint4(0, 0, 0, 0);
-      const bool in0 = begin >= offset && begin < offset + size, in1 = begin + half >= offset && begin + half < offset + size;
+      const bool in0 = begin >= offset && begin < offset + size,
+                 in1 = begin + half >= offset && begin + half < offset + size;
       const uint4 v0 = in0 ? *reinterpret_cast<const uint4*>(data + (begin - offset)) : nothing;
       const uint4 v1 = in1 ? *reinterpret_cast<const uint4*>(data + (begin + half - offset)) : nothing;
       std::uint64_t s0 = 0, s1 = 0;
@@ -98,16 +103,20 @@ __device__ void digest_run(Sums& sums, const std::byte* data, std::uint64_t offs
   }
 }
 
-__global__ void __launch_bounds__(256) digest_kernel(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results) {
+__global__ void __launch_bounds__(256)
+    digest_kernel(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results) {
   __shared__ alignas(16) std::uint32_t keys[2][digest_keys::block_words];
   for (unsigned i = threadIdx.x; i < 2 * digest_keys::block_words; i += blockDim.x) {
-    keys[i / digest_keys::block_words][i % digest_keys::block_words] = constant_keys[i / digest_keys::block_words][i % digest_keys::block_words];
+    keys[i / digest_keys::block_words][i % digest_keys::block_words] =
+        constant_keys[i / digest_keys::block_words][i % digest_keys::block_words];
   }
   __syncthreads();
   const unsigned warps = blockDim.x / warp, lane = threadIdx.x % warp;
   for (std::uint64_t t = blockIdx.x; t < count; t += gridDim.x) {
     const DigestTask task = tasks[t];
-    const bool aligned = (((reinterpret_cast<std::uintptr_t>(base) + task.data) | task.offset | task.pitch | task.parameter_pitch | task.row_bytes) % 16) == 0;
+    const bool aligned = (((reinterpret_cast<std::uintptr_t>(base) + task.data) | task.offset | task.pitch |
+                           task.parameter_pitch | task.row_bytes) %
+                          16) == 0;
     Sums sums;
     for (unsigned row = threadIdx.x / warp; row < task.rows; row += warps) {
       const std::byte* data = base + task.data + row * task.pitch;
@@ -131,7 +140,8 @@ __global__ void __launch_bounds__(256) digest_kernel(const DigestTask* tasks, st
 
 }  // namespace
 
-cudaError_t launch_copy(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination, cudaStream_t stream) {
+cudaError_t launch_copy(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination,
+                        cudaStream_t stream) {
   copy_kernel<<<static_cast<unsigned>(count), 512, 0, stream>>>(tasks, source, destination);
   return cudaGetLastError();
 }
@@ -142,7 +152,8 @@ cudaError_t load_digest_keys() {
   return status != cudaSuccess ? status : cudaMemcpyToSymbol(constant_keys, digest_keys::key_table.lane[1], size, size);
 }
 
-cudaError_t launch_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results, cudaStream_t stream) {
+cudaError_t launch_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
+                          cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(std::min<std::uint64_t>(count, 132 * 8));
   digest_kernel<<<blocks, 256, 0, stream>>>(tasks, count, base, results);
   return cudaGetLastError();

@@ -7,10 +7,12 @@
 /// The kernels behind copy_strided() and digest(). nvcc cannot read fmt's headers, so errors come back as codes.
 namespace weightcast::gpu {
 
-cudaError_t launch_copy(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination, cudaStream_t stream);
+cudaError_t launch_copy(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination,
+                        cudaStream_t stream);
 
 /// Copies the digest's keys to the current GPU.
 cudaError_t load_digest_keys();
-cudaError_t launch_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results, cudaStream_t stream);
+cudaError_t launch_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
+                          cudaStream_t stream);
 
 }  // namespace weightcast::gpu

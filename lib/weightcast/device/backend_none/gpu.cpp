@@ -5,34 +5,74 @@
 namespace weightcast::gpu {
 namespace {
 
-[[noreturn]] void none() { throw Error(ExitCode::config, "this build has no CUDA", "build it with the preset cuda, or use --device host"); }
+[[noreturn]] void none() {
+  throw Error(ExitCode::config, "this build has no CUDA", "build it with the preset cuda, or use --device host");
+}
 
 }  // namespace
 
-std::string cuda_version() { return "not built in"; }
-std::string nccl_version() { return "not built in"; }
-int count() noexcept { return 0; }
-std::string why_none() { return "this build has no CUDA"; }
-Properties properties(int) { none(); }
-std::byte* allocate(int, std::uint64_t, const std::string&) { none(); }
+std::string cuda_version() {
+  return "not built in";
+}
+std::string nccl_version() {
+  return "not built in";
+}
+int count() noexcept {
+  return 0;
+}
+std::string why_none() {
+  return "this build has no CUDA";
+}
+Properties properties(int) {
+  none();
+}
+std::byte* allocate(int, std::uint64_t, const std::string&) {
+  none();
+}
 void release(int, std::byte*) noexcept {}
-IpcHandle export_memory(int, const std::byte*) { none(); }
-std::byte* import_memory(int, const IpcHandle&) { none(); }
+IpcHandle export_memory(int, const std::byte*) {
+  none();
+}
+std::byte* import_memory(int, const IpcHandle&) {
+  none();
+}
 void close_import(int, std::byte*, const IpcHandle&) noexcept {}
-void upload(int, std::byte*, const std::byte*, std::uint64_t) { none(); }
-void download(int, std::byte*, const std::byte*, std::uint64_t) { none(); }
-Stream::Stream(int) { none(); }
+void upload(int, std::byte*, const std::byte*, std::uint64_t) {
+  none();
+}
+void download(int, std::byte*, const std::byte*, std::uint64_t) {
+  none();
+}
+Stream::Stream(int) {
+  none();
+}
 Stream::Stream(Stream&&) noexcept = default;
 Stream& Stream::operator=(Stream&&) noexcept = default;
 Stream::~Stream() = default;
-void Stream::after(const Stream&) { none(); }
-void Stream::synchronize(Deadline, const char*) const { none(); }
-void copy_strided(const CopyTask*, std::uint64_t, const std::byte*, std::byte*, const Stream&) { none(); }
-void copy_batch(void* const*, const void* const*, const std::size_t*, std::size_t, const Stream&) { none(); }
-void digest(const DigestTask*, std::uint64_t, const std::byte*, std::uint64_t*, const Stream&) { none(); }
-void zero(std::byte*, std::uint64_t, const Stream&) { none(); }
-void fetch(std::byte*, const std::byte*, std::uint64_t, const Stream&) { none(); }
-std::byte* allocate_pinned(std::uint64_t) { none(); }
+void Stream::after(const Stream&) {
+  none();
+}
+void Stream::synchronize(Deadline, const char*) const {
+  none();
+}
+void copy_strided(const CopyTask*, std::uint64_t, const std::byte*, std::byte*, const Stream&) {
+  none();
+}
+void copy_batch(void* const*, const void* const*, const std::size_t*, std::size_t, const Stream&) {
+  none();
+}
+void digest(const DigestTask*, std::uint64_t, const std::byte*, std::uint64_t*, const Stream&) {
+  none();
+}
+void zero(std::byte*, std::uint64_t, const Stream&) {
+  none();
+}
+void fetch(std::byte*, const std::byte*, std::uint64_t, const Stream&) {
+  none();
+}
+std::byte* allocate_pinned(std::uint64_t) {
+  none();
+}
 void release_pinned(std::byte*) noexcept {}
 
 }  // namespace weightcast::gpu

@@ -1,0 +1,44 @@
+#include "update_table.hpp"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "weightcast/core/bytes.hpp"
+
+namespace weightcast {
+
+void print_update_header(const Report& report, const std::string& initial, const std::string& target,
+                         VerifyChoice verify, const std::string& notes) {
+  fmt::print("# weightcast update: {} ({} parameters, {}), 1 trainer + {} x tp {} engine ranks\n", report.model.family,
+             report.model.parameters, format_size(report.model.bytes), report.dp, report.tp);
+  fmt::print("# from {} to {}; memory {}, transport {}, method {}, granularity {}, commit {}, verify {}\n", initial,
+             target, report.device, report.transport, report.method, report.granularity, report.commit,
+             name_of(verify));
+  if (!notes.empty()) fmt::print("# not used: {}\n", notes);
+  fmt::print("# group formed in {:.3f} s, warmed up in {:.3f} s\n", report.group.init_s, report.group.warmup_s);
+  fmt::print("{:>7} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>8} {:>8}\n", "update", "version",
+             "result", "prepare ms", "stage ms", "verify ms", "vote ms", "commit ms", "total ms", "GB/s", "egress");
+  std::fflush(stdout);
+}
+
+void print_update_row(const ReportUpdate& row, std::uint64_t model_bytes) {
+  const auto bytes = static_cast<double>(model_bytes);
+  fmt::print("{:>7} {:>8} {:>10} {:>10.3f} {:>10.3f} {:>10.3f} {:>10.3f} {:>10.3f} {:>10.3f} {:>8.2f} {:>8.3f}\n",
+             row.id, row.version, row.result, row.prepare_s * 1e3, row.stage_s * 1e3, row.verify_s * 1e3,
+             row.vote_s * 1e3, row.commit_s * 1e3, row.total_s * 1e3, bytes / row.total_s / 1e9,
+             static_cast<double>(row.egress_bytes) / bytes);
+  std::fflush(stdout);
+}
+
+void print_update_summary(const Report& report, VerifyChoice verify) {
+  if (!report.verify.digest.empty()) fmt::print("# digest {}\n", report.verify.digest);
+  if (verify == VerifyChoice::none) {
+    fmt::print("nothing verified (--verify none)\n");
+    return;
+  }
+  fmt::print("{} of {} parameters verified{}\n", report.verify.parameters - report.verify.mismatched,
+             report.model.parameters, verify == VerifyChoice::sample ? " by sample" : "");
+}
+
+}  // namespace weightcast

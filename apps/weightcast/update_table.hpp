@@ -1,0 +1,19 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "choices.hpp"
+#include "weightcast/telemetry/report.hpp"
+
+/// What `update` prints on the standard output: a header, a row for each update, and the verdict.
+namespace weightcast {
+
+/// `notes` say why transports were passed over; may be empty.
+void print_update_header(const Report& report, const std::string& initial, const std::string& target,
+                         VerifyChoice verify, const std::string& notes);
+void print_update_row(const ReportUpdate& row, std::uint64_t model_bytes);
+/// The last line counts verified parameters.
+void print_update_summary(const Report& report, VerifyChoice verify);
+
+}  // namespace weightcast
