@@ -4,25 +4,13 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <ctime>
 
 #include "error_block.hpp"
+#include "launch.hpp"
 #include "weightcast/core/file.hpp"
 #include "weightcast/core/parallel.hpp"
 
 namespace weightcast {
-namespace {
-
-/// When a rank is lost, the lowest rank that still runs should be the one that speaks and ends the job.
-void let_lower_ranks_speak(int rank) {
-  const auto until = Deadline::after(rank == 0 ? 0 : 1.0 + 0.2 * rank);
-  while (!until.passed()) {
-    const timespec nap{0, 20'000'000};
-    ::nanosleep(&nap, nullptr);
-  }
-}
-
-}  // namespace
 
 std::string role_of(int rank) {
   return rank == 0 ? "trainer" : "engine";
@@ -61,7 +49,8 @@ int Job::run(FunctionRef<void()> body, FunctionRef<void(const std::optional<Erro
   }
   if (!error) return 0;
   const bool together = shared();
-  if (!together) let_lower_ranks_speak(world_.rank());
+  // When a rank is lost, the lowest one that still runs should speak and end the job.
+  if (!together && !trainer()) let_others_speak(1.0 + 0.2 * world_.rank());
   if (trainer() || !together) {
     std::fflush(stdout);
     fmt::print(stderr, "{}", error_block(*error, static_cast<int>(error->code())));

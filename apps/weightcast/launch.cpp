@@ -1,6 +1,8 @@
 #include "launch.hpp"
 
+#include <cmath>
 #include <cstdlib>
+#include <ctime>
 #include <initializer_list>
 
 namespace weightcast {
@@ -22,6 +24,12 @@ int launch_rank() noexcept {
 // Not SLURM_NTASKS: a batch script has it too, where a program without srun runs once.
 int launch_size() noexcept {
   return first_number({"OMPI_COMM_WORLD_SIZE"}, 1);
+}
+
+void let_others_speak(double seconds) noexcept {
+  timespec left{static_cast<time_t>(seconds), static_cast<long>((seconds - std::floor(seconds)) * 1e9)};
+  while (::nanosleep(&left, &left) != 0) {
+  }
 }
 
 }  // namespace weightcast

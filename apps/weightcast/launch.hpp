@@ -8,4 +8,7 @@ int launch_rank() noexcept;
 /// Ranks in the job as far as mpirun says, else 1.
 int launch_size() noexcept;
 
+/// Before a failing process speaks: leaves the word, and the end of the job, to a rank that should speak first.
+void let_others_speak(double seconds) noexcept;
+
 }  // namespace weightcast

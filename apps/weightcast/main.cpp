@@ -3,10 +3,9 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
-#include <thread>
 
 #include "commands.hpp"
 #include "error_block.hpp"
@@ -47,6 +46,17 @@ int run(const std::vector<std::string>& arguments, const Command* command) {
   return command->run(options);
 }
 
+/// A job that is ended from outside leaves no temporary files behind.
+void clean_up_on_signals() {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
+    std::signal(signal, [](int number) {
+      discard_unfinished_output();
+      std::signal(number, SIG_DFL);
+      std::raise(number);
+    });
+  }
+}
+
 bool inside_mpi() {
   int begun = 0, ended = 0;
   MPI_Initialized(&begun);
@@ -67,7 +77,7 @@ int report(Error error, const Command* command) {
     // Rank 0 has most likely failed for the same reason, prints it, and the launcher ends this process while it waits.
     // An environment variable or a file may be wrong on this rank's host alone, though.
     silent = inside_mpi() ? error.reach() == Error::Reach::everybody : error.code() == ExitCode::usage;
-    std::this_thread::sleep_for(std::chrono::seconds(silent ? 1 : 5));
+    let_others_speak(silent ? 1 : 5);
   }
   std::fflush(stdout);
   if (!silent) std::fputs(error_block(error, status).c_str(), stderr);
@@ -82,6 +92,7 @@ int report(Error error, const Command* command) {
 int main(int argc, char** argv) {
   using namespace weightcast;
   const Command* command = nullptr;
+  clean_up_on_signals();
   try {
     const std::vector<std::string> arguments(argv + 1, argv + argc);
     if (!arguments.empty()) command = find_command(arguments[0]);

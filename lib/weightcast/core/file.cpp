@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -24,6 +25,24 @@ void sync_folder(const std::string& path) {
   const auto folder = std::filesystem::path(path).parent_path();
   const UniqueFd fd(::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (fd) ::fsync(fd.get());
+}
+
+/// Names of temporary files, for discard_unfinished_output(). More than these at a time are not remembered.
+std::array<std::atomic<const char*>, 256> unfinished{};
+static_assert(std::atomic<const char*>::is_always_lock_free);
+
+void remember(const char* name) noexcept {
+  for (auto& entry : unfinished) {
+    const char* empty = nullptr;
+    if (entry.compare_exchange_strong(empty, name)) return;
+  }
+}
+
+void forget(const char* name) noexcept {
+  for (auto& entry : unfinished) {
+    const char* expected = name;
+    if (entry.compare_exchange_strong(expected, nullptr)) return;
+  }
 }
 
 }  // namespace
@@ -71,10 +90,12 @@ OutputFile::OutputFile(const std::string& path, std::uint64_t reserve_bytes)
     throw Error(ExitCode::cant_create, fmt::format("cannot create {}: {}", path, reason()),
                 "check that the folder exists and may be written");
   }
+  remember(temporary_.c_str());
   if (reserve_bytes == 0) return;
   const int status = ::posix_fallocate(fd_.get(), 0, static_cast<off_t>(reserve_bytes));
   if (status == 0) return;
   ::unlink(temporary_.c_str());
+  forget(temporary_.c_str());
   throw Error(ExitCode::io_error,
               fmt::format("cannot reserve {} bytes for {}: {}", reserve_bytes, path, std::strerror(status)),
               "free some space on that file system or write elsewhere");
@@ -82,6 +103,13 @@ OutputFile::OutputFile(const std::string& path, std::uint64_t reserve_bytes)
 
 OutputFile::~OutputFile() {
   if (!committed_) ::unlink(temporary_.c_str());
+  forget(temporary_.c_str());
+}
+
+void discard_unfinished_output() noexcept {
+  for (auto& entry : unfinished) {
+    if (const char* name = entry.load()) ::unlink(name);
+  }
 }
 
 void OutputFile::write(std::uint64_t offset, std::span<const std::byte> source) {

@@ -60,6 +60,9 @@ class OutputFile {
   bool committed_ = false;
 };
 
+/// Removes the temporary files of all OutputFiles that are not committed. May be called from a signal handler.
+void discard_unfinished_output() noexcept;
+
 /// Writes `text` to `path` through OutputFile.
 void write_text_file(const std::string& path, const std::string& text);
 
