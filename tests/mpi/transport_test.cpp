@@ -14,10 +14,11 @@ struct Case {
   Method method;
   std::uint64_t dp;
   Family family;
+  MemoryKind memory = MemoryKind::host;
 };
 
 void PrintTo(const Case& c, std::ostream* out) {
-  *out << c.transport << " " << name(c.method) << " dp " << c.dp << " " << name(c.family);
+  *out << c.transport << " " << name(c.method) << " dp " << c.dp << " " << name(c.family) << " " << name(c.memory);
 }
 
 /// Counts how often each byte of each shard was announced.
@@ -26,7 +27,11 @@ class CountingWitness final : public Witness {
   explicit CountingWitness(const RankPlan& rank) : rank_(rank) {
     for (const auto& shard : rank.shards) counts.emplace_back(shard.size_bytes());
   }
-  void landed_on(const gpu::Stream&, std::size_t, std::size_t) noexcept override {}
+  void landed_on(const gpu::Stream&, std::size_t first, std::size_t count) noexcept override {
+    for (std::size_t p = first; p < first + count; ++p) {
+      for (auto& times : counts[p]) ++times;
+    }
+  }
   void landed(std::size_t parameter, std::uint64_t first, std::uint64_t size_bytes) noexcept override {
     const auto& shard = rank_.shards[parameter];
     if (!shard.contiguous_source() && (first % shard.row_bytes != 0 || size_bytes % shard.row_bytes != 0))
@@ -50,22 +55,27 @@ class TransportTest : public testing::TestWithParam<Case> {
     if (engines == 0 || engines % param.dp != 0) GTEST_SKIP() << "needs a multiple of " << param.dp << " engine ranks";
     group = Communicator::duplicate(MPI_COMM_WORLD);
     plan = make_plan(testing_harness::small_model(param.family), engines / param.dp, param.dp);
-    peers = {&group, plan.tp, plan.dp, MemoryKind::host, true};
+    Placement placement;
+    if (param.memory == MemoryKind::cuda) {
+      if (gpu::count() == 0) GTEST_SKIP() << gpu::why_none();
+      placement = {MemoryKind::cuda, testing_harness::world_rank() % gpu::count()};
+    }
+    peers = {&group, plan.tp, plan.dp, placement, true};
     for (std::uint64_t seed : {1, 2}) weights.push_back(std::make_unique<RandomWeights>(plan.model, seed));
     if (peers.trainer()) {
       for (const auto& source : weights) {
-        auto& buffer =
-            sources.emplace_back(std::make_unique<Buffer>(Buffer::host(plan.source_bytes, true, "test source")));
+        auto& buffer = sources.emplace_back(
+            std::make_unique<Buffer>(Buffer::allocate(placement, plan.source_bytes, true, "test source")));
         for (std::size_t p = 0; p < plan.model.parameters.size(); ++p) {
-          source->read(p, 0, buffer->region().bytes().subspan(plan.source_offsets[p], source->bytes(p).size()));
+          write_region(buffer->region(), plan.source_offsets[p], source->bytes(p));
         }
         endpoints.sources.push_back(buffer.get());
       }
     } else {
-      store = std::make_unique<ParameterStore>(plan, CommitMode::swap, MemoryKind::host);
+      store = std::make_unique<ParameterStore>(plan, CommitMode::swap, placement);
       endpoints.sinks = store->slots();
     }
-    transport = make_transport(param.transport, param.method, MemoryKind::host);
+    transport = make_transport(param.transport, param.method, param.memory);
     ASSERT_EQ(transport->probe(peers), std::nullopt);
     transport->attach(peers, plan, endpoints, deadline());
     group.barrier(deadline());
@@ -88,15 +98,21 @@ class TransportTest : public testing::TestWithParam<Case> {
   std::unique_ptr<Transport> transport;
 };
 
+/// The slot as the host can read it.
+HostView held(const ParameterStore& store, std::size_t sink) {
+  return HostView(store.slots()[sink]);
+}
+
 TEST_P(TransportTest, MovesTheWholeModelFromEitherSourceIntoEitherSlot) {
   for (std::size_t source : {0, 1, 0}) {
     for (std::size_t sink : {1, 0}) {
       run({source, sink, 0, plan.model.parameters.size(), nullptr});
       if (!store) continue;
-      EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), store->slots()[sink].bytes(), *weights[source]));
+      EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), held(*store, sink).bytes(), *weights[source]));
+      const auto slot = held(*store, sink);
       for (const auto& padding : plan.ranks[peers.tp_rank()].padding) {
         for (std::uint64_t i = 0; i < padding.size_bytes; ++i)
-          ASSERT_EQ(store->slots()[sink].data[padding.offset + i], std::byte{0});
+          ASSERT_EQ(slot.bytes()[padding.offset + i], std::byte{0});
       }
     }
   }
@@ -109,9 +125,9 @@ TEST_P(TransportTest, MovesAnyRangeAndTouchesNothingElse) {
     const auto count = std::min<std::size_t>(first % 4 + 1, all - first);
     run({1, 0, first, count, nullptr});
     if (store) {
-      EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), store->slots()[0].bytes(), *weights[1], first, count));
-      EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), store->slots()[0].bytes(), *weights[0], 0, first));
-      EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), store->slots()[0].bytes(), *weights[0], first + count));
+      EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), held(*store, 0).bytes(), *weights[1], first, count));
+      EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), held(*store, 0).bytes(), *weights[0], 0, first));
+      EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), held(*store, 0).bytes(), *weights[0], first + count));
     }
     run({0, 0, first, count, nullptr});
   }
@@ -150,11 +166,12 @@ TEST_P(TransportTest, ADeadlineEndsARunThatTheTrainerDoesNotJoin) {
   MPI_Barrier(MPI_COMM_WORLD);
 }
 
-std::vector<Case> cases() {
+std::vector<Case> cases(MemoryKind memory) {
   std::vector<Case> result;
   for (const std::uint64_t dp : {1, 2, 4}) {
     for (const auto family : {Family::llama, Family::qwen2}) {
-      result.push_back({"direct", Method::sharded, dp, family});
+      result.push_back({"direct", Method::sharded, dp, family, memory});
+      if (memory == MemoryKind::cuda) continue;
       result.push_back({"mpi", Method::sharded, dp, family});
       result.push_back({"mpi", Method::broadcast, dp, family});
     }
@@ -162,7 +179,8 @@ std::vector<Case> cases() {
   return result;
 }
 
-INSTANTIATE_TEST_SUITE_P(All, TransportTest, testing::ValuesIn(cases()));
+INSTANTIATE_TEST_SUITE_P(Host, TransportTest, testing::ValuesIn(cases(MemoryKind::host)));
+INSTANTIATE_TEST_SUITE_P(Gpu, TransportTest, testing::ValuesIn(cases(MemoryKind::cuda)));
 
 TEST(TransportRegistry, UnknownNamesAndImpossibleMethodsAreRefused) {
   EXPECT_THROW(make_transport("pigeon", Method::sharded, MemoryKind::host), Error);

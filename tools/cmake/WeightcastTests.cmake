@@ -1,12 +1,16 @@
-# weightcast_test(<name> TIER <label> SOURCES <file>... USES <room>... [LINKS <target>...] [RANKS <n>...] [TIMEOUT <s>])
+# weightcast_test(<name> TIER <label> SOURCES <file>... USES <room>... [LINKS <target>...] [RANKS <n>...] [TIMEOUT <s>]
+#                 [FILTER <GoogleTest filter>])
 # Builds tests/<tier>/<name> once and registers it with ctest: as it is, or under mpiexec once per rank count.
+#
+# weightcast_test_runs(<name> TIER <label> RANKS <n>... [TIMEOUT <s>] [FILTER <GoogleTest filter>])
+# Registers a program under mpiexec once more: other tests of it, in another tier.
 set(WEIGHTCAST_MPI_ENVIRONMENT
     OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
     OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,vader OMPI_MCA_oob_tcp_if_include=lo
     OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_mpi_yield_when_idle=1 GTEST_COLOR=no)
 
 function(weightcast_test name)
-  cmake_parse_arguments(PARSE_ARGV 1 TEST "" "TIER;TIMEOUT" "SOURCES;USES;LINKS;RANKS")
+  cmake_parse_arguments(PARSE_ARGV 1 TEST "" "TIER;TIMEOUT;FILTER" "SOURCES;USES;LINKS;RANKS")
   if(TEST_UNPARSED_ARGUMENTS OR NOT TEST_TIER)
     message(FATAL_ERROR "weightcast_test(${name}): bad arguments ${TEST_UNPARSED_ARGUMENTS}")
   endif()
@@ -24,10 +28,22 @@ function(weightcast_test name)
     return()
   endif()
   target_link_libraries(${name} PRIVATE weightcast_mpi_main)
+  weightcast_test_runs(${name} TIER ${TEST_TIER} RANKS ${TEST_RANKS} TIMEOUT ${TEST_TIMEOUT} FILTER ${TEST_FILTER})
+endfunction()
+
+function(weightcast_test_runs name)
+  cmake_parse_arguments(PARSE_ARGV 1 TEST "" "TIER;TIMEOUT;FILTER" "RANKS")
+  if(NOT TEST_TIMEOUT)
+    set(TEST_TIMEOUT 120)
+  endif()
+  if(NOT TEST_FILTER)
+    set(TEST_FILTER "*")
+  endif()
   math(EXPR limit "${TEST_TIMEOUT} - 5")
   foreach(ranks IN LISTS TEST_RANKS)
     set(test ${TEST_TIER}.${name}.np${ranks})
-    add_test(NAME ${test} COMMAND ${MPIEXEC_EXECUTABLE} --oversubscribe --timeout ${limit} -n ${ranks} $<TARGET_FILE:${name}>)
+    add_test(NAME ${test} COMMAND ${MPIEXEC_EXECUTABLE} --oversubscribe --timeout ${limit} -n ${ranks}
+      $<TARGET_FILE:${name}> --gtest_filter=${TEST_FILTER})
     set_tests_properties(${test} PROPERTIES LABELS "${TEST_TIER};np${ranks}" TIMEOUT ${TEST_TIMEOUT} PROCESSORS 2
       SKIP_RETURN_CODE 77 ENVIRONMENT "${WEIGHTCAST_MPI_ENVIRONMENT}")
   endforeach()

@@ -1,0 +1,147 @@
+// Kernels against the host: the same digests, the same copies, for aligned and odd shapes.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "weightcast/device/gpu.hpp"
+#include "weightcast/device/memory.hpp"
+#include "weightcast/verify/gpu_digests.hpp"
+#include "weightcast/verify/shard_digests.hpp"
+
+namespace weightcast {
+namespace {
+
+class GpuKernels : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (gpu::count() == 0) GTEST_SKIP() << gpu::why_none();
+  }
+  static std::vector<std::byte> random_bytes(std::uint64_t size, std::uint64_t seed) {
+    std::mt19937_64 random(seed);
+    std::vector<std::byte> bytes(size);
+    for (auto& byte : bytes) byte = static_cast<std::byte>(random());
+    return bytes;
+  }
+  static Buffer on_gpu(std::span<const std::byte> bytes) {
+    auto buffer = Buffer::allocate({MemoryKind::cuda, 0}, bytes.size(), false, "a test");
+    write_region(buffer.region(), 0, bytes);
+    return buffer;
+  }
+};
+
+/// The trainer's and every engine rank's digests of a model of these sizes.
+void expect_equal_digests(std::uint64_t hidden, std::uint64_t intermediate, std::uint64_t tp) {
+  ModelConfig config;
+  config.layers = 2;
+  config.hidden = hidden;
+  config.heads = 8;
+  config.kv_heads = 2;
+  config.head_dim = hidden / 8;
+  config.intermediate = intermediate;
+  config.vocabulary = 200;
+  const auto plan = make_plan(build_model(config), tp, 1);
+  const auto parameters = plan.model.parameters.size();
+  const auto deadline = Deadline::after(30);
+
+  std::mt19937_64 random(hidden * tp);
+  std::vector<std::byte> source(plan.source_bytes), slot(plan.slot_bytes);
+  for (auto* bytes : {&source, &slot}) {
+    for (auto& byte : *bytes) byte = static_cast<std::byte>(random());
+  }
+  auto source_buffer = Buffer::allocate({MemoryKind::cuda, 0}, source.size(), false, "a test");
+  auto slot_buffer = Buffer::allocate({MemoryKind::cuda, 0}, slot.size(), false, "a test");
+  write_region(source_buffer.region(), 0, source);
+  write_region(slot_buffer.region(), 0, slot);
+
+  SourceDigests expected(plan);
+  expected.begin(source.data(), 0, parameters);
+  expected.finish();
+  auto digests = GpuDigests::of_source(plan, 0);
+  for (int round = 0; round < 2; ++round) {
+    digests.begin(source_buffer.region().data);
+    digests.queue(0, parameters, nullptr);
+    const auto results = digests.finish(deadline);
+    for (std::size_t t = 0; t < tp; ++t) {
+      for (std::size_t p = 0; p < parameters; ++p) {
+        if (plan.copy(t, p)) continue;
+        ASSERT_EQ(results[t * parameters + p], expected.shard(t, p))
+            << plan.model.parameters[p].info.name << " rank " << t;
+      }
+    }
+  }
+  for (std::size_t t = 0; t < tp; ++t) {
+    auto held = GpuDigests::of_slot(plan, t, 0);
+    held.begin(slot_buffer.region().data);
+    for (std::size_t p = 0; p < parameters; ++p) held.queue(p, 1, nullptr);
+    const auto results = held.finish(deadline);
+    for (std::size_t p = 0; p < parameters; ++p) {
+      ASSERT_EQ(results[p], digest_of_shard(plan, t, p, slot.data()))
+          << plan.model.parameters[p].info.name << " rank " << t;
+    }
+  }
+}
+
+TEST_F(GpuKernels, DigestsAreThoseOfTheHost) {
+  for (const std::uint64_t tp : {1, 2, 4, 8}) {
+    expect_equal_digests(64, 96, tp);
+    expect_equal_digests(512, 1536, tp);
+    expect_equal_digests(2048, 2056, tp);
+    expect_equal_digests(72, 104, tp);  // rows that are no multiple of 16 bytes
+  }
+}
+
+TEST_F(GpuKernels, AFlippedBitChangesTheDigest) {
+  auto bytes = random_bytes(100'000, 1);
+  gpu::Stream stream(0);
+  const gpu::DigestTask task{.data = 0,
+                             .offset = 0,
+                             .pitch = 100'000,
+                             .parameter_pitch = 100'000,
+                             .row_bytes = 100'000,
+                             .rows = 1,
+                             .result = 0,
+                             .unused = 0};
+  const auto tasks = on_gpu(std::as_bytes(std::span(&task, 1)));
+  std::mt19937_64 random(2);
+  for (int i = 0; i < 200; ++i) {
+    if (i > 0) bytes[random() % bytes.size()] ^= static_cast<std::byte>(1 << random() % 8);
+    const auto data = on_gpu(bytes);
+    const auto sums = on_gpu(std::vector<std::byte>(sizeof(Digest)));
+    gpu::digest(reinterpret_cast<const gpu::DigestTask*>(tasks.region().data), 1, data.region().data,
+                reinterpret_cast<std::uint64_t*>(sums.region().data), stream);
+    stream.synchronize(Deadline::after(10), "digest");
+    Digest digest;
+    read_region(sums.region(), 0, std::as_writable_bytes(std::span(&digest, 1)));
+    ASSERT_EQ(digest, digest_bytes(bytes, 0));
+  }
+}
+
+TEST_F(GpuKernels, StridedCopiesMoveRowsAndNothingBetween) {
+  gpu::Stream stream(0);
+  for (const std::uint64_t row_bytes : {2, 16, 30, 512, 4096, 5000}) {
+    const std::uint64_t rows = 37, source_pitch = row_bytes * 3, destination_pitch = row_bytes + 16;
+    const auto source = random_bytes(rows * source_pitch + 64, row_bytes);
+    auto expected = random_bytes(rows * destination_pitch + 64, row_bytes + 1);
+    const auto from = on_gpu(source), to = on_gpu(expected);
+    const gpu::CopyTask task{.source = 32,
+                             .destination = 16,
+                             .source_pitch = source_pitch,
+                             .destination_pitch = destination_pitch,
+                             .row_bytes = row_bytes,
+                             .rows = rows};
+    const auto tasks = on_gpu(std::as_bytes(std::span(&task, 1)));
+    gpu::copy_strided(reinterpret_cast<const gpu::CopyTask*>(tasks.region().data), 1, from.region().data,
+                      to.region().data, stream);
+    stream.synchronize(Deadline::after(10), "copy");
+    for (std::uint64_t r = 0; r < rows; ++r) {
+      std::memcpy(expected.data() + 16 + r * destination_pitch, source.data() + 32 + r * source_pitch, row_bytes);
+    }
+    const HostView held(to.region());
+    ASSERT_EQ(std::memcmp(held.bytes().data(), expected.data(), expected.size()), 0) << row_bytes;
+  }
+}
+
+}  // namespace
+}  // namespace weightcast
