@@ -144,25 +144,35 @@ TEST(Mapping, HasOneOwner) {
   EXPECT_EQ(c.bytes().data(), data);
 }
 
-TEST(CopyRows, MovesRowsAndNothingBetween) {
-  constexpr std::uint64_t row_bytes = 5, rows = 4;
-  for (const std::uint64_t from : {row_bytes, row_bytes + 3}) {
-    for (const std::uint64_t to : {row_bytes, row_bytes + 2}) {
-      std::vector<std::byte> source((rows - 1) * from + row_bytes),
-          destination((rows - 1) * to + row_bytes, std::byte{0xff});
-      for (std::size_t i = 0; i < source.size(); ++i) source[i] = static_cast<std::byte>(i);
-      copy_rows(destination.data(), to, source.data(), from, row_bytes, rows);
-      for (std::size_t i = 0; i < destination.size(); ++i) {
-        const auto row = i / to, column = i % to;
-        EXPECT_EQ(destination[i], column < row_bytes ? source[row * from + column] : std::byte{0xff}) << i;
+class CopyRows : public testing::TestWithParam<decltype(&copy_rows)> {};
+
+TEST_P(CopyRows, MovesRowsAndNothingBetween) {
+  constexpr std::uint64_t rows = 4;
+  for (const std::uint64_t row_bytes : {1, 5, 64, 70, 1024, 1500, 4100}) {
+    for (const std::uint64_t from : {row_bytes, row_bytes + 3}) {
+      for (const std::uint64_t to : {row_bytes, row_bytes + 2, row_bytes + 16}) {
+        for (const std::uint64_t shift : {0, 1}) {  // aligned and not
+          std::vector<std::byte> source((rows - 1) * from + row_bytes + shift),
+              destination((rows - 1) * to + row_bytes + shift, std::byte{0xff});
+          for (std::size_t i = 0; i < source.size(); ++i) source[i] = static_cast<std::byte>(i % 251);
+          GetParam()(destination.data() + shift, to, source.data() + shift, from, row_bytes, rows);
+          for (std::size_t i = 0; i + shift < destination.size(); ++i) {
+            const auto row = i / to, column = i % to;
+            ASSERT_EQ(destination[i + shift],
+                      column < row_bytes ? source[row * from + column + shift] : std::byte{0xff})
+                << i;
+          }
+        }
       }
     }
   }
   std::byte untouched{7};
   const std::byte other{1};
-  copy_rows(&untouched, 1, &other, 1, 1, 0);
+  GetParam()(&untouched, 1, &other, 1, 1, 0);
   EXPECT_EQ(untouched, std::byte{7});
 }
+
+INSTANTIATE_TEST_SUITE_P(All, CopyRows, testing::Values(&copy_rows, &stream_rows));
 
 TEST(ResidentMemory, CountsPrivateAndSharedApart) {
   constexpr std::uint64_t size = 64 << 20;

@@ -3,6 +3,9 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include <algorithm>
 #include <cerrno>
@@ -71,6 +74,37 @@ void touch(std::byte* memory, std::uint64_t size_bytes, const std::string& purpo
     if (size_bytes > touch_step_bytes && !room_for(step)) throw no_memory(size_bytes, purpose);
     std::memset(memory + offset, 0, step);
   }
+}
+
+/// One row of a strided copy. From 1 KiB on the processor's string instruction is twice as fast as what the C library
+/// does at such sizes, because it need not read the destination.
+void copy_row(std::byte* to, const std::byte* from, std::uint64_t size_bytes) noexcept {
+#if defined(__x86_64__)
+  if (size_bytes >= 1024) {
+    asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(size_bytes) : : "memory");
+    return;
+  }
+#endif
+  std::memcpy(to, from, size_bytes);
+}
+
+void stream_row(std::byte* to, const std::byte* from, std::uint64_t size_bytes) noexcept {
+#if defined(__SSE2__)
+  if (reinterpret_cast<std::uintptr_t>(to) % 16 == 0) {
+    constexpr std::uint64_t step = 4 * sizeof(__m128i);
+    for (; size_bytes >= step; size_bytes -= step, to += step, from += step) {
+      const auto* in = reinterpret_cast<const __m128i*>(from);
+      auto* out = reinterpret_cast<__m128i*>(to);
+      const __m128i a = _mm_loadu_si128(in), b = _mm_loadu_si128(in + 1);
+      const __m128i c = _mm_loadu_si128(in + 2), d = _mm_loadu_si128(in + 3);
+      _mm_stream_si128(out, a);
+      _mm_stream_si128(out + 1, b);
+      _mm_stream_si128(out + 2, c);
+      _mm_stream_si128(out + 3, d);
+    }
+  }
+#endif
+  std::memcpy(to, from, size_bytes);
 }
 
 }  // namespace
@@ -198,8 +232,22 @@ void copy_rows(std::byte* destination, std::uint64_t destination_pitch, const st
     return;
   }
   for (std::uint64_t row = 0; row < rows; ++row) {
-    std::memcpy(destination + row * destination_pitch, source + row * source_pitch, row_bytes);
+    copy_row(destination + row * destination_pitch, source + row * source_pitch, row_bytes);
   }
+}
+
+void stream_rows(std::byte* destination, std::uint64_t destination_pitch, const std::byte* source,
+                 std::uint64_t source_pitch, std::uint64_t row_bytes, std::uint64_t rows) noexcept {
+  if (destination_pitch == row_bytes && source_pitch == row_bytes) {
+    row_bytes *= rows;
+    rows = 1;
+  }
+  for (std::uint64_t row = 0; row < rows; ++row) {
+    stream_row(destination + row * destination_pitch, source + row * source_pitch, row_bytes);
+  }
+#if defined(__SSE2__)
+  _mm_sfence();  // or another rank might be told before the bytes are there
+#endif
 }
 
 ResidentMemory resident_memory() {

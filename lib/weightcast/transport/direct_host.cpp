@@ -48,19 +48,21 @@ class DirectHost final : public Transport {
  private:
   static void pull(std::size_t parameter, const Segment& shard, const std::byte* source, std::byte* sink,
                    Witness* witness) {
-    // Nobody looks at the bytes on the way: one big copy, which the C library does past the caches.
-    BlockCursor block(shard, witness != nullptr ? block_bytes : shard.size_bytes());
-    for (; !block.done(); block.next()) {
-      const auto row = shard.row_bytes != 0 ? block.first() / shard.row_bytes : 0;
+    std::byte* const to = sink + shard.destination;
+    const std::byte* const from = source + shard.source;
+    if (witness == nullptr) {
+      stream_rows(to, shard.destination_pitch, from, shard.source_pitch, shard.row_bytes, shard.rows);
+      return;
+    }
+    for (BlockCursor block(shard, block_bytes); !block.done(); block.next()) {
       if (shard.contiguous_source() && shard.contiguous_destination()) {
-        std::memcpy(sink + shard.destination + block.first(), source + shard.source + block.first(),
-                    block.size_bytes());
+        std::memcpy(to + block.first(), from + block.first(), block.size_bytes());
       } else {
-        copy_rows(sink + shard.destination + row * shard.destination_pitch, shard.destination_pitch,
-                  source + shard.source + row * shard.source_pitch, shard.source_pitch, shard.row_bytes,
-                  block.size_bytes() / shard.row_bytes);
+        const auto row = block.first() / shard.row_bytes;
+        copy_rows(to + row * shard.destination_pitch, shard.destination_pitch, from + row * shard.source_pitch,
+                  shard.source_pitch, shard.row_bytes, block.size_bytes() / shard.row_bytes);
       }
-      if (witness != nullptr) witness->landed(parameter, block.first(), block.size_bytes());
+      witness->landed(parameter, block.first(), block.size_bytes());
     }
   }
 

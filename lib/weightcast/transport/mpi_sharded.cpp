@@ -8,7 +8,7 @@
 namespace weightcast {
 namespace {
 
-constexpr std::size_t window = 4;                             // messages under way between two ranks
+constexpr std::size_t window = 8;                             // messages under way between two ranks
 constexpr std::uint64_t message_bytes = 1 * 1024 * 1024;      // of about; digested while still in cache
 constexpr std::uint64_t pack_limit_bytes = 48 * 1024 * 1024;  // of all pack buffers of the trainer
 
@@ -49,7 +49,7 @@ class MessageSequence {
 
 /// A ring of requests, completed in the order in which they were begun.
 struct RequestRing {
-  std::array<MPI_Request, window> requests{MPI_REQUEST_NULL, MPI_REQUEST_NULL, MPI_REQUEST_NULL, MPI_REQUEST_NULL};
+  std::array<MPI_Request, window> requests;  // [completed, begun) are under way
   std::size_t begun = 0, completed = 0;
 
   bool full() const noexcept { return begun - completed == window; }
@@ -136,7 +136,11 @@ class MpiSharded final : public Transport {
           busy = busy || !link.ring.empty();
         }
         if (deadline.passed()) fail(ExitCode::deadline, "sending weights did not finish in time");
-        if (!progress && busy && !(batch.witness != nullptr && batch.witness->work())) patience.pause();
+        if (progress) {
+          patience = Patience();
+        } else if (busy && !(batch.witness != nullptr && batch.witness->work())) {
+          patience.pause();
+        }
       }
     } catch (...) {
       for (auto& link : links_) link.ring.cancel();

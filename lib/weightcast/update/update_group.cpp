@@ -146,9 +146,15 @@ void UpdateGroup::State::warm_up() {
   if (group.max(possible ? 0 : 1, deadline()) == 0) {
     agree(group, "warm-up", deadline(), [&] {
       Batch batch{0, 0, 0, count, nullptr};
-      if (store != nullptr) batch.sink = store->stage(deadline());
-      transport->run(batch, deadline());
-      if (store != nullptr) store->drop();
+      if (store == nullptr) return transport->run(batch, deadline());
+      batch.sink = store->stage(deadline());
+      try {
+        transport->run(batch, deadline());
+      } catch (...) {
+        store->drop();
+        throw;
+      }
+      store->drop();
     });
   }
   group.barrier(deadline());
