@@ -22,6 +22,7 @@ struct Combination {
   TransportChoice transport;
   MethodChoice method;
   GranularityChoice granularity;
+  VerifyChoice verify;
 };
 
 /// Everything that the rows of one model share: its weights, loaded once.
@@ -88,7 +89,7 @@ class ModelBench {
                              placement_,
                              std::string(name_of(what.transport)),
                              what.method == MethodChoice::sharded ? Method::sharded : Method::broadcast,
-                             options_.verify == VerifyChoice::all ? Proof::digests : Proof::none,
+                             what.verify == VerifyChoice::all ? Proof::digests : Proof::none,
                              options_.timeout_s};
     if (trainer_) trainer_->init_parameter_update_group(job_.world(), group, version_);
     if (engine_) engine_->init_parameter_update_group(job_.world(), group);
@@ -102,7 +103,7 @@ class ModelBench {
                   .granularity = std::string(name_of(what.granularity)),
                   .tp = tp_,
                   .dp = options_.dp,
-                  .verify = std::string(name_of(options_.verify))};
+                  .verify = std::string(name_of(what.verify))};
     row.cold_s = update(what.granularity, row);
     for (std::uint64_t i = 0; i < options_.warmup; ++i) update(what.granularity, row);
     std::vector<double> seconds;
@@ -183,21 +184,20 @@ class ModelBench {
 };
 
 void print_header(const BenchOptions& options, std::uint64_t tp, MemoryKind memory) {
-  fmt::print(
-      "# weightcast bench: 1 trainer + {} x tp {} engine ranks, memory {}, verify {}; {} updates after {} to warm up\n",
-      options.dp, tp, name(memory), name_of(options.verify), options.repeat, options.warmup);
+  fmt::print("# weightcast bench: 1 trainer + {} x tp {} engine ranks, memory {}; {} updates after {} to warm up\n",
+             options.dp, tp, name(memory), options.repeat, options.warmup);
   fmt::print(
       "# times in ms from before PREPARE to after COMMIT, as rank 0 sees them; GB/s are bytes of the model / median\n");
-  fmt::print("{:<14} {:>9} {:<9} {:<9} {:<9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>9} {:>6} {:>8}\n", "model",
-             "size", "transport", "method", "unit", "cold", "median", "min", "max", "p99", "GB/s", "egress", "staging",
-             "#wrong", "ratio");
+  fmt::print("{:<14} {:>9} {:<9} {:<9} {:<9} {:<6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>9} {:>6} {:>8}\n",
+             "model", "size", "transport", "method", "unit", "verify", "cold", "median", "min", "max", "p99", "GB/s",
+             "egress", "staging", "#wrong", "ratio");
 }
 
 void print_row(const ReportRow& row) {
   fmt::print(
-      "{:<14} {:>9} {:<9} {:<9} {:<9} {:>9.3f} {:>9.3f} {:>9.3f} {:>9.3f} {:>9.3f} {:>7.2f} {:>7.4f} {:>9} {:>6} "
+      "{:<14} {:>9} {:<9} {:<9} {:<9} {:<6} {:>9.3f} {:>9.3f} {:>9.3f} {:>9.3f} {:>9.3f} {:>7.2f} {:>7.4f} {:>9} {:>6} "
       "{:>8}\n",
-      row.model, format_size(row.model_bytes), row.transport, row.method, row.granularity, row.cold_s * 1e3,
+      row.model, format_size(row.model_bytes), row.transport, row.method, row.granularity, row.verify, row.cold_s * 1e3,
       row.median_s * 1e3, row.min_s * 1e3, row.max_s * 1e3, row.p99_s * 1e3, row.model_GBps,
       static_cast<double>(row.egress_bytes) / static_cast<double>(row.model_bytes), format_size(row.staging_bytes),
       row.wrong, row.ratio_to_ceiling > 0 ? fmt::format("{:.3f}", row.ratio_to_ceiling) : "-");
@@ -228,8 +228,10 @@ void run(const BenchOptions& options, Job& job, Report& report) {
         for (const auto transport : options.transports) {
           if (transport == TransportChoice::direct && method == MethodChoice::broadcast)
             continue;  // engines pull what they need
-          report.rows.push_back(bench.run({transport, method, granularity}, ceiling));
-          if (job.trainer()) print_row(report.rows.back());
+          for (const auto verify : options.verifies) {
+            report.rows.push_back(bench.run({transport, method, granularity, verify}, ceiling));
+            if (job.trainer()) print_row(report.rows.back());
+          }
         }
       }
     }

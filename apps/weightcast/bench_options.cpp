@@ -1,5 +1,7 @@
 #include "bench_options.hpp"
 
+#include <algorithm>
+
 namespace weightcast {
 
 CommandSpec bench_command() {
@@ -20,7 +22,7 @@ CommandSpec bench_command() {
                   {"repeat", "N", "timed updates of each combination", "20"},
                   {"warmup", "N", "updates before them, not counted", "2"},
                   {"ceiling", "", "also time one plain copy of the same size over the same path"},
-                  {"verify", "EXTENT", "all (time the whole verified transaction) or none (the movement alone)", "all"},
+                  {"verify", "LIST", "of all (time the whole verified transaction), none (the movement alone)", "all"},
                   {"timeout", "DURATION", "the longest that any wait may take", "60s"},
                   {"json", "FILE", "write a report"}},
       .parallel = true,
@@ -42,8 +44,8 @@ BenchOptions parse_bench_options(const Options& options) {
   result.repeat = options.number("repeat", 1);
   result.warmup = options.number("warmup");
   result.ceiling = options.flag("ceiling");
-  result.verify = options.choice<VerifyChoice>("verify");
-  if (result.verify == VerifyChoice::sample) {
+  result.verifies = options.choices<VerifyChoice>("verify");
+  if (std::ranges::find(result.verifies, VerifyChoice::sample) != result.verifies.end()) {
     throw Error(ExitCode::usage, "bench cannot verify a sample", "choose --verify all or --verify none");
   }
   result.timeout_s = options.duration_s("timeout");

@@ -19,9 +19,9 @@ struct BenchOptions {
   std::vector<TransportChoice> transports;
   std::vector<MethodChoice> methods;
   std::vector<GranularityChoice> granularities;
+  std::vector<VerifyChoice> verifies;  ///< of all and none
   std::uint64_t repeat = 20, warmup = 2;
   bool ceiling = false;
-  VerifyChoice verify = VerifyChoice::all;  ///< all or none
   double timeout_s = 60;
   std::string json;  ///< output file; empty: none
 };

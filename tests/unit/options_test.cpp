@@ -219,13 +219,13 @@ TEST(UpdateOptions, WhatIsMissing) {
 
 TEST(BenchOptions, Lists) {
   const std::vector<std::string> arguments = {"--model=tiny,llama-3.2-1b", "--transport=mpi,direct",
-                                              "--method=sharded,broadcast", "--verify=none"};
+                                              "--method=sharded,broadcast", "--verify=none,all"};
   const auto options = parse_bench_options(Options::parse(bench_command(), arguments, {}, known_option_names()));
   EXPECT_THAT(options.models, ElementsAre("tiny", "llama-3.2-1b"));
   EXPECT_THAT(options.transports, ElementsAre(TransportChoice::mpi, TransportChoice::direct));
   EXPECT_THAT(options.methods, ElementsAre(MethodChoice::sharded, MethodChoice::broadcast));
   EXPECT_THAT(options.granularities, ElementsAre(GranularityChoice::model));
-  EXPECT_EQ(options.verify, VerifyChoice::none);
+  EXPECT_EQ(options.verifies, (std::vector{VerifyChoice::none, VerifyChoice::all}));
   EXPECT_EQ(options.repeat, 20u);
   EXPECT_EQ(options.warmup, 2u);
 }
