@@ -48,8 +48,8 @@ class ModelBench {
   }
 
   /// The ceiling: every engine rank pulls its share of the trainer's memory in one plain copy (memcpy, or the copy
-  /// engine), all at once, a barrier on both sides. GB/s of the model.
-  double ceiling_GBps() {
+  /// engine), all at once, a barrier on both sides. Seconds of each of a few tries.
+  std::vector<double> plain_copies() {
     const Peers peers{&job_.world(), tp_, options_.dp, placement_, true};
     Endpoints endpoints;
     if (trainer_) endpoints.sources = trainer_->buffers();
@@ -60,7 +60,7 @@ class ModelBench {
       if (engine_ && placement_.kind == MemoryKind::cuda) stream = gpu::Stream(placement_.gpu);
     });
     std::vector<double> seconds;
-    for (int i = 0; i < 9; ++i) {
+    for (int i = 0; i < 7; ++i) {
       job_.world().barrier(job_.deadline());
       Stopwatch watch;
       if (engine_) {
@@ -80,10 +80,10 @@ class ModelBench {
       job_.world().barrier(job_.deadline());
       seconds.push_back(watch.elapsed_s());
     }
-    return static_cast<double>(plan_.model.size_bytes()) / median(seconds) / 1e9;
+    return seconds;
   }
 
-  ReportRow run(const Combination& what, double ceiling) {
+  ReportRow run(const Combination& what) {
     const GroupOptions group{tp_,
                              options_.dp,
                              placement_,
@@ -104,6 +104,7 @@ class ModelBench {
                   .tp = tp_,
                   .dp = options_.dp,
                   .verify = std::string(name_of(what.verify))};
+    auto plain = options_.ceiling ? plain_copies() : std::vector<double>();
     row.cold_s = update(what.granularity, row);
     for (std::uint64_t i = 0; i < options_.warmup; ++i) update(what.granularity, row);
     std::vector<double> seconds;
@@ -113,8 +114,12 @@ class ModelBench {
     row.max_s = max(seconds);
     row.p99_s = p99(seconds);
     row.model_GBps = static_cast<double>(size_bytes) / row.median_s / 1e9;
-    row.ceiling_GBps = ceiling;
-    row.ratio_to_ceiling = row.model_GBps / ceiling;
+    if (options_.ceiling) {  // taken before and after, because machines drift
+      const auto after = plain_copies();
+      plain.insert(plain.end(), after.begin(), after.end());
+      row.ceiling_GBps = static_cast<double>(size_bytes) / median(plain) / 1e9;
+      row.ratio_to_ceiling = row.model_GBps / row.ceiling_GBps;
+    }
     row.staging_bytes = job_.world().max(row.staging_bytes, job_.deadline());
     row.wrong = wrong();
     return row;
@@ -186,21 +191,25 @@ class ModelBench {
 void print_header(const BenchOptions& options, std::uint64_t tp, MemoryKind memory) {
   fmt::print("# weightcast bench: 1 trainer + {} x tp {} engine ranks, memory {}; {} updates after {} to warm up\n",
              options.dp, tp, name(memory), options.repeat, options.warmup);
+  if (options.ceiling) {
+    fmt::print("# ceiling: GB/s when every engine rank pulls its share of the trainer's memory in one plain copy\n");
+  }
   fmt::print(
       "# times in ms from before PREPARE to after COMMIT, as rank 0 sees them; GB/s are bytes of the model / median\n");
-  fmt::print("{:<14} {:>9} {:<9} {:<9} {:<9} {:<6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>9} {:>6} {:>8}\n",
+  fmt::print("{:<14} {:>9} {:<9} {:<9} {:<9} {:<6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>9} {:>6} {:>8} {:>8}\n",
              "model", "size", "transport", "method", "unit", "verify", "cold", "median", "min", "max", "p99", "GB/s",
-             "egress", "staging", "#wrong", "ratio");
+             "egress", "staging", "#wrong", "ceiling", "ratio");
 }
 
 void print_row(const ReportRow& row) {
   fmt::print(
       "{:<14} {:>9} {:<9} {:<9} {:<9} {:<6} {:>9.3f} {:>9.3f} {:>9.3f} {:>9.3f} {:>9.3f} {:>7.2f} {:>7.4f} {:>9} {:>6} "
-      "{:>8}\n",
+      "{:>8} {:>8}\n",
       row.model, format_size(row.model_bytes), row.transport, row.method, row.granularity, row.verify, row.cold_s * 1e3,
       row.median_s * 1e3, row.min_s * 1e3, row.max_s * 1e3, row.p99_s * 1e3, row.model_GBps,
       static_cast<double>(row.egress_bytes) / static_cast<double>(row.model_bytes), format_size(row.staging_bytes),
-      row.wrong, row.ratio_to_ceiling > 0 ? fmt::format("{:.3f}", row.ratio_to_ceiling) : "-");
+      row.wrong, row.ceiling_GBps > 0 ? fmt::format("{:.2f}", row.ceiling_GBps) : "-",
+      row.ratio_to_ceiling > 0 ? fmt::format("{:.3f}", row.ratio_to_ceiling) : "-");
   std::fflush(stdout);
 }
 
@@ -215,21 +224,13 @@ void run(const BenchOptions& options, Job& job, Report& report) {
   if (job.trainer()) print_header(options, tp, placement.kind);
   for (const auto& model : options.models) {
     ModelBench bench(options, job, model, tp, placement);
-    double ceiling = unknown;
-    if (options.ceiling) {
-      ceiling = bench.ceiling_GBps();
-      if (job.trainer())
-        fmt::print(
-            "# ceiling: {} engine ranks pull their share of the trainer's memory in one plain copy each: {:.2f} GB/s\n",
-            tp * options.dp, ceiling);
-    }
     for (const auto granularity : options.granularities) {
       for (const auto method : options.methods) {
         for (const auto transport : options.transports) {
           if (transport == TransportChoice::direct && method == MethodChoice::broadcast)
             continue;  // engines pull what they need
           for (const auto verify : options.verifies) {
-            report.rows.push_back(bench.run({transport, method, granularity, verify}, ceiling));
+            report.rows.push_back(bench.run({transport, method, granularity, verify}));
             if (job.trainer()) print_row(report.rows.back());
           }
         }

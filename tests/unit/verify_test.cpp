@@ -124,9 +124,9 @@ TEST(ShardDigests, OfARangeOfParametersLeaveTheOthers) {
   const auto old_source = source_of(plan, before), new_source = source_of(plan, after);
   SourceDigests digests(plan);
   digests.begin(old_source.data(), 0, before.size());
-  digests.finish();
+  digests.finish(2);
   digests.begin(new_source.data(), 2, 3);
-  digests.finish();
+  digests.finish(2);
   for (std::size_t p = 0; p < before.size(); ++p) {
     EXPECT_EQ(digests.parameter(p), digest_bytes(p >= 2 && p < 5 ? after[p] : before[p], 0))
         << model.parameters[p].info.name;

@@ -84,7 +84,8 @@ Communicator Communicator::duplicate(MPI_Comm comm) {
   Communicator result(copy);
   const auto local = result.split_by_host(Deadline::after(60));
   // A waiting rank that has a core to itself may poll for as long as a whole GPU update takes.
-  Patience::set_spin_s(available_cores() > static_cast<std::size_t>(local.size()) ? 50e-3 : 2e-4);
+  result.crowded_ = available_cores() < static_cast<std::size_t>(local.size());
+  Patience::set_spin_s(result.crowded_ ? 2e-4 : 50e-3);
   return result;
 }
 

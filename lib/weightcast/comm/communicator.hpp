@@ -52,6 +52,8 @@ class Communicator {
   explicit operator bool() const noexcept { return static_cast<bool>(comm_); }
   int rank() const noexcept { return rank_; }
   int size() const noexcept { return size_; }
+  /// Whether this host has fewer cores than a waiting and a working rank each need (known to duplicate()s).
+  bool crowded() const noexcept { return crowded_; }
 
   void barrier(Deadline deadline) const;
   void broadcast(std::span<std::byte> data, int root, Deadline deadline) const;
@@ -66,6 +68,7 @@ class Communicator {
   explicit Communicator(MPI_Comm comm);
   UniqueHandle<CommTraits> comm_;
   int rank_ = 0, size_ = 1;
+  bool crowded_ = false;
 };
 
 /// Waits until all `requests` are complete, polling; `idle` (may be empty) is called between polls and returns whether

@@ -32,10 +32,11 @@ class SlotWitness final : public Witness {
   std::exception_ptr error_;  // of landed_on(), which may not throw
 };
 
-/// Trainer: digests what is sent; on the host while there is nothing to send, on a GPU beside the movement.
+/// Trainer: digests what is sent; on the host while there is nothing to send (where cores are scarce, after the
+/// movement, on all of them), on a GPU beside the movement.
 class SourceWitness final : public Witness {
  public:
-  SourceWitness(const TransferPlan& plan, Placement placement);
+  SourceWitness(const TransferPlan& plan, Placement placement, bool crowded);
   void begin(const Region& source, std::size_t first, std::size_t count);
   void landed(std::size_t, std::uint64_t, std::uint64_t) noexcept override {}
   void landed_on(const gpu::Stream&, std::size_t, std::size_t) noexcept override {}
@@ -46,6 +47,7 @@ class SourceWitness final : public Witness {
 
  private:
   const TransferPlan* plan_;
+  bool crowded_;
   std::size_t first_ = 0, count_ = 0;
   SourceDigests digests_;
   std::optional<GpuDigests> gpu_;

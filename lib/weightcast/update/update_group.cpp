@@ -85,7 +85,8 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
   s.arrived.resize(parameters);
   s.parameter_digests.resize(parameters);
   s.sent.resize(options.tp * parameters + 1);
-  if (options.proof == Proof::digests && s.trainer()) s.source_witness.emplace(plan, options.placement);
+  if (options.proof == Proof::digests && s.trainer())
+    s.source_witness.emplace(plan, options.placement, s.group.crowded());
   if (options.proof == Proof::digests && !s.trainer())
     s.slot_witness.emplace(plan, s.peers.tp_rank(), options.placement);
   s.init_s = watch.lap();

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "weightcast/core/parallel.hpp"
 #include "weightcast/update/group_state.hpp"
 
 namespace weightcast {
@@ -37,7 +38,8 @@ void SlotWitness::finish(Deadline deadline) {
   std::copy(results.begin(), results.end(), digests_.begin() + static_cast<std::ptrdiff_t>(first_));
 }
 
-SourceWitness::SourceWitness(const TransferPlan& plan, Placement placement) : plan_(&plan), digests_(plan) {
+SourceWitness::SourceWitness(const TransferPlan& plan, Placement placement, bool crowded)
+    : plan_(&plan), crowded_(crowded), digests_(plan) {
   if (placement.kind == MemoryKind::cuda) gpu_.emplace(GpuDigests::of_source(plan, placement.gpu));
 }
 
@@ -50,16 +52,16 @@ void SourceWitness::begin(const Region& source, std::size_t first, std::size_t c
 }
 
 bool SourceWitness::work() noexcept {
-  return !gpu_ && digests_.work();
+  return !gpu_ && !crowded_ && digests_.work();
 }
 
 void SourceWitness::finish(Deadline deadline) {
-  if (!gpu_) return digests_.finish();
+  if (!gpu_) return digests_.finish(available_cores());  // the engines wait for the result
   const auto results = gpu_->finish(deadline);
   const auto parameters = plan_->model.parameters.size();
   for (std::size_t p = first_; p < first_ + count_; ++p) {
     for (std::size_t t = 0; t < plan_->tp; ++t) {
-      digests_.set(t, p, plan_->copy(t, p) ? digests_.shard(t - 1, p) : results[t * parameters + p]);
+      digests_.set(t, p, results[t * parameters + p]);
     }
   }
 }

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 
+#include "weightcast/core/parallel.hpp"
+
 namespace weightcast {
 namespace {
 
-constexpr std::uint64_t step_bytes = 1024 * 1024;
+constexpr std::uint64_t step_bytes = 2 * 1024 * 1024;
 
 /// `base` is where row 0 of the shard is and `pitch` the bytes from row to row there.
 Digest digest_part(const TransferPlan& plan, std::size_t tp_rank, std::size_t parameter, const std::byte* base,
@@ -32,43 +34,60 @@ Digest digest_of_shard(const TransferPlan& plan, std::size_t tp_rank, std::size_
 }
 
 SourceDigests::SourceDigests(const TransferPlan& plan)
-    : plan_(&plan), table_(plan.ranks.size() * plan.model.parameters.size()) {}
+    : plan_(&plan), table_(plan.ranks.size() * plan.model.parameters.size()) {
+  for (std::size_t p = 0; p < plan.model.parameters.size(); ++p) {
+    first_step_.push_back(steps_.size());
+    for (std::size_t t = 0; t < plan.ranks.size(); ++t) {
+      const auto& shard = plan.ranks[t].shards[p];
+      if (plan.copy(t, p) || shard.size_bytes() == 0) continue;
+      const auto rows = shard.contiguous_source() ? 1 : shard.row_bytes;  // a strided shard is cut between rows
+      const auto step = std::max<std::uint64_t>(step_bytes / rows, 1) * rows;
+      for (std::uint64_t first = 0; first < shard.size_bytes(); first += step) {
+        steps_.push_back({t, p, first, std::min(step, shard.size_bytes() - first)});
+      }
+    }
+    // Column shards of the same rows lie in the same pages: one after the other.
+    std::ranges::stable_sort(steps_.begin() + static_cast<std::ptrdiff_t>(first_step_.back()), steps_.end(), {},
+                             &Step::first);
+  }
+  first_step_.push_back(steps_.size());
+}
 
 void SourceDigests::begin(const std::byte* source, std::size_t first, std::size_t count) noexcept {
   source_ = source;
-  parameter_ = first;
-  end_ = first + count;
-  tp_rank_ = 0;
-  done_bytes_ = 0;
-  const auto parameters = plan_->model.parameters.size();
-  for (std::size_t t = 0; t < plan_->ranks.size(); ++t)
-    std::fill_n(table_.begin() + static_cast<std::ptrdiff_t>(t * parameters + first), count, Digest{});
+  next_ = first_step_[first];
+  end_ = first_step_[first + count];
+  for (std::size_t t = 0; t < plan_->ranks.size(); ++t) {
+    for (std::size_t p = first; p < first + count; ++p) set(t, p, Digest{});
+  }
 }
 
 bool SourceDigests::work() noexcept {
-  while (parameter_ < end_) {
-    const auto& shard = plan_->ranks[tp_rank_].shards[parameter_];
-    auto& digest = table_[tp_rank_ * plan_->model.parameters.size() + parameter_];
-    const auto left = shard.size_bytes() - done_bytes_;
-    if (left == 0 || plan_->copy(tp_rank_, parameter_)) {
-      // A copy has the digest of the rank before it: copies follow what they copy.
-      if (tp_rank_ > 0 && plan_->copy(tp_rank_, parameter_)) digest = this->shard(tp_rank_ - 1, parameter_);
-      done_bytes_ = 0;
-      if (++tp_rank_ == plan_->ranks.size()) {
-        tp_rank_ = 0;
-        ++parameter_;
-      }
-      continue;
+  const auto index = next_.fetch_add(1);
+  if (index >= end_) return false;
+  const auto& [tp_rank, parameter, first, size_bytes] = steps_[index];
+  const auto& shard = plan_->ranks[tp_rank].shards[parameter];
+  const auto part =
+      digest_part(*plan_, tp_rank, parameter, source_ + shard.source, shard.source_pitch, first, size_bytes);
+  auto& digest = table_[tp_rank * plan_->model.parameters.size() + parameter];
+  std::atomic_ref(digest.first) += part.first;
+  std::atomic_ref(digest.second) += part.second;
+  return true;
+}
+
+void SourceDigests::finish(std::size_t threads) {
+  constexpr std::size_t steps_per_thread = 8;  // less is not worth starting one
+  const auto begun = std::min(next_.load(), end_);
+  threads = std::clamp<std::size_t>((end_ - begun) / steps_per_thread, 1, threads);
+  parallel_for(threads, threads, [&](std::size_t) {
+    while (work()) {
     }
-    auto size_bytes = std::min(left, step_bytes);
-    if (!shard.contiguous_source())
-      size_bytes = std::min(left, std::max<std::uint64_t>(step_bytes / shard.row_bytes, 1) * shard.row_bytes);
-    digest +=
-        digest_part(*plan_, tp_rank_, parameter_, source_ + shard.source, shard.source_pitch, done_bytes_, size_bytes);
-    done_bytes_ += size_bytes;
-    return true;
-  }
-  return false;
+  });
+}
+
+Digest SourceDigests::shard(std::size_t tp_rank, std::size_t parameter) const noexcept {
+  while (plan_->copy(tp_rank, parameter)) --tp_rank;  // copies follow what they copy
+  return table_[tp_rank * plan_->model.parameters.size() + parameter];
 }
 
 Digest SourceDigests::parameter(std::size_t parameter) const noexcept {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -26,16 +27,12 @@ class SourceDigests {
   explicit SourceDigests(const TransferPlan& plan);
   /// Starts over for parameters [first, first + count) of the source region at `source`.
   void begin(const std::byte* source, std::size_t first, std::size_t count) noexcept;
-  /// Digests about a mebibyte; false when nothing was left to do.
+  /// Digests at most a few mebibytes; false when nothing was left to begin. Thread-safe.
   bool work() noexcept;
-  void finish() noexcept {
-    while (work()) {
-    }
-  }
+  /// Does what is left, on up to `threads` threads where there is enough of it.
+  void finish(std::size_t threads);
   /// Of shard `parameter` of `tp_rank`; complete after finish().
-  Digest shard(std::size_t tp_rank, std::size_t parameter) const noexcept {
-    return table_[tp_rank * plan_->model.parameters.size() + parameter];
-  }
+  Digest shard(std::size_t tp_rank, std::size_t parameter) const noexcept;
   /// For digests that were computed elsewhere (on a GPU).
   void set(std::size_t tp_rank, std::size_t parameter, const Digest& digest) noexcept {
     table_[tp_rank * plan_->model.parameters.size() + parameter] = digest;
@@ -44,11 +41,18 @@ class SourceDigests {
   Digest parameter(std::size_t parameter) const noexcept;
 
  private:
+  struct Step {
+    std::size_t tp_rank = 0, parameter = 0;
+    std::uint64_t first = 0, size_bytes = 0;  // of the packed shard
+  };
+
   const TransferPlan* plan_;
-  std::vector<Digest> table_;  // by tp rank, then parameter
+  std::vector<Digest> table_;            // by tp rank, then parameter; copies stay zero
+  std::vector<Step> steps_;              // by parameter
+  std::vector<std::size_t> first_step_;  // of each parameter, and the end
   const std::byte* source_ = nullptr;
-  std::size_t parameter_ = 0, end_ = 0, tp_rank_ = 0;
-  std::uint64_t done_bytes_ = 0;  // of the current shard
+  std::atomic<std::size_t> next_{0};
+  std::size_t end_ = 0;
 };
 
 }  // namespace weightcast
