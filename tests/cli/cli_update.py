@@ -255,13 +255,14 @@ class Success(Workplace):
             self.assertEqual((row["verify"], row["wrong"]), ("all", 0))
         lines = done.stdout.splitlines()
         header = next(line for line in lines if line.startswith("model "))
-        self.assertEqual(header.split(), ["model", "size", "transport", "method", "unit", "cold", "median", "min", "max", "p99", "GB/s", "egress",
-                                          "staging", "#wrong", "ratio"])
+        self.assertEqual(header.split(), ["model", "size", "transport", "method", "unit", "verify", "cold", "median", "min", "max", "p99",
+                                          "GB/s", "egress", "staging", "#wrong", "ceiling", "ratio"])
         self.assertEqual(len([line for line in lines if line.startswith("tiny ")]), 6)
-        done = mpirun(2, "bench", "--model=tiny", "--transport=mpi", "--verify=none", "--repeat=1", "--json", self.path("bench.json"))
+        done = mpirun(2, "bench", "--model=tiny", "--transport=mpi", "--verify=none,all", "--repeat=1", "--json", self.path("bench.json"))
         self.assertEqual(done.returncode, 0, done.stderr)
-        row, = self.report(self.path("bench.json"))["rows"]
-        self.assertEqual((row["verify"], row["ceiling_GBps"], row["ratio_to_ceiling"]), ("none", None, None))
+        rows = self.report(self.path("bench.json"))["rows"]
+        self.assertEqual([(row["verify"], row["ceiling_GBps"], row["ratio_to_ceiling"]) for row in rows],
+                         [("none", None, None), ("all", None, None)])
 
 
 class BadInput(Workplace):
