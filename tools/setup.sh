@@ -18,7 +18,7 @@ TEXT
 build_packages=(
   g++ cmake ninja-build pkg-config
   openmpi-bin libopenmpi-dev libhdf5-openmpi-dev
-  libboost-program-options-dev nlohmann-json3-dev libspdlog-dev libfmt-dev libxxhash-dev
+  libboost-program-options-dev nlohmann-json3-dev libfmt-dev libxxhash-dev
   libgtest-dev libgmock-dev librapidcheck-dev
   python3 python3-venv ca-certificates
 )

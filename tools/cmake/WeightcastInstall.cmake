@@ -13,7 +13,7 @@ target_link_options(weightcast PRIVATE -Wl,--disable-new-dtags -Wl,--as-needed)
 set_target_properties(weightcast PROPERTIES INSTALL_RPATH "$ORIGIN/../lib")
 install(TARGETS weightcast RUNTIME_DEPENDENCY_SET weightcast_libraries RUNTIME DESTINATION bin)
 install(RUNTIME_DEPENDENCY_SET weightcast_libraries
-  PRE_INCLUDE_REGEXES "^lib(hdf5_openmpi|sz|aec|boost_program_options|spdlog|fmt|xxhash)\\.so"
+  PRE_INCLUDE_REGEXES "^lib(hdf5_openmpi|sz|aec|boost_program_options|fmt|xxhash)\\.so"
   PRE_EXCLUDE_REGEXES ".*"
   LIBRARY DESTINATION lib)
 
