@@ -174,17 +174,5 @@ TEST_P(CopyRows, MovesRowsAndNothingBetween) {
 
 INSTANTIATE_TEST_SUITE_P(All, CopyRows, testing::Values(&copy_rows, &stream_rows));
 
-TEST(ResidentMemory, CountsPrivateAndSharedApart) {
-  constexpr std::uint64_t size = 64 << 20;
-  const auto before = resident_memory();
-  const auto mine = Buffer::host(size, false, "a test");
-  const auto with_private = resident_memory();
-  EXPECT_GE(with_private.private_bytes, before.private_bytes + size / 2);
-  const auto shared = Buffer::host(size, true, "a test");
-  const auto with_shared = resident_memory();
-  EXPECT_GE(with_shared.shared_bytes, before.shared_bytes + size / 2);
-  EXPECT_GE(with_shared.peak_bytes, with_shared.private_bytes / 2 + with_shared.shared_bytes / 2);
-}
-
 }  // namespace
 }  // namespace weightcast

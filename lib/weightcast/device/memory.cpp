@@ -27,7 +27,7 @@ Error no_memory(std::uint64_t size_bytes, const std::string& purpose) {
                "use a larger machine, a larger --tp, or --commit in-place (one slot for each engine rank)");
 }
 
-/// The value of `key` ("RssAnon:") in a file of /proc that gives kibibytes, in bytes; nothing when it is not there.
+/// The value of `key` ("MemAvailable:") in a file of /proc that gives kibibytes, in bytes; nothing when it is not there.
 std::optional<std::uint64_t> proc_bytes(const char* path, std::string_view key) {
   std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {
@@ -248,11 +248,6 @@ void stream_rows(std::byte* destination, std::uint64_t destination_pitch, const 
 #if defined(__SSE2__)
   _mm_sfence();  // or another rank might be told before the bytes are there
 #endif
-}
-
-ResidentMemory resident_memory() {
-  const auto value = [](std::string_view key) { return proc_bytes("/proc/self/status", key).value_or(0); };
-  return {value("RssAnon:"), value("RssShmem:"), value("VmHWM:")};
 }
 
 }  // namespace weightcast

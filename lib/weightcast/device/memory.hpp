@@ -107,12 +107,4 @@ void copy_rows(std::byte* destination, std::uint64_t destination_pitch, const st
 void stream_rows(std::byte* destination, std::uint64_t destination_pitch, const std::byte* source,
                  std::uint64_t source_pitch, std::uint64_t row_bytes, std::uint64_t rows) noexcept;
 
-/// Resident memory of this process in bytes. Pages of another process's shared buffer count as shared once they are
-/// read.
-struct ResidentMemory {
-  std::uint64_t private_bytes = 0, shared_bytes = 0;
-  std::uint64_t peak_bytes = 0;  ///< highest sum so far
-};
-ResidentMemory resident_memory();
-
 }  // namespace weightcast
