@@ -151,14 +151,11 @@ class ModelBench {
       return seconds;
     }
     for (const auto& rule : plan_.model.parameters) {
+      const auto& info = rule.info;
       if (trainer_) {
-        note(trainer_->update_parameter(source, version_, rule.info.name));
-      } else if (const auto answer =
-                     engine_->update_parameter_from_distributed(rule.info.name, rule.info.dtype, rule.info.shape);
-                 !answer.success) {
-        Error error(answer.code, answer.message);
-        error.set_reach(Error::Reach::everybody);
-        throw error;
+        note(trainer_->update_parameter(source, version_, info.name));
+      } else {
+        engine_->update_parameter_from_distributed(info.name, info.dtype, info.shape).throw_if_refused();
       }
     }
     return seconds;

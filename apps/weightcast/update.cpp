@@ -178,11 +178,8 @@ class Update {
     for (const auto& rule : plan_.model.parameters) {
       const auto& info = rule.info;
       if (engine_) {
-        const auto answer = engine_->update_parameter_from_distributed(info.name, info.dtype, info.shape);
-        if (answer.success) continue;
-        Error error(answer.code, answer.message);
-        error.set_reach(Error::Reach::everybody);
-        throw error;
+        engine_->update_parameter_from_distributed(info.name, info.dtype, info.shape).throw_if_refused();
+        continue;
       }
       const auto call = trainer_->update_parameter(source, version, info.name);
       total.prepare_s += call.prepare_s;

@@ -118,6 +118,13 @@ std::vector<float> Scheduler::rows(std::size_t parameter, std::uint64_t rows) {
   return times.timed([&] { return worker_->rows(group(), parameter, rows); });
 }
 
+void Answer::throw_if_refused() const {
+  if (success) return;
+  Error error(code, message);
+  error.set_reach(Error::Reach::everybody);
+  throw error;
+}
+
 void Engine::init_parameter_update_group(
     const Communicator& parent, const GroupOptions& options,
     const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap) {

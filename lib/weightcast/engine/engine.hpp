@@ -80,6 +80,9 @@ struct Answer {
   bool success = false;
   std::string message;
   ExitCode code = ExitCode::ok;  ///< why not
+
+  /// For callers that prefer it: throws the error that all ranks of the group have met, unless it is a success.
+  void throw_if_refused() const;
 };
 
 /// The public face of an engine rank. `plan` must outlive it.
