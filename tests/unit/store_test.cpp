@@ -278,6 +278,74 @@ TEST_F(Store, ReadersNeverSeeAMixture) {
   EXPECT_EQ(store.served(), 200u);
 }
 
+TEST_F(Store, AVersionIsPinnedById) {
+  ParameterStore store(plan, CommitMode::swap, MemoryKind::host);
+  update(store, 1);
+  update(store, 2);
+  EXPECT_EQ(store.pin(1, passed()).version().id, 1u) << "the spare slot still holds it";
+  EXPECT_TRUE(holds(store.pin(1, passed())));
+  EXPECT_TRUE(holds(store.pin(2, passed())));
+  store.reserve(long_enough());
+  EXPECT_TRUE(holds(store.pin(1, passed()))) << "reserved, but not overwritten yet";
+  store.overwrite();
+  const auto error = error_of([&] { store.pin(1, passed()); });
+  EXPECT_EQ(error.code(), ExitCode::deadline);
+  EXPECT_THAT(error.what(), AllOf(HasSubstr("version 1"), HasSubstr("[2]")));
+  store.drop();
+  EXPECT_EQ(error_of([&] { store.pin(1, passed()); }).code(), ExitCode::deadline) << "half-written content is gone";
+}
+
+TEST_F(Store, APinByIdWaitsForTheCommit) {
+  ParameterStore store(plan, CommitMode::swap, MemoryKind::host);
+  update(store, 1);
+  std::thread updater([&] {
+    for (int i = 0; i < 1000; ++i) std::this_thread::yield();
+    update(store, 2);
+  });
+  const auto pin = store.pin(2, long_enough());
+  EXPECT_EQ(pin.version().id, 2u);
+  EXPECT_TRUE(holds(pin));
+  updater.join();
+}
+
+TEST_F(Store, WhoIsWaitedForIsNamed) {
+  ParameterStore store(plan, CommitMode::swap, MemoryKind::host);
+  update(store, 1);
+  const auto a = store.pin("probe request 17"), b = store.pin(1, passed(), "probe request 18");
+  update(store, 2);
+  const auto error = error_of([&] { store.stage(passed()); });
+  EXPECT_THAT(error.what(), AllOf(HasSubstr("version 1 "), HasSubstr("probe request 17, probe request 18")));
+}
+
+TEST_F(Store, RollsBackToTheSpareSlot) {
+  ParameterStore store(plan, CommitMode::swap, MemoryKind::host);
+  update(store, 1);
+  EXPECT_EQ(error_of([&] { store.roll_back(2); }).code(), ExitCode::internal);
+  update(store, 2);
+  ASSERT_TRUE(store.slot_of(1));
+  EXPECT_NE(store.slot_of(1), store.slot_of(2));
+  store.roll_back(1);
+  EXPECT_EQ(store.served(), 1u);
+  EXPECT_EQ(store.pin().version().digest, "digest 1");
+  EXPECT_TRUE(holds(store.pin()));
+  const auto slot = store.slot_of(2);
+  EXPECT_EQ(store.stage(long_enough()), slot) << "what was rolled back is overwritten next";
+  EXPECT_EQ(error_of([&] { store.roll_back(1); }).code(), ExitCode::internal) << "an update is under way";
+  store.publish({3, ""});
+  EXPECT_FALSE(store.slot_of(2));
+}
+
+TEST_F(Store, InPlaceIsAsGoodAsBeforeWhenNothingWasOverwritten) {
+  ParameterStore store(plan, CommitMode::in_place, MemoryKind::host);
+  update(store, 1);
+  store.reserve(long_enough());
+  EXPECT_TRUE(store.dirty());
+  EXPECT_TRUE(holds(store.pin(1, passed()))) << "for requests that began before, on another rank";
+  store.drop();
+  EXPECT_FALSE(store.dirty());
+  EXPECT_TRUE(holds(store.pin()));
+}
+
 TEST_F(Store, SaysWhatItHasNoMemoryFor) {
   plan.slot_bytes = std::uint64_t{1} << 60;
   const auto error = error_of([&] { ParameterStore store(plan, CommitMode::swap, MemoryKind::host); });

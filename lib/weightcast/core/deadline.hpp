@@ -20,6 +20,7 @@ class Deadline {
     return Deadline(at_ + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds)));
   }
 
+  Clock::time_point at() const noexcept { return at_; }
   bool passed() const noexcept { return Clock::now() >= at_; }
   /// Seconds left; 0 when passed.
   double remaining_s() const noexcept {

@@ -36,7 +36,7 @@ void UpdateGroup::State::prepare(UpdateClaim& claim, Deadline deadline) {
           fmt::format("the update is based on version {}, but the engine serves {}", claim.base_version, *served),
           "publish on top of the served version");
     }
-    begun.sink = store->stage(deadline);
+    begun.sink = store->reserve(deadline);
   }
   open = begun;
   arrived.assign(parameters, false);
@@ -52,6 +52,8 @@ void UpdateGroup::State::stage(const UpdateClaim& claim, Deadline deadline) {
     slot_witness->begin(store->slots()[open->sink], batch.first_parameter, batch.parameters);
     batch.witness = &*slot_witness;
   }
+  // Only now: until PREPARE was agreed on, requests of other ranks could still need what the slot holds.
+  if (store != nullptr) store->overwrite();
   transport->run(batch, deadline);
   for (std::size_t p = claim.first_parameter; p < claim.first_parameter + claim.parameters; ++p) {
     if (!arrived[p]) --open->missing;
