@@ -56,6 +56,28 @@ TEST(Agree, TheLowestGuiltyRankSpeaks) {
   EXPECT_EQ(error->origin().rank, comm.size() / 2);
 }
 
+TEST(Agree, EveryGuiltyRankIsNamedWithItsReason) {
+  const auto comm = world();
+  if (comm.size() < 5) GTEST_SKIP() << "needs two reasons and an innocent rank";
+  auto error = outcome(comm, 10, [&] {
+    if (comm.rank() == 2) fail(ExitCode::mismatch, "one bit");
+    if (comm.rank() > 2) fail(ExitCode::config, "another base");
+  });
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->code(), ExitCode::mismatch);
+  EXPECT_EQ(error->origin().rank, 2);
+  const auto message = fmt::format("rank 2: one bit; ranks 3-{}: another base", comm.size() - 1);
+  EXPECT_EQ(error->what(), message);
+  // Told again, it stays as it is.
+  const auto first = error;
+  error = outcome(comm, 10, [&] { throw Error(*first); });
+  EXPECT_EQ(error->what(), message);
+  EXPECT_EQ(error->origin().rank, 2);
+  // What all say needs no names.
+  error = outcome(comm, 10, [] { fail(ExitCode::config, "the same everywhere"); });
+  EXPECT_STREQ(error->what(), "the same everywhere");
+}
+
 TEST(Agree, ACauseOutranksAWait) {
   const auto comm = world();
   const auto error = outcome(comm, 10, [&] {

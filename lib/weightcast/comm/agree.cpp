@@ -1,13 +1,15 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <utility>
+#include <vector>
 
 #include "weightcast/comm/communicator.hpp"
 #include "weightcast/core/file.hpp"
 
 // Agreement is a star around rank 0 and not an all-reduce, because rank 0 then knows who is missing. Everybody reports
-// whether it failed; rank 0 picks the lowest guilty rank and answers everybody; the reason travels only when there is
-// one.
+// whether it failed; rank 0 picks the lowest guilty rank, adds the reasons of the others and answers everybody; reasons
+// travel only when there are any.
 namespace weightcast {
 namespace {
 
@@ -76,9 +78,51 @@ void receive(const Communicator& comm, void* data, std::size_t bytes, int peer, 
   }
 }
 
+/// "rank 3", "ranks 1-4, 7".
+std::string name_ranks(const std::vector<int>& sorted) {
+  std::string text;
+  for (std::size_t i = 0; i < sorted.size(); ++i) {
+    const auto first = i;
+    while (i + 1 < sorted.size() && sorted[i + 1] == sorted[i] + 1) ++i;
+    text += fmt::format("{}{}", text.empty() ? "" : ", ", sorted[first]);
+    if (i > first) text += fmt::format("-{}", sorted[i]);
+  }
+  return (sorted.size() == 1 ? "rank " : "ranks ") + text;
+}
+
+/// What everybody is told: the reason of the lowest guilty rank, with the reasons of all others in its message.
+Reason verdict(std::vector<Reason> reasons, int ranks) {
+  if (reasons.empty()) return {};
+  for (const auto& reason : reasons) {
+    if (reason.lost != 0) return reason;
+  }
+  // A failure with a cause outranks a wait that only ran out because of it.
+  const auto waited = [](const Reason& reason) { return reason.code == static_cast<int>(ExitCode::deadline); };
+  if (!std::all_of(reasons.begin(), reasons.end(), waited)) std::erase_if(reasons, waited);
+  std::vector<std::pair<std::string, std::vector<int>>> by_message;
+  for (const auto& reason : reasons) {
+    const std::string message = reason.message.data();
+    auto entry = std::find_if(by_message.begin(), by_message.end(), [&](const auto& e) { return e.first == message; });
+    if (entry == by_message.end()) entry = by_message.insert(entry, {message, {}});
+    // An error that all have met already is reported by each, but has one origin.
+    const auto place = std::lower_bound(entry->second.begin(), entry->second.end(), reason.rank);
+    if (place == entry->second.end() || *place != reason.rank) entry->second.insert(place, reason.rank);
+  }
+  auto lead = reasons.front();
+  const auto guilty = by_message.front().second.size();
+  if (by_message.size() == 1 && (guilty == 1 || guilty == static_cast<std::size_t>(ranks))) return lead;
+  std::string text;
+  for (const auto& [message, who] : by_message)
+    text += fmt::format("{}{}: {}", text.empty() ? "" : "; ", name_ranks(who), message);
+  store(lead.message, text);
+  return lead;
+}
+
 /// Rank 0's side: the verdict over everybody's outcome, sent to all who still answer.
-void judge(const Communicator& comm, std::string_view stage, Deadline deadline, Reason reason) {
+void judge(const Communicator& comm, std::string_view stage, Deadline deadline, const Reason& own) {
   const auto patience = deadline.plus(grace_s);
+  std::vector<Reason> reasons;  // empty, and so without memory, unless somebody failed
+  if (own.code != 0) reasons.push_back(own);
   for (int peer = 1; peer < comm.size(); ++peer) {
     try {
       std::int32_t failed = 0;
@@ -86,17 +130,15 @@ void judge(const Communicator& comm, std::string_view stage, Deadline deadline, 
       if (failed == 0) continue;
       Reason theirs;
       receive(comm, &theirs, sizeof theirs, peer, tag_reason, patience.plus(1));
-      // A failure with a cause outranks a wait that only ran out because of it.
-      const bool only_waited =
-          reason.code == static_cast<std::int32_t>(ExitCode::deadline) && theirs.code != reason.code;
-      if (reason.code == 0 || only_waited) reason = theirs;
+      reasons.push_back(theirs);
     } catch (const Error& error) {
       const bool late = error.code() == ExitCode::deadline;
       auto silent = late ? silence(fmt::format("rank {}", peer), stage) : error;
       silent.set_reach(Error::Reach::lost);
-      reason = make_reason(silent, stage, peer, {});
+      reasons.push_back(make_reason(silent, stage, peer, {}));
     }
   }
+  const auto reason = verdict(std::move(reasons), comm.size());
   for (int peer = 1; peer < comm.size(); ++peer) {
     if (reason.lost != 0 && reason.rank == peer) continue;
     send(comm, &reason.code, sizeof reason.code, peer, tag_verdict, patience.plus(1));

@@ -75,9 +75,11 @@ class Communicator {
 /// it did something useful. Error(deadline) naming `what` when time runs out (the requests are then abandoned).
 void wait_all(std::span<MPI_Request> requests, Deadline deadline, std::string_view what, FunctionRef<bool()> idle = {});
 
-/// Runs `local` on every rank of `comm`, then makes all ranks throw if any of them did, or none. The innocent throw the
-/// error of the lowest guilty rank, its origin naming rank and `stage`. A rank that does not answer until `deadline`
-/// plus a grace of `grace_s` is itself the error (Error(deadline) of Reach::lost: such a job cannot be finalized).
+/// Runs `local` on every rank of `comm`, then makes all ranks throw if any of them did, or none. All throw the error of
+/// the lowest guilty rank, its origin naming rank and `stage`; where several have failed, the message lists every one
+/// of them with its reason (waits that ran out only when there is no other cause). A rank that does not answer until
+/// `deadline` plus a grace of `grace_s` is itself the error (Error(deadline) of Reach::lost: such a job cannot be
+/// finalized).
 void agree(const Communicator& comm, std::string_view stage, Deadline deadline, FunctionRef<void()> local);
 inline constexpr double grace_s = 5.0;
 
