@@ -54,6 +54,17 @@ class UpdateRig {
     }
   }
 
+  /// The same for a rollback.
+  std::optional<Error> rollback(std::uint64_t version, UpdateResult* result = nullptr) {
+    try {
+      const auto outcome = trainer ? trainer->rollback(version) : engine->update_weights();
+      if (result != nullptr) *result = outcome;
+      return std::nullopt;
+    } catch (const Error& error) {
+      return error;
+    }
+  }
+
   /// Engines: what is served is exactly `version` with the bytes of `weights`. Trainer: true.
   testing::AssertionResult serves(std::uint64_t version, const RandomWeights& weights) {
     if (!engine) return testing::AssertionSuccess();

@@ -199,6 +199,54 @@ TEST_F(UpdateTest, InPlaceServesNothingAfterAFailureUntilAFullUpdate) {
   EXPECT_TRUE(rig.serves(4, rig.seed1));
 }
 
+TEST_F(UpdateTest, RollsBackToWhatTheOtherSlotHolds) {
+  for (const char* transport : {"mpi", "direct"}) {
+    UpdateRig rig({.transport = transport});
+    ASSERT_TRUE(rig.rollback(7)) << "nobody holds it";
+    UpdateResult two, three, again;
+    ASSERT_FALSE(rig.update(0, 2, &two));
+    ASSERT_FALSE(rig.rollback(1)) << "to what was there before the group";
+    EXPECT_TRUE(rig.serves(1, rig.seed1));
+    ASSERT_FALSE(rig.rollback(2, &again)) << "and forth";
+    EXPECT_TRUE(again.committed);
+    EXPECT_EQ(again.digest, two.digest);
+    EXPECT_TRUE(rig.serves(2, rig.seed2));
+    ASSERT_FALSE(rig.update(1, 3, &three));
+    const auto error = rig.rollback(1);
+    ASSERT_TRUE(error);
+    EXPECT_EQ(error->code(), ExitCode::config);
+    EXPECT_THAT(error->what(), HasSubstr("version 1 is not held"));
+    EXPECT_TRUE(rig.serves(3, rig.seed1));
+    ASSERT_FALSE(rig.rollback(2));
+    EXPECT_TRUE(rig.serves(2, rig.seed2));
+    ASSERT_FALSE(rig.update(1, 4)) << "version 2 is the base again";
+    EXPECT_TRUE(rig.serves(4, rig.seed1));
+  }
+}
+
+TEST_F(UpdateTest, ARollbackToChangedMemoryIsRefused) {
+  UpdateRig rig({});
+  ASSERT_FALSE(rig.update(0, 2));
+  const int guilty = rig.world.size() - 1;
+  if (rig.world.rank() == guilty) rig.engine->store().pin(1, Deadline::after(1)).slot().data[5] ^= std::byte{4};
+  const auto error = rig.rollback(1);
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->code(), ExitCode::mismatch);
+  EXPECT_EQ(error->origin().rank, guilty);
+  EXPECT_TRUE(rig.serves(2, rig.seed2));
+  ASSERT_FALSE(rig.update(1, 3));
+}
+
+TEST_F(UpdateTest, InPlaceCannotRollBack) {
+  UpdateRig rig({.commit = CommitMode::in_place});
+  ASSERT_FALSE(rig.update(0, 2));
+  const auto error = rig.rollback(1);
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->code(), ExitCode::config);
+  EXPECT_THAT(error->hint(), HasSubstr("in-place"));
+  EXPECT_TRUE(rig.serves(2, rig.seed2));
+}
+
 TEST_F(UpdateTest, GroupsThatDoNotAgreeAreNotFormed) {
   const auto world = Communicator::duplicate(MPI_COMM_WORLD);
   const auto tp = static_cast<std::uint64_t>(world.size()) - 1;

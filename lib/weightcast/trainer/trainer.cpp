@@ -35,6 +35,9 @@ std::size_t Trainer::load(const WeightSource& source, std::size_t threads,
 void Trainer::init_parameter_update_group(
     const Communicator& parent, const GroupOptions& options, std::uint64_t served_version,
     const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap) {
+  if (versions_.empty())
+    throw Error(ExitCode::config, "init_parameter_update_group() before load()", "load the weights to be sent first");
+  const auto ticket = admission_.enter(served_version);
   group_ = std::make_unique<UpdateGroup>(parent, *plan_, options, buffers(), nullptr, wrap);
   served_version_ = served_version;
 }
@@ -60,7 +63,17 @@ UpdateResult Trainer::update_parameter(std::size_t source, std::uint64_t version
   return update(source, version, static_cast<std::size_t>(index), 1);
 }
 
+UpdateResult Trainer::rollback(std::uint64_t version) {
+  const auto ticket = admission_.enter(version);
+  const auto result = group().roll_back(served_version_, version);
+  served_version_ = version;
+  return result;
+}
+
 UpdateResult Trainer::update(std::size_t source, std::uint64_t version, std::size_t first, std::size_t count) {
+  if (source >= versions_.size())
+    fail(ExitCode::config, "weights {} were never loaded: there are {}", source, versions_.size());
+  const auto ticket = admission_.enter(version);
   const auto result = group().publish({served_version_, version, source, claimed(source), first, count});
   if (result.committed) served_version_ = version;
   return result;

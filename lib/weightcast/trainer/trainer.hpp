@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "weightcast/trainer/weight_source.hpp"
+#include "weightcast/update/admission.hpp"
 #include "weightcast/update/update_group.hpp"
 
 namespace weightcast {
@@ -33,6 +34,10 @@ class Trainer {
   /// Sends one parameter; the version is committed when the last one has been sent. Error(usage) for an unknown name.
   UpdateResult update_parameter(std::size_t source, std::uint64_t version, std::string_view name);
 
+  /// Makes the engines serve a version again that they still hold in their other slot, verified by digest. Collective.
+  /// Error(config) when they do not.
+  UpdateResult rollback(std::uint64_t version);
+
   /// The memory of a loaded version, parameters at plan.source_offsets; not to be written during an update.
   Region source(std::size_t source) const { return versions_.at(source)->buffer.region(); }
   /// The memory of all loaded versions, for mapping it elsewhere.
@@ -54,6 +59,7 @@ class Trainer {
   std::vector<std::unique_ptr<Version>> versions_;
   std::unique_ptr<UpdateGroup> group_;
   std::uint64_t served_version_ = 0;
+  Admission admission_;
 };
 
 }  // namespace weightcast

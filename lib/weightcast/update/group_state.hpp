@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <exception>
 #include <optional>
 
@@ -21,6 +22,9 @@ class SlotWitness final : public Witness {
   /// Waits for the digests of this call's parameters.
   void finish(Deadline deadline);
   Digest shard(std::size_t parameter) const noexcept { return digests_[parameter]; }
+  /// Digests all that a slot holds, whoever put it there. Of all shards, by parameter.
+  std::span<const Digest> digest(const Region& slot, Deadline deadline);
+  std::span<const Digest> shards() const noexcept { return digests_; }
 
  private:
   const TransferPlan* plan_;
@@ -76,8 +80,9 @@ struct UpdateGroup::State {
   std::optional<OpenUpdate> open;
   std::vector<bool> arrived;              // of the open update, by parameter
   std::vector<Digest> parameter_digests;  // trainer: of the open update
-  std::vector<Digest> sent;  // exchange buffer: shard digests of all tp ranks for one call, then the model's
-  HeldVersion last;          // trainer: what it committed last
+  std::vector<Digest> sent;    // exchange buffer: shard digests of all tp ranks for one call, then the model's
+  HeldVersion last, previous;  // what was committed, and what before
+  std::array<std::vector<Digest>, 2> proven;  // engine, with proof: shard digests of what each slot holds
 
   bool trainer() const noexcept { return peers.trainer(); }
   Deadline deadline() const noexcept { return Deadline::after(options.timeout_s); }
@@ -95,6 +100,13 @@ struct UpdateGroup::State {
   bool complete() const noexcept { return open->missing == 0; }
   std::string commit();
   void abort() noexcept;
+
+  // Rollback, in rollback.cpp.
+  /// Digests what is served at the start, so that a rollback to it can be proven. Collective.
+  void prove_served();
+  void prepare_rollback(const UpdateClaim& claim) const;
+  void verify_rollback(const UpdateClaim& claim, Deadline deadline);
+  void commit_rollback(const UpdateClaim& claim);
   UpdateResult run(UpdateClaim claim, std::span<const Digest> claimed, FunctionRef<void(const UpdateClaim&)> check);
 };
 

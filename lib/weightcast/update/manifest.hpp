@@ -37,8 +37,9 @@ struct UpdateClaim {
   std::uint64_t base_version = 0, version = 0;
   std::uint64_t source = 0;                           ///< index of the trainer's source region
   std::uint64_t first_parameter = 0, parameters = 0;  ///< range of this call
-  std::uint64_t flags = 0;                            ///< UpdateClaim::same when trainer and engines hold it already
-  static constexpr std::uint64_t same = 1;
+  std::uint64_t flags = 0;                            ///< one of the following, or 0
+  static constexpr std::uint64_t same = 1;            ///< trainer and engines hold it already
+  static constexpr std::uint64_t rollback = 2;        ///< engines shall serve a version that they still hold
 };
 static_assert(std::is_trivially_copyable_v<UpdateClaim>);
 

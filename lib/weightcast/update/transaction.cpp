@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "weightcast/telemetry/stopwatch.hpp"
 #include "weightcast/update/group_state.hpp"
@@ -19,6 +20,7 @@ void UpdateGroup::State::prepare(UpdateClaim& claim, Deadline deadline) {
          parameters);
   }
   if (claim.flags == UpdateClaim::same) return;
+  if (claim.flags == UpdateClaim::rollback) return prepare_rollback(claim);
   if (open && open->version != claim.version) {
     fail(ExitCode::busy, "version {} is still being updated ({} parameters missing): version {} must wait",
          open->version, open->missing, claim.version);
@@ -96,9 +98,10 @@ void UpdateGroup::State::verify(const UpdateClaim& claim, std::span<const Digest
 
 std::string UpdateGroup::State::commit() {
   HeldVersion version{open->version, options.proof == Proof::none ? std::string() : sent.back().hex()};
+  if (slot_witness) proven[open->sink].assign(slot_witness->shards().begin(), slot_witness->shards().end());
   open.reset();
   if (store != nullptr) store->publish(version);
-  last = std::move(version);
+  previous = std::exchange(last, std::move(version));
   return last.digest;
 }
 
@@ -120,6 +123,18 @@ UpdateResult UpdateGroup::State::run(UpdateClaim claim, std::span<const Digest> 
     result.prepare_s = watch.lap();
     if (claim.flags == UpdateClaim::same) {
       result.committed = result.no_op = true;
+      result.digest = last.digest;
+      return result;
+    }
+    if (claim.flags == UpdateClaim::rollback) {
+      agree(group, "verify", deadline(), [&] {
+        verify_rollback(claim, deadline());
+        result.verify_s = watch.lap();
+      });
+      result.vote_s = watch.lap();
+      commit_rollback(claim);
+      result.commit_s = watch.lap();
+      result.committed = true;
       result.digest = last.digest;
       return result;
     }
@@ -148,6 +163,7 @@ UpdateResult UpdateGroup::State::run(UpdateClaim claim, std::span<const Digest> 
 
 UpdateResult UpdateGroup::publish(const UpdateRequest& request) {
   auto& s = *state_;
+  if (!s.trainer()) throw Error(ExitCode::config, "publish() on an engine rank", "only the trainer, rank 0, publishes");
   UpdateClaim claim;
   std::copy_n(s.plan->digest.begin(), std::min(claim.plan_digest.size(), s.plan->digest.size()),
               claim.plan_digest.begin());
@@ -165,6 +181,7 @@ UpdateResult UpdateGroup::publish(const UpdateRequest& request) {
 }
 
 UpdateResult UpdateGroup::receive(FunctionRef<void(const UpdateClaim&)> check) {
+  if (state_->trainer()) throw Error(ExitCode::config, "receive() on the trainer", "only engine ranks receive");
   return state_->run({}, {}, check);
 }
 

@@ -91,6 +91,7 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
     s.slot_witness.emplace(plan, s.peers.tp_rank(), options.placement);
   s.init_s = watch.lap();
   s.warm_up();
+  s.prove_served();
   s.warmup_s = watch.lap();
 }
 

@@ -78,8 +78,12 @@ class UpdateGroup {
 
   /// Trainer: publishes parameters to all engines.
   UpdateResult publish(const UpdateRequest& request);
-  /// Engines: takes part in the trainer's next publish(). `check` may refuse its claim by throwing, before anything
-  /// moves: then all ranks throw that error.
+  /// Trainer: makes all engines serve a version again that their other slot still holds, once its digests have proven
+  /// that it is what was committed (or served when the group was formed). Error(config) naming the ranks that no longer
+  /// hold it; Error(mismatch) if it changed. On success it is the base of the next update.
+  UpdateResult roll_back(std::uint64_t base_version, std::uint64_t version);
+  /// Engines: takes part in the trainer's next publish() or roll_back(). `check` may refuse its claim by throwing,
+  /// before anything moves: then all ranks throw that error.
   UpdateResult receive(FunctionRef<void(const UpdateClaim&)> check = {});
 
   const Communicator& group() const noexcept;

@@ -38,6 +38,18 @@ void SlotWitness::finish(Deadline deadline) {
   std::copy(results.begin(), results.end(), digests_.begin() + static_cast<std::ptrdiff_t>(first_));
 }
 
+std::span<const Digest> SlotWitness::digest(const Region& slot, Deadline deadline) {
+  begin(slot, 0, digests_.size());
+  if (gpu_) {
+    gpu_->queue(0, digests_.size(), nullptr);
+  } else {
+    parallel_for(digests_.size(), available_cores(),
+                 [&](std::size_t p) { digests_[p] = digest_of_shard(*plan_, tp_rank_, p, slot.data); });
+  }
+  finish(deadline);
+  return digests_;
+}
+
 SourceWitness::SourceWitness(const TransferPlan& plan, Placement placement, bool crowded)
     : plan_(&plan), crowded_(crowded), digests_(plan) {
   if (placement.kind == MemoryKind::cuda) gpu_.emplace(GpuDigests::of_source(plan, placement.gpu));
