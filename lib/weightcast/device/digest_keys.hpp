@@ -2,11 +2,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define WEIGHTCAST_HOST_DEVICE __host__ __device__
-#else
-#define WEIGHTCAST_HOST_DEVICE
-#endif
+#include "weightcast/device/host_device.hpp"
 
 /// The constants of the digest (digest.md), for host and device code alike: no containers, no intrinsics.
 namespace weightcast::digest_keys {

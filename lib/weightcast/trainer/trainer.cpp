@@ -5,15 +5,19 @@
 
 namespace weightcast {
 
+std::unique_ptr<Trainer::Version> Trainer::make_version(const std::string& purpose) const {
+  if (group_)
+    fail(ExitCode::config, "weights must be there before the update group is formed: their memory is registered then");
+  auto version = std::make_unique<Version>();
+  version->buffer = Buffer::allocate(placement_, plan_->source_bytes, true, purpose);
+  return version;
+}
+
 std::size_t Trainer::load(const WeightSource& source, std::size_t threads,
                           const std::function<void(std::uint64_t)>& progress) {
-  if (group_)
-    fail(ExitCode::config, "weights must be loaded before the update group is formed: their memory is registered then");
   constexpr std::uint64_t block_bytes = 4 * mebibyte;
-  auto version = std::make_unique<Version>();
   const auto& parameters = plan_->model.parameters;
-  version->buffer = Buffer::allocate(placement_, plan_->source_bytes, true,
-                                     fmt::format("the trainer's copy of {}", source.describe()));
+  auto version = make_version(fmt::format("the trainer's copy of {}", source.describe()));
   version->claimed.resize(parameters.size());
   const auto region = version->buffer.region();
   parallel_for(parameters.size(), threads, [&](std::size_t p) {
@@ -30,6 +34,17 @@ std::size_t Trainer::load(const WeightSource& source, std::size_t threads,
   });
   versions_.push_back(std::move(version));
   return versions_.size() - 1;
+}
+
+std::size_t Trainer::reserve() {
+  versions_.push_back(make_version("the weights to send"));
+  return versions_.size() - 1;
+}
+
+void Trainer::fill(std::size_t source, std::span<const TrainingTensor> tensors, Deadline deadline) {
+  auto& version = *versions_.at(source);
+  fill_.run(tensors, version.buffer.region(), deadline);
+  version.claimed.clear();
 }
 
 void Trainer::init_parameter_update_group(

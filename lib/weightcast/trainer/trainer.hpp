@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "weightcast/trainer/training_tensors.hpp"
 #include "weightcast/trainer/weight_source.hpp"
 #include "weightcast/update/admission.hpp"
 #include "weightcast/update/update_group.hpp"
@@ -18,18 +20,26 @@ namespace weightcast {
 class Trainer {
  public:
   /// Keeps its weights at `placement`. `plan` must outlive the trainer.
-  explicit Trainer(const TransferPlan& plan, Placement placement = {}) : plan_(&plan), placement_(placement) {}
+  explicit Trainer(const TransferPlan& plan, Placement placement = {})
+      : plan_(&plan), placement_(placement), fill_(plan) {}
 
   /// Adds a version: allocates its region and fills it on up to `threads` threads, digesting each block as it arrives,
   /// so that later damage to file or memory is noticed. Returns its index. Local; before init_parameter_update_group().
   std::size_t load(const WeightSource& source, std::size_t threads,
                    const std::function<void(std::uint64_t bytes)>& progress = {});
 
+  /// Adds an empty version for fill(): allocates its region. Returns its index. Local; before
+  /// init_parameter_update_group().
+  std::size_t reserve();
+  /// Puts the tensors of a training loop into a version, rounding fp32 masters to the model's dtype (see SourceFill for
+  /// what it takes and refuses). Nothing is claimed of them: what is sent is what counts. Local; not during an update.
+  void fill(std::size_t source, std::span<const TrainingTensor> tensors, Deadline deadline = Deadline::after(60));
+
   /// Joins the update group as rank 0; the engines serve `served_version` already. Collective (see UpdateGroup).
   void init_parameter_update_group(
       const Communicator& parent, const GroupOptions& options, std::uint64_t served_version,
       const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap = {});
-  /// Sends all parameters of a loaded version as one transaction. Collective; the engines call their update_weights().
+  /// Sends all parameters of a version as one transaction. Collective; the engines call their update_weights().
   UpdateResult update_weights(std::size_t source, std::uint64_t version);
   /// Sends one parameter; the version is committed when the last one has been sent. Error(usage) for an unknown name.
   UpdateResult update_parameter(std::size_t source, std::uint64_t version, std::string_view name);
@@ -38,11 +48,11 @@ class Trainer {
   /// Error(config) when they do not.
   UpdateResult rollback(std::uint64_t version);
 
-  /// The memory of a loaded version, parameters at plan.source_offsets; not to be written during an update.
+  /// The memory of a version, parameters at plan.source_offsets; not to be written during an update.
   Region source(std::size_t source) const { return versions_.at(source)->buffer.region(); }
-  /// The memory of all loaded versions, for mapping it elsewhere.
+  /// The memory of all versions, for mapping it elsewhere.
   std::vector<const Buffer*> buffers() const;
-  /// Digest of each parameter of a loaded version, as it was read.
+  /// Digest of each parameter of a loaded version, as it was read; empty for a filled one.
   const std::vector<Digest>& claimed(std::size_t source) const { return versions_.at(source)->claimed; }
   /// Error(config) before init_parameter_update_group().
   UpdateGroup& group() const;
@@ -52,10 +62,12 @@ class Trainer {
     Buffer buffer;
     std::vector<Digest> claimed;
   };
+  std::unique_ptr<Version> make_version(const std::string& purpose) const;
   UpdateResult update(std::size_t source, std::uint64_t version, std::size_t first, std::size_t count);
 
   const TransferPlan* plan_;
   Placement placement_;
+  SourceFill fill_;
   std::vector<std::unique_ptr<Version>> versions_;
   std::unique_ptr<UpdateGroup> group_;
   std::uint64_t served_version_ = 0;

@@ -221,6 +221,13 @@ void copy_strided(const CopyTask* tasks, std::uint64_t count, const std::byte* s
   check(launch_copy(tasks, count, source, destination, static_cast<cudaStream_t>(stream.handle())), "copy kernel");
 }
 
+void narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count,
+            const Stream& stream) {
+  if (count == 0) return;
+  use(stream.gpu());
+  check(launch_narrow(to, destination, source, count, static_cast<cudaStream_t>(stream.handle())), "narrow kernel");
+}
+
 void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
             const Stream& stream) {
   if (count == 0) return;

@@ -47,6 +47,35 @@ __global__ void __launch_bounds__(512)
   }
 }
 
+// --- narrow ---------------------------------------------------------------------------------------------------------
+
+/// Eight floats become one 16-byte vector; two of them in flight for each thread. What no vector holds goes one by one.
+template <NarrowFloat to>
+__global__ void __launch_bounds__(512)
+    narrow_kernel(std::uint16_t* destination, const std::uint32_t* source, std::uint64_t count) {
+  const std::uint64_t threads = static_cast<std::uint64_t>(gridDim.x) * blockDim.x;
+  const std::uint64_t thread = static_cast<std::uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const bool aligned =
+      ((reinterpret_cast<std::uintptr_t>(source) | reinterpret_cast<std::uintptr_t>(destination)) % 16) == 0;
+  const std::uint64_t vectors = aligned ? count / 8 : 0;
+  const auto pair = [](std::uint32_t low, std::uint32_t high) {
+    return narrow(to, low) | static_cast<std::uint32_t>(narrow(to, high)) << 16;
+  };
+  const auto pack = [&](const uint4& a, const uint4& b) {
+    return make_uint4(pair(a.x, a.y), pair(a.z, a.w), pair(b.x, b.y), pair(b.z, b.w));
+  };
+  const auto* in = reinterpret_cast<const uint4*>(source);
+  auto* out = reinterpret_cast<uint4*>(destination);
+  std::uint64_t i = thread;
+  for (; i + threads < vectors; i += 2 * threads) {
+    const uint4 a = in[2 * i], b = in[2 * i + 1], c = in[2 * (i + threads)], d = in[2 * (i + threads) + 1];
+    out[i] = pack(a, b);
+    out[i + threads] = pack(c, d);
+  }
+  if (i < vectors) out[i] = pack(in[2 * i], in[2 * i + 1]);
+  for (i = 8 * vectors + thread; i < count; i += threads) destination[i] = narrow(to, source[i]);
+}
+
 // --- digest ---------------------------------------------------------------------------------------------------------
 
 struct Sums {
@@ -143,6 +172,20 @@ __global__ void __launch_bounds__(256)
 cudaError_t launch_copy(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination,
                         cudaStream_t stream) {
   copy_kernel<<<static_cast<unsigned>(count), 512, 0, stream>>>(tasks, source, destination);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count,
+                          cudaStream_t stream) {
+  constexpr unsigned block = 512;
+  const auto blocks = static_cast<unsigned>(std::clamp<std::uint64_t>(count / (16 * block), 1, 132 * 4));
+  auto* const out = reinterpret_cast<std::uint16_t*>(destination);
+  const auto* const in = reinterpret_cast<const std::uint32_t*>(source);
+  if (to == NarrowFloat::bf16) {
+    narrow_kernel<NarrowFloat::bf16><<<blocks, block, 0, stream>>>(out, in, count);
+  } else {
+    narrow_kernel<NarrowFloat::f16><<<blocks, block, 0, stream>>>(out, in, count);
+  }
   return cudaGetLastError();
 }
 

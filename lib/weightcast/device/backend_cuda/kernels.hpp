@@ -4,11 +4,15 @@
 
 #include "weightcast/device/gpu.hpp"
 
-/// The kernels behind copy_strided() and digest(). nvcc cannot read fmt's headers, so errors come back as codes.
+/// The kernels behind copy_strided(), narrow() and digest(). nvcc cannot read fmt's headers, so errors come back as
+/// codes.
 namespace weightcast::gpu {
 
 cudaError_t launch_copy(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination,
                         cudaStream_t stream);
+
+cudaError_t launch_narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count,
+                          cudaStream_t stream);
 
 /// Copies the digest's keys to the current GPU.
 cudaError_t load_digest_keys();

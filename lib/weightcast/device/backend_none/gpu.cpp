@@ -61,6 +61,9 @@ void copy_strided(const CopyTask*, std::uint64_t, const std::byte*, std::byte*, 
 void copy_batch(void* const*, const void* const*, const std::size_t*, std::size_t, const Stream&) {
   none();
 }
+void narrow(NarrowFloat, std::byte*, const std::byte*, std::uint64_t, const Stream&) {
+  none();
+}
 void digest(const DigestTask*, std::uint64_t, const std::byte*, std::uint64_t*, const Stream&) {
   none();
 }

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "weightcast/device/host_device.hpp"
+
+/// Rounding of fp32 to 16-bit floating point, for host and device code alike: to nearest, ties to even; what is too
+/// large becomes infinite, NaN stays NaN (quiet, with its sign and upper payload bits). Written so that compilers can
+/// vectorise loops over it.
+namespace weightcast {
+
+enum class NarrowFloat : std::uint8_t { bf16, f16 };
+
+/// The bfloat16 bits of the float with these bits.
+WEIGHTCAST_HOST_DEVICE constexpr std::uint16_t bf16_of(std::uint32_t bits) noexcept {
+  const std::uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const std::uint32_t quiet = (bits >> 16) | 0x40;
+  return static_cast<std::uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded);
+}
+
+/// The IEEE half precision bits of the float with these bits.
+WEIGHTCAST_HOST_DEVICE constexpr std::uint16_t f16_of(std::uint32_t bits) noexcept {
+  const std::uint32_t sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+  // The exponent's bias becomes 15 instead of 127; rounding may carry into the exponent, and so into infinity.
+  const std::uint32_t normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Below 2^-14 halves are multiples of 2^-24, as floats are between 0.5 and 1: so an addition rounds to them.
+  constexpr float half = 0.5f;
+  const std::uint32_t subnormal =
+      __builtin_bit_cast(std::uint32_t, __builtin_bit_cast(float, magnitude) + half) - 0x3f000000;
+  const std::uint32_t quiet = 0x7e00 | ((magnitude >> 13) & 0x3ff);
+  std::uint32_t result = magnitude < 0x38800000 ? subnormal : normal;
+  result = magnitude >= 0x47800000 ? 0x7c00 : result;
+  result = magnitude > 0x7f800000 ? quiet : result;
+  return static_cast<std::uint16_t>(sign | result);
+}
+
+WEIGHTCAST_HOST_DEVICE constexpr std::uint16_t narrow(NarrowFloat to, std::uint32_t bits) noexcept {
+  return to == NarrowFloat::bf16 ? bf16_of(bits) : f16_of(bits);
+}
+
+/// Rounds `count` floats at `source` on the host; any alignment, no overlap. For device memory: gpu::narrow().
+void narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count) noexcept;
+
+}  // namespace weightcast

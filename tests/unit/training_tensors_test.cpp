@@ -1,0 +1,196 @@
+// What a training loop gives becomes what is sent: rounded masters, copies, and one list of all that does not fit.
+#include "weightcast/trainer/training_tensors.hpp"
+
+#include <gmock/gmock.h>
+
+#include <algorithm>
+#include <cstring>
+#include <random>
+
+#include "weightcast/core/error.hpp"
+#include "weightcast/trainer/trainer.hpp"
+
+namespace weightcast {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+/// A model whose embedding is filled in several steps, with a tail.
+TransferPlan make_test_plan(DType dtype, bool tied = false) {
+  ModelConfig config;
+  config.layers = 2;
+  config.hidden = 72;
+  config.heads = 4;
+  config.kv_heads = 2;
+  config.head_dim = 18;
+  config.intermediate = 40;
+  config.vocabulary = 8011;
+  config.tied_embeddings = tied;
+  config.dtype = dtype;
+  return make_plan(build_model(config), 1, 1);
+}
+
+/// A training loop's tensors: random bits of the given dtype, in another order than the model's.
+struct Loop {
+  Loop(const Model& model, DType dtype, std::uint64_t seed = 1) {
+    std::mt19937_64 random(seed);
+    for (auto rule = model.parameters.rbegin(); rule != model.parameters.rend(); ++rule) {
+      TrainingTensor tensor;
+      tensor.info = rule->info;
+      tensor.info.dtype = dtype;
+      auto& bytes = data.emplace_back(*tensor.info.size_bytes());
+      for (auto& byte : bytes) byte = static_cast<std::byte>(random());
+      tensor.data = bytes.data();
+      tensors.push_back(tensor);
+    }
+  }
+  TrainingTensor& operator[](std::string_view name) {
+    return *std::find_if(tensors.begin(), tensors.end(), [&](const auto& t) { return t.info.name == name; });
+  }
+  std::vector<std::vector<std::byte>> data;
+  std::vector<TrainingTensor> tensors;
+};
+
+/// What the parameter must be, element by element.
+std::vector<std::byte> expected_of(const TrainingTensor& tensor, DType wire) {
+  const auto* from = static_cast<const std::byte*>(tensor.data);
+  if (tensor.info.dtype == wire) return {from, from + *tensor.info.size_bytes()};
+  std::vector<std::byte> result(2 * *tensor.info.elements());
+  for (std::uint64_t i = 0; i < *tensor.info.elements(); ++i) {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, from + 4 * i, 4);
+    const auto narrowed = narrow(wire == DType::BF16 ? NarrowFloat::bf16 : NarrowFloat::f16, bits);
+    std::memcpy(result.data() + 2 * i, &narrowed, 2);
+  }
+  return result;
+}
+
+void expect_filled(const TransferPlan& plan, const Loop& loop, const Region& region) {
+  for (const auto& tensor : loop.tensors) {
+    const auto index = plan.model.find(tensor.info.name);
+    if (index < 0) continue;
+    const auto p = static_cast<std::size_t>(index);
+    const auto expected = expected_of(tensor, plan.model.parameters[p].info.dtype);
+    ASSERT_EQ(std::memcmp(region.data + plan.source_offsets[p], expected.data(), expected.size()), 0)
+        << tensor.info.name;
+  }
+}
+
+std::string refusal(Trainer& trainer, const Loop& loop) {
+  try {
+    trainer.fill(0, loop.tensors);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::bad_data);
+    EXPECT_FALSE(error.hint().empty());
+    return error.what();
+  }
+  ADD_FAILURE() << "nothing was refused";
+  return {};
+}
+
+TEST(TrainerFill, MastersAreRoundedAndOwnTypesCopied) {
+  for (const auto wire : {DType::BF16, DType::F16, DType::F32}) {
+    const auto plan = make_test_plan(wire);
+    Trainer trainer(plan);
+    EXPECT_EQ(trainer.reserve(), 0U);
+    EXPECT_EQ(trainer.reserve(), 1U);
+    for (const auto given : {DType::F32, wire}) {
+      const Loop loop(plan.model, given, static_cast<std::uint64_t>(given));
+      trainer.fill(1, loop.tensors);
+      expect_filled(plan, loop, trainer.source(1));
+      EXPECT_TRUE(trainer.claimed(1).empty());
+    }
+  }
+}
+
+TEST(TrainerFill, FollowsTheTableWhenItChanges) {
+  const auto plan = make_test_plan(DType::BF16);
+  Trainer trainer(plan);
+  trainer.reserve();
+  Loop loop(plan.model, DType::F32);
+  trainer.fill(0, loop.tensors);
+  std::reverse(loop.tensors.begin(), loop.tensors.end());
+  loop["model.norm.weight"] = Loop(plan.model, DType::BF16)["model.norm.weight"];
+  std::vector<std::byte> own(*loop["model.norm.weight"].info.size_bytes(), std::byte{7});
+  loop["model.norm.weight"].data = own.data();
+  trainer.fill(0, loop.tensors);
+  expect_filled(plan, loop, trainer.source(0));
+}
+
+TEST(TrainerFill, ListsEveryDifferenceInOneError) {
+  const auto plan = make_test_plan(DType::BF16);
+  Trainer trainer(plan);
+  trainer.reserve();
+  Loop loop(plan.model, DType::F32);
+  loop["model.norm.weight"].info.name = "model.nrom.weight";
+  loop["lm_head.weight"].info.shape = {72, 8011};
+  loop["model.layers.0.mlp.up_proj.weight"].info.dtype = DType::F64;
+  loop["model.layers.1.mlp.up_proj.weight"].info.dtype = DType::F16;
+  loop.tensors.push_back(loop["model.layers.0.mlp.down_proj.weight"]);
+  const auto before = std::vector<std::byte>(trainer.source(0).bytes().begin(), trainer.source(0).bytes().end());
+  EXPECT_THAT(refusal(trainer, loop), AllOf(HasSubstr("6 differences"), HasSubstr("model.norm.weight is missing"),
+                                            HasSubstr("model.nrom.weight is unknown"),
+                                            HasSubstr("lm_head.weight is F32 [72, 8011], expected BF16 [8011, 72]"),
+                                            HasSubstr("model.layers.0.mlp.up_proj.weight is F64"),
+                                            HasSubstr("model.layers.1.mlp.up_proj.weight is F16"),
+                                            HasSubstr("model.layers.0.mlp.down_proj.weight appears twice")));
+  EXPECT_TRUE(std::equal(before.begin(), before.end(), trainer.source(0).bytes().begin())) << "something was written";
+  // A table that was refused once is refused again, and a good one is taken after it.
+  refusal(trainer, loop);
+  const Loop good(plan.model, DType::F32);
+  trainer.fill(0, good.tensors);
+  expect_filled(plan, good, trainer.source(0));
+}
+
+TEST(TrainerFill, TheListIsBounded) {
+  const auto plan = make_test_plan(DType::BF16);
+  Trainer trainer(plan);
+  trainer.reserve();
+  Loop loop(plan.model, DType::F32);
+  for (auto& tensor : loop.tensors) tensor.info.name += "?";
+  EXPECT_THAT(refusal(trainer, loop), AllOf(HasSubstr("more"), Not(HasSubstr("unknown"))));
+  Loop empty(plan.model, DType::F32);
+  for (auto& tensor : empty.tensors) tensor.data = nullptr;
+  EXPECT_THAT(refusal(trainer, empty), AllOf(HasSubstr("model.embed_tokens.weight has no data"), HasSubstr("more")));
+}
+
+TEST(TrainerFill, MemoryThatCannotBeReadIsRefusedByName) {
+  const auto plan = make_test_plan(DType::BF16);
+  Trainer trainer(plan);
+  trainer.reserve();
+  Loop loop(plan.model, DType::F32);
+  loop["model.norm.weight"].data = nullptr;
+  auto& shifted = loop["lm_head.weight"].data;
+  shifted = static_cast<const std::byte*>(shifted) + 1;
+  EXPECT_THAT(refusal(trainer, loop),
+              AllOf(HasSubstr("model.norm.weight has no data"), HasSubstr("lm_head.weight is not aligned")));
+}
+
+TEST(TrainerFill, ATiedHeadMustBeTheEmbedding) {
+  const auto plan = make_test_plan(DType::BF16, true);
+  Trainer trainer(plan);
+  trainer.reserve();
+  Loop loop(plan.model, DType::F32);
+  auto head = loop["model.embed_tokens.weight"];
+  head.info.name = "lm_head.weight";
+  loop.tensors.push_back(head);
+  trainer.fill(0, loop.tensors);
+  expect_filled(plan, loop, trainer.source(0));
+  const std::vector<std::byte> other(*head.info.size_bytes());
+  loop.tensors.back().data = other.data();
+  EXPECT_THAT(refusal(trainer, loop), HasSubstr("lm_head.weight is not the memory of the embedding"));
+}
+
+TEST(TrainerFill, AFilledCopyReplacesWhatWasClaimedOfALoadedOne) {
+  const auto plan = make_test_plan(DType::BF16);
+  Trainer trainer(plan);
+  trainer.load(*make_synthetic_source(plan.model, 1), 1);
+  EXPECT_FALSE(trainer.claimed(0).empty());
+  trainer.fill(0, Loop(plan.model, DType::F32).tensors);
+  EXPECT_TRUE(trainer.claimed(0).empty());
+}
+
+}  // namespace
+}  // namespace weightcast
