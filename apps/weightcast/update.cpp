@@ -149,7 +149,7 @@ class Update {
       } else {
         total = update_by_parameter(index % 2, version);
       }
-      report_.verify.digest = total.digest;
+      if (total.digest) report_.verify.digest = total.digest->hex();
       row = {index + 1,
              version,
              total.no_op ? "unchanged" : "committed",
@@ -282,7 +282,7 @@ class Update {
     std::string mine;
     if (engine_) {
       for (const auto* layer : engine_->layers())
-        mine += fmt::format("{} {} {}\n", layer->layer, layer->seconds.size(), median(layer->seconds));
+        mine += fmt::format("{} {} {}\n", layer->layer(), layer->calls(), median(layer->last(LayerTimes::kept)));
     }
     std::istringstream lines(job_.world().all_gather(mine, job_.deadline())[1]);
     for (ReportLayer layer; lines >> layer.layer >> layer.calls >> layer.median_s;) report_.layers.push_back(layer);

@@ -18,6 +18,7 @@ class UpdateRig {
     CommitMode commit = CommitMode::swap;
     Proof proof = Proof::digests;
     double timeout_s = 20;
+    MemoryKind memory = MemoryKind::host;
   };
 
   UpdateRig(const Settings& settings, const Wrap& wrap)
@@ -25,15 +26,17 @@ class UpdateRig {
         plan(make_plan(small_model(), (static_cast<std::uint64_t>(world.size()) - 1) / settings.dp, settings.dp)),
         seed1(plan.model, 1),
         seed2(plan.model, 2) {
-    const GroupOptions options{plan.tp,         plan.dp,        MemoryKind::host,  settings.transport,
+    Placement placement;
+    if (settings.memory == MemoryKind::cuda) placement = {MemoryKind::cuda, world.rank() % gpu::count()};
+    const GroupOptions options{plan.tp,         plan.dp,        placement,         settings.transport,
                                settings.method, settings.proof, settings.timeout_s};
     if (world.rank() == 0) {
-      trainer = std::make_unique<Trainer>(plan);
+      trainer = std::make_unique<Trainer>(plan, placement);
       trainer->load(seed2, 1);
       trainer->load(seed1, 1);
       trainer->init_parameter_update_group(world, options, 1, wrap);
     } else {
-      engine = std::make_unique<Engine>(plan, tp_rank(), settings.commit, MemoryKind::host);
+      engine = std::make_unique<Engine>(plan, tp_rank(), settings.commit, placement);
       engine->load(
           1, [&](std::size_t p, std::uint64_t offset, std::span<std::byte> to) { seed1.read(p, offset, to); }, 1);
       engine->init_parameter_update_group(world, options, wrap);
@@ -71,7 +74,7 @@ class UpdateRig {
     const auto pin = engine->store().pin();
     if (pin.version().id != version)
       return testing::AssertionFailure() << "serves version " << pin.version().id << ", not " << version;
-    return slot_equals(plan, tp_rank(), pin.slot().bytes(), weights);
+    return slot_equals(plan, tp_rank(), HostView(pin.slot()).bytes(), weights);
   }
 
   Communicator world;

@@ -311,6 +311,29 @@ TEST(ParallelFor, ReturnsOnlyWhenAllThreadsAreDone) {
   EXPECT_EQ(running, 0);
 }
 
+TEST(Workers, WorkBesideTheCallerAgainAndAgain) {
+  Workers workers(3);
+  for (int i = 0; i < 100; ++i) {
+    std::latch all(4);  // a test that hangs here has found that not all four threads work
+    workers.run([&] { all.arrive_and_wait(); });
+  }
+}
+
+TEST(Workers, AreDoneWhenRunReturns) {
+  Workers workers(2);
+  for (std::uint64_t i = 0; i < 1000; ++i) {
+    std::atomic<std::uint64_t> next = 0, sum = 0;
+    workers.run([&] {
+      for (auto k = next++; k < 10; k = next++) sum += k;
+    });
+    ASSERT_EQ(sum, 45u);
+  }
+  Workers none(0);
+  int calls = 0;
+  none.run([&] { ++calls; });
+  EXPECT_EQ(calls, 1);
+}
+
 TEST(AvailableCores, AreSome) {
   EXPECT_GE(available_cores(), 1u);
 }

@@ -48,7 +48,7 @@ class Store : public testing::Test {
   static void update(ParameterStore& store, std::uint64_t version) {
     const auto slot = store.stage(long_enough());
     fill(store, slot, version);
-    store.publish({version, fmt::format("digest {}", version)});
+    store.publish({version, Digest{version, 1}});
   }
   static bool holds(const ParameterStore::Pin& pin) {
     return std::ranges::all_of(pin.slot().bytes(),
@@ -97,7 +97,7 @@ TEST_F(Store, AVersionIsPublishedWithItsDigest) {
   ParameterStore store(plan, CommitMode::swap, MemoryKind::host);
   update(store, 7);
   EXPECT_EQ(store.pin().version().id, 7u);
-  EXPECT_EQ(store.pin().version().digest, "digest 7");
+  EXPECT_EQ(store.pin().version().digest, (Digest{7, 1}));
 }
 
 TEST_F(Store, ReadersStayOnTheirVersionWhileTheNextIsStaged) {
@@ -109,7 +109,7 @@ TEST_F(Store, ReadersStayOnTheirVersionWhileTheNextIsStaged) {
   fill(store, slot, 2);
   EXPECT_TRUE(holds(old));
   EXPECT_EQ(store.pin().version().id, 1u) << "what is staged is not served";
-  store.publish({2, ""});
+  store.publish({2, {}});
   EXPECT_EQ(old.version().id, 1u);
   EXPECT_TRUE(holds(old));
   const auto next = store.pin();
@@ -127,7 +127,7 @@ TEST_F(Store, DropLeavesTheServedVersionAlone) {
   EXPECT_EQ(store.served(), 1u);
   EXPECT_TRUE(holds(store.pin()));
   EXPECT_EQ(store.stage(long_enough()), slot) << "the same spare slot again";
-  store.publish({3, ""});
+  store.publish({3, {}});
   EXPECT_EQ(store.served(), 3u);
   store.drop();  // of nothing: nothing happens
   EXPECT_EQ(store.served(), 3u);
@@ -135,11 +135,11 @@ TEST_F(Store, DropLeavesTheServedVersionAlone) {
 
 TEST_F(Store, StageAndPublishInTurn) {
   ParameterStore store(plan, CommitMode::swap, MemoryKind::host);
-  EXPECT_EQ(error_of([&] { store.publish({1, ""}); }).code(), ExitCode::internal);
+  EXPECT_EQ(error_of([&] { store.publish({1, {}}); }).code(), ExitCode::internal);
   store.stage(long_enough());
   EXPECT_EQ(error_of([&] { store.stage(long_enough()); }).code(), ExitCode::internal);
-  store.publish({1, ""});
-  EXPECT_EQ(error_of([&] { store.publish({2, ""}); }).code(), ExitCode::internal);
+  store.publish({1, {}});
+  EXPECT_EQ(error_of([&] { store.publish({2, {}}); }).code(), ExitCode::internal);
   EXPECT_EQ(store.served(), 1u);
 }
 
@@ -187,7 +187,7 @@ TEST_F(Store, StagePassesWhenAnotherThreadReleases) {
   std::thread updater([&] {
     store.stage(long_enough());
     staged_too_early = !released;
-    store.publish({3, ""});
+    store.publish({3, {}});
   });
   for (int i = 0; i < 1000; ++i) std::this_thread::yield();  // most often the updater waits by now
   released = true;
@@ -216,7 +216,7 @@ TEST_F(Store, InPlaceIsDirtyFromStageToPublish) {
   EXPECT_EQ(store.stage(long_enough()), 0u);
   refused();
   fill(store, 0, 3);
-  store.publish({3, ""});
+  store.publish({3, {}});
   EXPECT_FALSE(store.dirty());
   EXPECT_EQ(store.served(), 3u);
   EXPECT_TRUE(holds(store.pin()));
@@ -326,12 +326,12 @@ TEST_F(Store, RollsBackToTheSpareSlot) {
   EXPECT_NE(store.slot_of(1), store.slot_of(2));
   store.roll_back(1);
   EXPECT_EQ(store.served(), 1u);
-  EXPECT_EQ(store.pin().version().digest, "digest 1");
+  EXPECT_EQ(store.pin().version().digest, (Digest{1, 1}));
   EXPECT_TRUE(holds(store.pin()));
   const auto slot = store.slot_of(2);
   EXPECT_EQ(store.stage(long_enough()), slot) << "what was rolled back is overwritten next";
   EXPECT_EQ(error_of([&] { store.roll_back(1); }).code(), ExitCode::internal) << "an update is under way";
-  store.publish({3, ""});
+  store.publish({3, {}});
   EXPECT_FALSE(store.slot_of(2));
 }
 

@@ -122,11 +122,11 @@ TEST(ShardDigests, OfARangeOfParametersLeaveTheOthers) {
   const auto plan = make_plan(model, 2, 1);
   const auto before = harness::model_bytes(model, 1), after = harness::model_bytes(model, 2);
   const auto old_source = source_of(plan, before), new_source = source_of(plan, after);
-  SourceDigests digests(plan);
+  SourceDigests digests(plan, 2);
   digests.begin(old_source.data(), 0, before.size());
-  digests.finish(2);
+  digests.finish();
   digests.begin(new_source.data(), 2, 3);
-  digests.finish(2);
+  digests.finish();
   for (std::size_t p = 0; p < before.size(); ++p) {
     EXPECT_EQ(digests.parameter(p), digest_bytes(p >= 2 && p < 5 ? after[p] : before[p], 0))
         << model.parameters[p].info.name;

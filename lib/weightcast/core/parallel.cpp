@@ -32,6 +32,36 @@ void parallel_for(std::size_t count, std::size_t threads, const std::function<vo
   if (first) std::rethrow_exception(first);
 }
 
+Workers::Workers(std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) threads_.emplace_back([this](const std::stop_token& stop) { serve(stop); });
+}
+
+void Workers::run(FunctionRef<void()> task) noexcept {
+  {
+    const std::scoped_lock lock(mutex_);
+    task_ = task;
+    ++runs_;
+  }
+  wake_.notify_all();
+  task();
+  std::unique_lock lock(mutex_);
+  task_ = {};  // who has not woken up yet is not needed any more
+  done_.wait(lock, [&] { return busy_ == 0; });
+}
+
+void Workers::serve(const std::stop_token& stop) noexcept {
+  std::unique_lock lock(mutex_);
+  for (std::size_t seen = 0; wake_.wait(lock, stop, [&] { return task_ && runs_ != seen; });) {
+    seen = runs_;
+    ++busy_;
+    const auto task = task_;
+    lock.unlock();
+    task();
+    lock.lock();
+    if (--busy_ == 0) done_.notify_one();
+  }
+}
+
 std::size_t available_cores() noexcept {
   cpu_set_t set;
   CPU_ZERO(&set);

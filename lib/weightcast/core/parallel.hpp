@@ -1,7 +1,14 @@
 #pragma once
 
+#include <condition_variable>
 #include <cstddef>
 #include <functional>
+#include <mutex>
+#include <stop_token>
+#include <thread>
+#include <vector>
+
+#include "weightcast/core/function_ref.hpp"
 
 namespace weightcast {
 
@@ -9,6 +16,28 @@ namespace weightcast {
 /// order. Returns when all are done; the first exception is rethrown after the others have finished (later tasks are
 /// not begun).
 void parallel_for(std::size_t count, std::size_t threads, const std::function<void(std::size_t)>& task);
+
+/// Threads that are started once, for work that comes again and again: parked in between.
+class Workers {
+ public:
+  /// Starts `count` threads beside the caller's. Throws std::system_error when the system has none left.
+  explicit Workers(std::size_t count);
+  Workers(Workers&&) = delete;
+
+  /// Calls `task`, which may not throw, on the caller's thread and on every worker that wakes up in time; returns when
+  /// all calls have ended. Allocates nothing. One run() at a time.
+  void run(FunctionRef<void()> task) noexcept;
+
+ private:
+  void serve(const std::stop_token& stop) noexcept;
+
+  std::mutex mutex_;
+  std::condition_variable_any wake_;
+  std::condition_variable done_;
+  FunctionRef<void()> task_;  // empty: park
+  std::size_t runs_ = 0, busy_ = 0;
+  std::vector<std::jthread> threads_;  // last: they use the members above
+};
 
 /// Cores that this process may run on (its affinity mask), at least 1.
 std::size_t available_cores() noexcept;

@@ -105,4 +105,7 @@ void fetch(std::byte* pinned, const std::byte* device, std::uint64_t size_bytes,
 std::byte* allocate_pinned(std::uint64_t size_bytes);
 void release_pinned(std::byte* memory) noexcept;
 
+/// How often this process has called allocate() and allocate_pinned() so far.
+std::uint64_t allocations() noexcept;
+
 }  // namespace weightcast::gpu

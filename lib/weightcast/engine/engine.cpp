@@ -53,7 +53,13 @@ void ModelRunner::load(std::uint64_t version, const ReadReference& read, std::si
 }
 
 UpdateResult ModelRunner::update(UpdateGroup& group, CheckClaim check) {
-  return times.timed([&] { return group.receive(check); });
+  return times.timed([&] {
+    const auto result = group.receive(check);
+    std::size_t i = 0;
+    for (const auto seconds : {result.prepare_s, result.stage_s, result.verify_s, result.vote_s, result.commit_s})
+      stages[i++].note(seconds);
+    return result;
+  });
 }
 
 std::vector<std::byte> ModelRunner::rows(std::size_t parameter, std::uint64_t rows) {
@@ -132,18 +138,20 @@ void Engine::init_parameter_update_group(
 }
 
 Answer Engine::update_parameter_from_distributed(std::string_view name, DType dtype,
-                                                 const std::vector<std::uint64_t>& shape, bool /*empty_cache*/) {
+                                                 const std::vector<std::uint64_t>& shape, bool empty_cache) {
   return times_.timed([&]() -> Answer {
     try {
       const auto result = scheduler_.update([&](const UpdateClaim& claim) {
         const auto index = index_of(*plan_, name);
         const auto& info = plan_->model.parameters[index].info;
-        const TensorInfo expected{info.name, dtype, shape};
-        if (expected != info)
-          fail(ExitCode::config, "{} is {}, not {}", info.name, info.describe(), expected.describe());
+        if (info.dtype != dtype || info.shape != shape) {
+          fail(ExitCode::config, "{} is {}, not {}", info.name, info.describe(),
+               TensorInfo{info.name, dtype, shape}.describe());
+        }
         if (claim.first_parameter != index || claim.parameters != 1)
           fail(ExitCode::config, "the trainer does not send {}", info.name);
       });
+      if (empty_cache) group().release_cache();
       return {true, result.committed ? fmt::format("version {} is served", result.version)
                                      : fmt::format("{} received", printable(name))};
     } catch (const Error& error) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -35,7 +36,10 @@ class ModelRunner {
   std::vector<std::byte> rows(std::size_t parameter, std::uint64_t rows);
 
   ParameterStore& store() noexcept { return store_; }
-  LayerTimes times{"model_runner", {}};
+  LayerTimes times{"model_runner"};
+  /// What update() consists of.
+  std::array<LayerTimes, 5> stages{LayerTimes("prepare"), LayerTimes("stage"), LayerTimes("verify"), LayerTimes("vote"),
+                                   LayerTimes("commit")};
 
  private:
   const TransferPlan* plan_;
@@ -51,7 +55,7 @@ class TpWorker {
   /// The first rows of a parameter, from all shards, unfused, as float; on tp rank 0, elsewhere empty.
   std::vector<float> rows(UpdateGroup& group, std::size_t parameter, std::uint64_t rows);
 
-  LayerTimes times{"tp_worker", {}};
+  LayerTimes times{"tp_worker"};
 
  private:
   const TransferPlan* plan_;
@@ -68,7 +72,7 @@ class Scheduler {
   /// Error(config) before join().
   UpdateGroup& group() const;
 
-  LayerTimes times{"scheduler", {}};
+  LayerTimes times{"scheduler"};
 
  private:
   TpWorker* worker_;
@@ -121,13 +125,15 @@ class Engine {
   UpdateGroup& group() const { return scheduler_.group(); }
   /// Engine, scheduler, tp_worker, model_runner.
   std::vector<const LayerTimes*> layers() const { return {&times_, &scheduler_.times, &worker_.times, &runner_.times}; }
+  /// What the model runner's part of an update consists of: prepare, stage, verify, vote, commit.
+  const std::array<LayerTimes, 5>& stages() const noexcept { return runner_.stages; }
 
  private:
   const TransferPlan* plan_;
   ModelRunner runner_;
   TpWorker worker_;
   Scheduler scheduler_;
-  LayerTimes times_{"engine", {}};
+  LayerTimes times_{"engine"};
 };
 
 }  // namespace weightcast

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
@@ -8,21 +10,40 @@
 
 namespace weightcast {
 
-/// Seconds that calls spent in one layer of the request path, the layers below it included.
-struct LayerTimes {
-  std::string layer;
-  std::vector<double> seconds;  ///< one entry for each call
+/// Seconds that calls spent in one layer of the request path, the layers below it included: how many calls there were,
+/// and the times of the last ones. Allocates when it is made and never again.
+class LayerTimes {
+ public:
+  static constexpr std::uint64_t kept = 8192;  ///< calls
+
+  explicit LayerTimes(std::string layer) : layer_(std::move(layer)), seconds_(kept) {}
+
+  const std::string& layer() const noexcept { return layer_; }
+  std::uint64_t calls() const noexcept { return calls_; }
+  void note(double seconds) noexcept { seconds_[calls_++ % kept] = seconds; }
+  /// Of the last `count` calls, or as many as are kept; oldest first.
+  std::vector<double> last(std::uint64_t count) const {
+    count = std::min({count, calls_, kept});
+    std::vector<double> result;
+    for (auto call = calls_ - count; call < calls_; ++call) result.push_back(seconds_[call % kept]);
+    return result;
+  }
 
   /// Runs `call` and notes how long it took; its result or exception passes through.
   template <typename Call>
   auto timed(Call&& call) {
     struct Note {
-      std::vector<double>& seconds;
+      LayerTimes& times;
       Stopwatch watch;
-      ~Note() { seconds.push_back(watch.elapsed_s()); }
-    } note{seconds, {}};
+      ~Note() { times.note(watch.elapsed_s()); }
+    } note{*this, {}};
     return std::forward<Call>(call)();
   }
+
+ private:
+  std::string layer_;
+  std::vector<double> seconds_;  // a ring
+  std::uint64_t calls_ = 0;
 };
 
 }  // namespace weightcast

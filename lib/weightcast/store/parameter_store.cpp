@@ -106,10 +106,10 @@ std::size_t ParameterStore::stage(Deadline deadline) {
   return slot;
 }
 
-void ParameterStore::publish(HeldVersion version) {
+void ParameterStore::publish(const HeldVersion& version) {
   const std::scoped_lock lock(mutex_);
   if (!reserved_) fail(ExitCode::internal, "publish() of version {} without stage()", version.id);
-  slots_[*reserved_].version = std::move(version);
+  slots_[*reserved_].version = version;
   served_ = std::exchange(reserved_, std::nullopt);
   dirty_ = false;
   changed_.notify_all();

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "weightcast/core/deadline.hpp"
+#include "weightcast/core/digest.hpp"
 #include "weightcast/device/memory.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 
@@ -26,7 +27,7 @@ std::string_view name(CommitMode mode) noexcept;
 /// One complete set of weights as an engine rank holds it.
 struct HeldVersion {
   std::uint64_t id = 0;
-  std::string digest;  ///< of the whole model, 32 hexadecimal digits; empty when it was not verified
+  std::optional<Digest> digest;  ///< of the whole model; nothing when it was not verified
 };
 
 /// An engine rank's weights: two slots (or one), of which at most one is served. Readers pin what they read; a commit
@@ -76,7 +77,7 @@ class ParameterStore {
   /// reserve() and overwrite(), for a rank that is alone.
   std::size_t stage(Deadline deadline);
   /// Serves the reserved slot from now on. Error(internal) when there is none.
-  void publish(HeldVersion version);
+  void publish(const HeldVersion& version);
   /// Gives the reserved slot back. With swap the served version was never touched; with in_place the store is dirty if
   /// its slot was to be overwritten, until a publish().
   void drop() noexcept;

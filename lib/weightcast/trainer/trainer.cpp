@@ -72,10 +72,13 @@ UpdateResult Trainer::update_weights(std::size_t source, std::uint64_t version) 
   return update(source, version, 0, plan_->model.parameters.size());
 }
 
-UpdateResult Trainer::update_parameter(std::size_t source, std::uint64_t version, std::string_view name) {
+UpdateResult Trainer::update_parameter(std::size_t source, std::uint64_t version, std::string_view name,
+                                       bool empty_cache) {
   const auto index = plan_->model.find(name);
   if (index < 0) fail(ExitCode::usage, "the model has no parameter {}", printable(name));
-  return update(source, version, static_cast<std::size_t>(index), 1);
+  const auto result = update(source, version, static_cast<std::size_t>(index), 1);
+  if (empty_cache) group().release_cache();
+  return result;
 }
 
 UpdateResult Trainer::rollback(std::uint64_t version) {

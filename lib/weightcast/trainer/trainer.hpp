@@ -42,7 +42,9 @@ class Trainer {
   /// Sends all parameters of a version as one transaction. Collective; the engines call their update_weights().
   UpdateResult update_weights(std::size_t source, std::uint64_t version);
   /// Sends one parameter; the version is committed when the last one has been sent. Error(usage) for an unknown name.
-  UpdateResult update_parameter(std::size_t source, std::uint64_t version, std::string_view name);
+  /// `empty_cache`: then also give back memory that is only kept for speed.
+  UpdateResult update_parameter(std::size_t source, std::uint64_t version, std::string_view name,
+                                bool empty_cache = false);
 
   /// Makes the engines serve a version again that they still hold in their other slot, verified by digest. Collective.
   /// Error(config) when they do not.

@@ -28,18 +28,19 @@ class MpiBroadcast final : public Transport {
     peers_ = &peers;
     plan_ = &plan;
     endpoints_ = &endpoints;
-    std::uint64_t largest = chunk_bytes;
+    largest_ = chunk_bytes;
     shapes_.clear();
     slices_.clear();
     for (const auto& rule : plan.model.parameters) {
       shapes_.push_back(matrix_of(rule.info));
-      largest = std::max(largest, row_bytes(shapes_.size() - 1));
+      largest_ = std::max(largest_, row_bytes(shapes_.size() - 1));
       if (!peers.trainer()) slices_.push_back(shard_of(rule, plan.tp, peers.tp_rank()));
     }
-    if (!peers.trainer()) staging_ = Buffer::host(window * largest, false, "broadcast staging");
+    allocate();
   }
 
   void run(const Batch& batch, Deadline deadline) override {
+    if (staging_.region().data == nullptr) allocate();
     egress_bytes_ = 0;
     Chunk posted{batch.first_parameter, 0, 0}, arrived = posted;
     std::array<MPI_Request, window> requests{};
@@ -64,9 +65,15 @@ class MpiBroadcast final : public Transport {
     }
   }
 
+  void release_cache() noexcept override { staging_ = Buffer(); }
+
   Traffic traffic() const noexcept override { return {egress_bytes_, staging_.region().size_bytes}; }
 
  private:
+  void allocate() {
+    if (!peers_->trainer()) staging_ = Buffer::host(window * largest_, false, "broadcast staging");
+  }
+
   std::uint64_t row_bytes(std::size_t parameter) const noexcept {
     return shapes_[parameter].columns *
            static_cast<std::uint64_t>(bits(plan_->model.parameters[parameter].info.dtype)) / 8;
@@ -107,9 +114,9 @@ class MpiBroadcast final : public Transport {
   const Peers* peers_ = nullptr;
   const TransferPlan* plan_ = nullptr;
   const Endpoints* endpoints_ = nullptr;
-  std::vector<MatrixShape> shapes_;  // of the full parameters
-  std::vector<Slice> slices_;        // this engine's part of each
-  std::uint64_t egress_bytes_ = 0;
+  std::vector<MatrixShape> shapes_;               // of the full parameters
+  std::vector<Slice> slices_;                     // this engine's part of each
+  std::uint64_t egress_bytes_ = 0, largest_ = 0;  // largest_: bytes of a chunk
   Buffer staging_;
 };
 

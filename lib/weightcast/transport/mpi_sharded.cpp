@@ -97,10 +97,11 @@ class MpiSharded final : public Transport {
     }
     pack_bytes_ = largest;
     links_.resize(plan.tp);
-    pack_ = Buffer::host(plan.tp * window * pack_bytes_, false, "pack buffers");
+    allocate();
   }
 
   void run(const Batch& batch, Deadline deadline) override {
+    if (pack_.region().data == nullptr) allocate();
     egress_bytes_ = 0;
     // Messages of an update that failed never match those of the next one.
     tag_ = 100 + static_cast<int>(++runs_ % 1000);
@@ -111,6 +112,8 @@ class MpiSharded final : public Transport {
     }
   }
 
+  void release_cache() noexcept override { pack_ = Buffer(); }
+
   Traffic traffic() const noexcept override { return {egress_bytes_, pack_.region().size_bytes}; }
 
  private:
@@ -118,6 +121,10 @@ class MpiSharded final : public Transport {
     MessageSequence messages;
     RequestRing ring;
   };
+
+  void allocate() {
+    if (peers_->trainer()) pack_ = Buffer::host(plan_->tp * window * pack_bytes_, false, "pack buffers");
+  }
 
   void send_all(const Batch& batch, Deadline deadline) {
     const std::byte* const source = endpoints_->sources.at(batch.source)->region().data;

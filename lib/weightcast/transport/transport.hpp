@@ -86,9 +86,11 @@ class Transport {
   /// Moves one batch. Collective; returns when this rank's bytes are readable in its sink, or, on the trainer, when its
   /// part is done (engines may still be reading its source until the caller's next agreement). May throw on one rank
   /// only: the others then meet their deadline, or finish. The touched bytes of the sink are then unspecified.
-  /// Allocates nothing.
+  /// Allocates nothing, but for what release_cache() gave back.
   virtual void run(const Batch& batch, Deadline deadline) = 0;
   virtual Traffic traffic() const noexcept = 0;
+  /// Gives back what is only kept for speed (staging, pack buffers); the next run() allocates it again. Local.
+  virtual void release_cache() noexcept {}
 };
 
 /// The names that make_transport() takes on this build, in the order that `auto` tries them.

@@ -77,6 +77,7 @@ struct UpdateGroup::State {
 
   std::optional<SlotWitness> slot_witness;      // engine, with proof
   std::optional<SourceWitness> source_witness;  // trainer, with proof
+  std::optional<ModelDigest> model_digest;      // trainer, with proof
   std::optional<OpenUpdate> open;
   std::vector<bool> arrived;              // of the open update, by parameter
   std::vector<Digest> parameter_digests;  // trainer: of the open update
@@ -98,7 +99,7 @@ struct UpdateGroup::State {
   void stage(const UpdateClaim& claim, Deadline deadline);
   void verify(const UpdateClaim& claim, std::span<const Digest> claimed, Deadline deadline);
   bool complete() const noexcept { return open->missing == 0; }
-  std::string commit();
+  void commit();
   void abort() noexcept;
 
   // Rollback, in rollback.cpp.

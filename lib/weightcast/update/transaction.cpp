@@ -74,7 +74,7 @@ void UpdateGroup::State::verify(const UpdateClaim& claim, std::span<const Digest
       for (std::size_t t = 0; t < tp; ++t) message[t * count + i] = digests.shard(t, first + i);
       parameter_digests[first + i] = digests.parameter(first + i);
     }
-    message.back() = complete() ? digest_of_model(plan->model, parameter_digests) : Digest{};
+    message.back() = complete() ? model_digest->of(parameter_digests) : Digest{};
   }
   if (slot_witness) slot_witness->finish(deadline);
   group.broadcast(std::as_writable_bytes(message), 0, deadline);
@@ -96,13 +96,12 @@ void UpdateGroup::State::verify(const UpdateClaim& claim, std::span<const Digest
   }
 }
 
-std::string UpdateGroup::State::commit() {
-  HeldVersion version{open->version, options.proof == Proof::none ? std::string() : sent.back().hex()};
+void UpdateGroup::State::commit() {
+  previous = last;
+  last = {open->version, options.proof == Proof::none ? std::nullopt : std::optional(sent.back())};
   if (slot_witness) proven[open->sink].assign(slot_witness->shards().begin(), slot_witness->shards().end());
   open.reset();
-  if (store != nullptr) store->publish(version);
-  previous = std::exchange(last, std::move(version));
-  return last.digest;
+  if (store != nullptr) store->publish(last);
 }
 
 void UpdateGroup::State::abort() noexcept {
@@ -147,7 +146,8 @@ UpdateResult UpdateGroup::State::run(UpdateClaim claim, std::span<const Digest> 
     });
     result.vote_s = watch.lap();
     if (complete()) {
-      result.digest = commit();
+      commit();
+      result.digest = last.digest;
       result.committed = true;
     }
     result.commit_s = watch.lap();
@@ -173,8 +173,8 @@ UpdateResult UpdateGroup::publish(const UpdateRequest& request) {
   claim.first_parameter = request.first_parameter;
   claim.parameters = request.parameters;
   // The same version with the same content again is not an error and moves nothing.
-  if (!s.open && request.version == s.last.id && !s.last.digest.empty() && !request.claimed.empty() &&
-      digest_of_model(s.plan->model, request.claimed).hex() == s.last.digest) {
+  if (!s.open && request.version == s.last.id && s.last.digest && !request.claimed.empty() &&
+      s.model_digest->of(request.claimed) == s.last.digest) {
     claim.flags = UpdateClaim::same;
   }
   return s.run(claim, request.claimed, {});
@@ -183,6 +183,10 @@ UpdateResult UpdateGroup::publish(const UpdateRequest& request) {
 UpdateResult UpdateGroup::receive(FunctionRef<void(const UpdateClaim&)> check) {
   if (state_->trainer()) throw Error(ExitCode::config, "receive() on the trainer", "only engine ranks receive");
   return state_->run({}, {}, check);
+}
+
+void UpdateGroup::release_cache() noexcept {
+  state_->transport->release_cache();
 }
 
 }  // namespace weightcast

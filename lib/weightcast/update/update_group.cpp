@@ -85,8 +85,10 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
   s.arrived.resize(parameters);
   s.parameter_digests.resize(parameters);
   s.sent.resize(options.tp * parameters + 1);
-  if (options.proof == Proof::digests && s.trainer())
+  if (options.proof == Proof::digests && s.trainer()) {
     s.source_witness.emplace(plan, options.placement, s.group.crowded());
+    s.model_digest.emplace(plan.model);
+  }
   if (options.proof == Proof::digests && !s.trainer())
     s.slot_witness.emplace(plan, s.peers.tp_rank(), options.placement);
   s.init_s = watch.lap();
@@ -143,7 +145,7 @@ void UpdateGroup::State::choose_transport(
 
 void UpdateGroup::State::warm_up() {
   // With one slot there is no memory that a warm-up may write to.
-  const bool possible = store == nullptr || store->slots().size() > 1;
+  const bool possible = options.warm_up && (store == nullptr || store->slots().size() > 1);
   const auto count = std::min<std::size_t>(plan->model.parameters.size(), 16);
   if (group.max(possible ? 0 : 1, deadline()) == 0) {
     agree(group, "warm-up", deadline(), [&] {

@@ -38,6 +38,7 @@ struct GroupOptions {
   Method method = Method::sharded;
   Proof proof = Proof::digests;
   double timeout_s = 60;  ///< of each stage
+  bool warm_up = true;    ///< exercise the transport's paths when the group is formed, and not in the first update
 };
 
 /// What the trainer asks for.
@@ -54,9 +55,9 @@ struct UpdateRequest {
 /// How one call went, in seconds of this rank.
 struct UpdateResult {
   std::uint64_t version = 0;
-  bool committed = false;  ///< false: parameters are still missing
-  bool no_op = false;      ///< the engines held this version already
-  std::string digest;      ///< of the whole model once committed; empty without proof
+  bool committed = false;        ///< false: parameters are still missing
+  bool no_op = false;            ///< the engines held this version already
+  std::optional<Digest> digest;  ///< of the whole model once committed; nothing without proof
   double prepare_s = 0, stage_s = 0, verify_s = 0, vote_s = 0, commit_s = 0;
   double total_s() const noexcept { return prepare_s + stage_s + verify_s + vote_s + commit_s; }
   std::uint64_t egress_bytes = 0, staging_bytes = 0;
@@ -85,6 +86,9 @@ class UpdateGroup {
   /// Engines: takes part in the trainer's next publish() or roll_back(). `check` may refuse its claim by throwing,
   /// before anything moves: then all ranks throw that error.
   UpdateResult receive(FunctionRef<void(const UpdateClaim&)> check = {});
+
+  /// Gives back memory that is only kept for speed; the next update allocates it again. Local, between updates.
+  void release_cache() noexcept;
 
   const Communicator& group() const noexcept;
   /// Engine ranks of this rank's replica, by tp rank; on the trainer an empty communicator.

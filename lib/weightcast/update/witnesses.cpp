@@ -51,7 +51,7 @@ std::span<const Digest> SlotWitness::digest(const Region& slot, Deadline deadlin
 }
 
 SourceWitness::SourceWitness(const TransferPlan& plan, Placement placement, bool crowded)
-    : plan_(&plan), crowded_(crowded), digests_(plan) {
+    : plan_(&plan), crowded_(crowded), digests_(plan, placement.kind == MemoryKind::host ? available_cores() : 1) {
   if (placement.kind == MemoryKind::cuda) gpu_.emplace(GpuDigests::of_source(plan, placement.gpu));
 }
 
@@ -68,7 +68,7 @@ bool SourceWitness::work() noexcept {
 }
 
 void SourceWitness::finish(Deadline deadline) {
-  if (!gpu_) return digests_.finish(available_cores());  // the engines wait for the result
+  if (!gpu_) return digests_.finish();
   const auto results = gpu_->finish(deadline);
   const auto parameters = plan_->model.parameters.size();
   for (std::size_t p = first_; p < first_ + count_; ++p) {

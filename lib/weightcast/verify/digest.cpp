@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <charconv>
 #include <cstring>
 #include <iterator>
 
@@ -51,40 +50,36 @@ void append(std::string& text, std::string_view value) {
   text.append(value);
 }
 
+/// The text whose hash is the digest of `count` tensors, but for their digests, which belong at `digests_at`.
 template <typename InfoOf>
-Digest digest_of_infos(std::span<const Digest> digests, const InfoOf& info_of) {
-  std::vector<std::size_t> order(digests.size());
+std::string describe_set(std::size_t count, const InfoOf& info_of, std::vector<std::size_t>& digests_at) {
+  std::vector<std::size_t> order(count);
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::ranges::sort(order, {}, [&](std::size_t i) -> const std::string& { return info_of(i).name; });
   std::string text;
+  digests_at.resize(count);
   for (const std::size_t i : order) {
     const TensorInfo& info = info_of(i);
     append(text, info.name);
     append(text, name(info.dtype));
     append(text, info.shape.size());
     for (const std::uint64_t extent : info.shape) append(text, extent);
-    append(text, digests[i].first);
-    append(text, digests[i].second);
+    digests_at[i] = text.size();
+    text.append(sizeof(Digest), '\0');
+  }
+  return text;
+}
+
+Digest hash_set(std::string& text, std::span<const std::size_t> digests_at, std::span<const Digest> digests) noexcept {
+  for (std::size_t i = 0; i < digests.size(); ++i) {
+    std::memcpy(text.data() + digests_at[i], &digests[i].first, 8);
+    std::memcpy(text.data() + digests_at[i] + 8, &digests[i].second, 8);
   }
   const XXH128_hash_t hash = XXH3_128bits(text.data(), text.size());
   return {hash.high64, hash.low64};
 }
 
 }  // namespace
-
-std::string Digest::hex() const {
-  return fmt::format("{:016x}{:016x}", first, second);
-}
-
-std::optional<Digest> Digest::from_hex(std::string_view text) noexcept {
-  const bool digits =
-      std::ranges::all_of(text, [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
-  if (text.size() != 32 || !digits) return std::nullopt;
-  Digest digest;
-  std::from_chars(text.data(), text.data() + 16, digest.first, 16);
-  std::from_chars(text.data() + 16, text.data() + 32, digest.second, 16);
-  return digest;
-}
 
 Digest digest_rows_with(DigestKernel kernel, const std::byte* data, std::uint64_t pitch, std::uint64_t row_bytes,
                         std::uint64_t first_row, std::uint64_t rows, std::uint64_t offset,
@@ -126,12 +121,25 @@ Digest digest_bytes(std::span<const std::byte> data, std::uint64_t offset) noexc
 
 Digest digest_of_set(std::span<const TensorInfo> tensors, std::span<const Digest> digests) {
   WEIGHTCAST_EXPECTS(tensors.size() == digests.size());
-  return digest_of_infos(digests, [&](std::size_t i) -> const TensorInfo& { return tensors[i]; });
+  std::vector<std::size_t> digests_at;
+  auto text = describe_set(
+      tensors.size(), [&](std::size_t i) -> const TensorInfo& { return tensors[i]; }, digests_at);
+  return hash_set(text, digests_at, digests);
 }
 
 Digest digest_of_model(const Model& model, std::span<const Digest> digests) {
-  WEIGHTCAST_EXPECTS(model.parameters.size() == digests.size());
-  return digest_of_infos(digests, [&](std::size_t i) -> const TensorInfo& { return model.parameters[i].info; });
+  return ModelDigest(model).of(digests);
+}
+
+ModelDigest::ModelDigest(const Model& model) {
+  text_ = describe_set(
+      model.parameters.size(), [&](std::size_t i) -> const TensorInfo& { return model.parameters[i].info; },
+      digests_at_);
+}
+
+Digest ModelDigest::of(std::span<const Digest> digests) noexcept {
+  WEIGHTCAST_EXPECTS(digests.size() == digests_at_.size());
+  return hash_set(text_, digests_at_, digests);
 }
 
 }  // namespace weightcast

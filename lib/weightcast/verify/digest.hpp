@@ -1,35 +1,17 @@
 #pragma once
 
-#include <compare>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
+#include "weightcast/core/digest.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 
 /// The shard-invariant checksum: digests of the parts of a parameter add up to the digest of the whole, whatever the
 /// parts. Definition and test vectors: digest.md. The same on CPU and GPU.
 namespace weightcast {
-
-/// 128 bits as two sums modulo 2^64. The digest of nothing is zero; addition is the digest of the union of disjoint
-/// parts.
-struct Digest {
-  std::uint64_t first = 0, second = 0;
-  bool operator==(const Digest&) const = default;
-  Digest& operator+=(const Digest& other) noexcept {
-    first += other.first;
-    second += other.second;
-    return *this;
-  }
-  friend Digest operator+(Digest a, const Digest& b) noexcept { return a += b; }
-  /// 32 hexadecimal digits, `first` before `second`.
-  std::string hex() const;
-  static std::optional<Digest> from_hex(std::string_view text) noexcept;
-};
 
 /// Digest of `data`, the bytes of a parameter from byte `offset` of it on. Vectorised; allocates nothing.
 Digest digest_bytes(std::span<const std::byte> data, std::uint64_t offset) noexcept;
@@ -43,5 +25,17 @@ Digest digest_rows(const std::byte* data, std::uint64_t pitch, std::uint64_t row
 /// `digests[i]` belongs to `tensors[i]`.
 Digest digest_of_set(std::span<const TensorInfo> tensors, std::span<const Digest> digests);
 Digest digest_of_model(const Model& model, std::span<const Digest> digests);
+
+/// digest_of_model() for one model again and again: what does not change is prepared once.
+class ModelDigest {
+ public:
+  explicit ModelDigest(const Model& model);
+  /// `digests[i]` belongs to parameter i. Allocates nothing; not thread-safe.
+  Digest of(std::span<const Digest> digests) noexcept;
+
+ private:
+  std::string text_;                     // what is hashed
+  std::vector<std::size_t> digests_at_;  // in text_, by parameter
+};
 
 }  // namespace weightcast

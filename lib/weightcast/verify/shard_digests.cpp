@@ -2,12 +2,11 @@
 
 #include <algorithm>
 
-#include "weightcast/core/parallel.hpp"
-
 namespace weightcast {
 namespace {
 
 constexpr std::uint64_t step_bytes = 2 * 1024 * 1024;
+constexpr std::size_t steps_per_thread = 8;  // less is not worth waking one
 
 /// `base` is where row 0 of the shard is and `pitch` the bytes from row to row there.
 Digest digest_part(const TransferPlan& plan, std::size_t tp_rank, std::size_t parameter, const std::byte* base,
@@ -33,7 +32,7 @@ Digest digest_of_shard(const TransferPlan& plan, std::size_t tp_rank, std::size_
   return digest_of_shard_part(plan, tp_rank, parameter, slot, 0, plan.ranks[tp_rank].shards[parameter].size_bytes());
 }
 
-SourceDigests::SourceDigests(const TransferPlan& plan)
+SourceDigests::SourceDigests(const TransferPlan& plan, std::size_t threads)
     : plan_(&plan), table_(plan.ranks.size() * plan.model.parameters.size()) {
   for (std::size_t p = 0; p < plan.model.parameters.size(); ++p) {
     first_step_.push_back(steps_.size());
@@ -51,6 +50,8 @@ SourceDigests::SourceDigests(const TransferPlan& plan)
                              &Step::first);
   }
   first_step_.push_back(steps_.size());
+  threads = std::min(threads, steps_.size() / steps_per_thread);
+  if (threads > 1) workers_.emplace(threads - 1);
 }
 
 void SourceDigests::begin(const std::byte* source, std::size_t first, std::size_t count) noexcept {
@@ -75,14 +76,14 @@ bool SourceDigests::work() noexcept {
   return true;
 }
 
-void SourceDigests::finish(std::size_t threads) {
-  constexpr std::size_t steps_per_thread = 8;  // less is not worth starting one
-  const auto begun = std::min(next_.load(), end_);
-  threads = std::clamp<std::size_t>((end_ - begun) / steps_per_thread, 1, threads);
-  parallel_for(threads, threads, [&](std::size_t) {
+void SourceDigests::finish() noexcept {
+  const auto work_off = [&] {
     while (work()) {
     }
-  });
+  };
+  const auto left = end_ - std::min(next_.load(), end_);
+  if (workers_ && left >= 2 * steps_per_thread) return workers_->run(work_off);
+  work_off();
 }
 
 Digest SourceDigests::shard(std::size_t tp_rank, std::size_t parameter) const noexcept {

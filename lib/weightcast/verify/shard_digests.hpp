@@ -3,9 +3,11 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "weightcast/core/parallel.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 #include "weightcast/verify/digest.hpp"
 
@@ -24,13 +26,14 @@ Digest digest_of_shard(const TransferPlan& plan, std::size_t tp_rank, std::size_
 /// The trainer's side: the digest of every shard of every tp rank, computed from the source in bounded steps.
 class SourceDigests {
  public:
-  explicit SourceDigests(const TransferPlan& plan);
+  /// Works on up to `threads` threads, the caller's included, as far as there is enough to do for them.
+  explicit SourceDigests(const TransferPlan& plan, std::size_t threads = 1);
   /// Starts over for parameters [first, first + count) of the source region at `source`.
   void begin(const std::byte* source, std::size_t first, std::size_t count) noexcept;
   /// Digests at most a few mebibytes; false when nothing was left to begin. Thread-safe.
   bool work() noexcept;
-  /// Does what is left, on up to `threads` threads where there is enough of it.
-  void finish(std::size_t threads);
+  /// Does what is left, on all threads where there is enough of it.
+  void finish() noexcept;
   /// Of shard `parameter` of `tp_rank`; complete after finish().
   Digest shard(std::size_t tp_rank, std::size_t parameter) const noexcept;
   /// For digests that were computed elsewhere (on a GPU).
@@ -53,6 +56,7 @@ class SourceDigests {
   const std::byte* source_ = nullptr;
   std::atomic<std::size_t> next_{0};
   std::size_t end_ = 0;
+  std::optional<Workers> workers_;
 };
 
 }  // namespace weightcast

@@ -4,6 +4,7 @@
 #include <nccl.h>
 #include <sched.h>
 
+#include <atomic>
 #include <cstring>
 #include <utility>
 
@@ -23,6 +24,8 @@ void check(cudaError_t status, const char* call) {
 void use(int gpu) {
   check(cudaSetDevice(gpu), "cudaSetDevice");
 }
+
+std::atomic<std::uint64_t> allocated{0};
 
 std::string version(int number, int major, int minor) {
   return fmt::format("{}.{}", number / major, number % major / minor);
@@ -74,6 +77,7 @@ Properties properties(int gpu) {
 
 std::byte* allocate(int gpu, std::uint64_t size_bytes, const std::string& purpose) {
   use(gpu);
+  ++allocated;
   void* memory = nullptr;
   const auto status = cudaMalloc(&memory, size_bytes);
   if (status == cudaErrorMemoryAllocation) {
@@ -204,6 +208,7 @@ void fetch(std::byte* pinned, const std::byte* device, std::uint64_t size_bytes,
 }
 
 std::byte* allocate_pinned(std::uint64_t size_bytes) {
+  ++allocated;
   void* memory = nullptr;
   check(cudaMallocHost(&memory, size_bytes), "cudaMallocHost");
   return static_cast<std::byte*>(memory);
@@ -212,6 +217,10 @@ std::byte* allocate_pinned(std::uint64_t size_bytes) {
 void release_pinned(std::byte* memory) noexcept {
   cudaFreeHost(memory);
   cudaGetLastError();
+}
+
+std::uint64_t allocations() noexcept {
+  return allocated;
 }
 
 void copy_strided(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination,
