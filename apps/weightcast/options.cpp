@@ -101,7 +101,8 @@ void Options::read_command_line(std::span<const std::string> arguments) {
       }
     }
   } catch (const po::error& error) {
-    throw Error(ExitCode::usage, printable(error.what()), fmt::format("see weightcast {} --help", command_.name));
+    throw Error(ExitCode::usage, printable(error.what()),
+                fmt::format("see {}{} --help", command_.program, command_.name));
   }
   keep(values);
 }
@@ -179,7 +180,7 @@ std::string Options::required(const std::string& name) const {
   const std::string value = text(name);
   if (!value.empty()) return value;
   throw Error(ExitCode::usage, fmt::format("{} needs --{}", command_.name, name),
-              fmt::format("see weightcast {} --help", command_.name));
+              fmt::format("see {}{} --help", command_.program, command_.name));
 }
 
 bool Options::flag(const std::string& name) const {
@@ -224,7 +225,7 @@ const std::vector<std::string>& Options::paths() const {
   const std::string message = paths_.size() > command_.paths
                                   ? fmt::format("the argument '{}' is one too many", printable(paths_[command_.paths]))
                                   : fmt::format("{} needs {} path(s)", command_.name, command_.paths);
-  throw Error(ExitCode::usage, message, fmt::format("see weightcast {} --help", command_.name));
+  throw Error(ExitCode::usage, message, fmt::format("see {}{} --help", command_.program, command_.name));
 }
 
 std::string Options::describe() const {
@@ -245,7 +246,7 @@ std::string Options::describe() const {
 
 std::string usage_text(const CommandSpec& command) {
   std::ostringstream text;
-  text << (command.parallel ? "mpirun -n RANKS weightcast " : "weightcast ") << command.name << ' ' << command.arguments
+  text << (command.parallel ? "mpirun -n RANKS " : "") << command.program << command.name << ' ' << command.arguments
        << "\n\n"
        << command.summary << "\n\n"
        << describe_options(command) << R"(

@@ -29,9 +29,10 @@ struct CommandSpec {
   std::string arguments;  ///< what follows the name in the first line of the help
   std::string summary;    ///< one line, and then, if need be, more
   std::vector<OptionSpec> options = {};
-  std::size_t paths = 0;  ///< number of arguments that are not options
-  bool parallel = false;  ///< runs under mpirun
-  int error_status = 0;   ///< exit status of every error, when not that of its ExitCode
+  std::size_t paths = 0;                ///< number of arguments that are not options
+  bool parallel = false;                ///< runs under mpirun
+  int error_status = 0;                 ///< exit status of every error, when not that of its ExitCode
+  std::string program = "weightcast ";  ///< what comes before the name
 };
 
 /// What was given for the options of one subcommand. Getters throw Error naming the option, where its value came from

@@ -42,7 +42,10 @@ std::size_t Trainer::reserve() {
 }
 
 void Trainer::fill(std::size_t source, std::span<const TrainingTensor> tensors, Deadline deadline) {
-  auto& version = *versions_.at(source);
+  if (source >= versions_.size())
+    fail(ExitCode::config, "there is no version {} to fill: there are {}", source, versions_.size());
+  const auto ticket = admission_.enter(any_version);  // not while it is sent
+  auto& version = *versions_[source];
   fill_.run(tensors, version.buffer.region(), deadline);
   version.claimed.clear();
 }
@@ -51,7 +54,8 @@ void Trainer::init_parameter_update_group(
     const Communicator& parent, const GroupOptions& options, std::uint64_t served_version,
     const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap) {
   if (versions_.empty())
-    throw Error(ExitCode::config, "init_parameter_update_group() before load()", "load the weights to be sent first");
+    throw Error(ExitCode::config, "init_parameter_update_group() before load() or reserve()",
+                "the memory of the weights must be there first");
   const auto ticket = admission_.enter(served_version);
   group_ = std::make_unique<UpdateGroup>(parent, *plan_, options, buffers(), nullptr, wrap);
   served_version_ = served_version;

@@ -32,7 +32,8 @@ class Trainer {
   /// init_parameter_update_group().
   std::size_t reserve();
   /// Puts the tensors of a training loop into a version, rounding fp32 masters to the model's dtype (see SourceFill for
-  /// what it takes and refuses). Nothing is claimed of them: what is sent is what counts. Local; not during an update.
+  /// what it takes and refuses). Nothing is claimed of them: what is sent is what counts. Local. Error(busy) during an
+  /// update.
   void fill(std::size_t source, std::span<const TrainingTensor> tensors, Deadline deadline = Deadline::after(60));
 
   /// Joins the update group as rank 0; the engines serve `served_version` already. Collective (see UpdateGroup).

@@ -1,0 +1,137 @@
+// How a training loop uses weightcast: train() and serve() are the example, the rest is around it.
+//
+//   mpirun -n 3 weightcast-example-trainer --model tiny --steps 5
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include "adamw.hpp"
+#include "commands.hpp"
+#include "error_block.hpp"
+#include "job.hpp"
+#include "launch.hpp"
+#include "options.hpp"
+#include "weightcast/engine/engine.hpp"
+#include "weightcast/telemetry/stopwatch.hpp"
+#include "weightcast/trainer/trainer.hpp"
+
+namespace weightcast {
+namespace {
+
+/// The training side, rank 0.
+void train(Trainer& trainer, AdamW& optimiser, const Communicator& world, const GroupOptions& group,
+           std::uint64_t steps) {
+  const auto weights = trainer.reserve();
+  trainer.init_parameter_update_group(world, group, 0);
+  fmt::print("{:>5} {:>9} {:>8} {:>10}  {}\n", "step", "changed", "fill ms", "update ms", "digest");
+  for (std::uint64_t step = 1; step <= steps; ++step) {
+    const double changed = optimiser.step();
+    const Stopwatch watch;
+    trainer.fill(weights, optimiser.tensors());  // rounds the fp32 masters to what is sent
+    const double fill_s = watch.elapsed_s();
+    const auto update = trainer.update_weights(weights, step);  // every engine rank serves them, or none
+    fmt::print("{:>5} {:>8.2f}% {:>8.2f} {:>10.2f}  {}\n", update.version, 100 * changed, 1e3 * fill_s,
+               1e3 * update.total_s(), update.digest);
+  }
+}
+
+/// The serving side, all other ranks.
+void serve(Engine& engine, const Communicator& world, const GroupOptions& group, std::uint64_t steps) {
+  engine.init_parameter_update_group(world, group);
+  for (std::uint64_t step = 1; step <= steps; ++step) engine.update_weights();
+}
+
+/// Every engine rank compares what it serves, byte by byte, with the trainer's masters rounded one by one.
+void check(const TransferPlan& plan, Job& job, const AdamW* optimiser, Engine* engine) {
+  const auto& parameters = plan.model.parameters;
+  std::vector<std::vector<std::byte>> expected;
+  for (std::size_t p = 0; p < parameters.size(); ++p) {
+    expected.push_back(optimiser != nullptr ? optimiser->rounded(p)
+                                            : std::vector<std::byte>(*parameters[p].info.size_bytes()));
+    job.world().broadcast(expected.back(), 0, job.deadline_for(expected.back().size()));
+  }
+  agree(job.world(), "check", job.deadline_for(plan.model.size_bytes()), [&] {
+    if (engine == nullptr) return;
+    const auto pin = engine->store().pin();
+    const HostView slot(pin.slot());
+    const auto tp_rank = (static_cast<std::size_t>(job.world().rank()) - 1) % plan.tp;
+    const auto result = check_against_reference(
+        plan, tp_rank, slot.bytes(), [&](std::size_t p, std::uint64_t offset, std::span<std::byte> to) {
+          std::copy_n(expected[p].begin() + static_cast<std::ptrdiff_t>(offset), to.size(), to.begin());
+        });
+    if (result.first) fail(ExitCode::mismatch, "{} parameters differ: {}", result.mismatched.size(), *result.first);
+  });
+  if (optimiser != nullptr)
+    fmt::print("{} of {} parameters on {} engine ranks are the masters in {}\n", parameters.size(), parameters.size(),
+               job.world().size() - 1, name(plan.model.config.dtype));
+}
+
+CommandSpec command() {
+  return {.name = "weightcast-example-trainer",
+          .arguments = "[options]",
+          .summary = "trains on rank 0 (AdamW, random gradients) and sends the weights to all other ranks",
+          .options = {{"model", "SHAPE", "a named shape, or a config.json", "tiny"},
+                      {"steps", "N", "training steps, each with an update", "5"},
+                      {"tp", "N", "tensor-parallel ranks of each engine; default: all but the trainer"},
+                      {"dp", "N", "engine replicas", "1"},
+                      {"device", "KIND", "where the weights are: auto, host or cuda", "auto"},
+                      {"timeout", "TIME", "of each stage of an update", "60s"}},
+          .parallel = true,
+          .program = ""};
+}
+
+int run(const Options& options) {
+  const auto model = options.text("model");
+  const auto steps = options.number("steps", 1), dp = options.number("dp", 1, 1'000'000);
+  const auto tp = options.has("tp") ? std::optional(options.number("tp", 1, 1'000'000)) : std::nullopt;
+  const auto device = options.choice<DeviceChoice>("device");
+  const double timeout_s = options.duration_s("timeout");
+
+  Job job(timeout_s);
+  const auto body = [&] {
+    TransferPlan plan;
+    agree(job.world(), "start", job.deadline(), [&] {
+      const auto engine_tp = tensor_parallel_size(tp, dp, job.world().size());
+      plan = make_plan(build_model(load_model_config(model)), engine_tp, dp);
+    });
+    GroupOptions group{.tp = plan.tp, .dp = plan.dp, .timeout_s = timeout_s};
+    group.placement = choose_placement(job.world(), device, {}, job.deadline());
+    if (job.trainer()) {
+      AdamW optimiser(plan.model, group.placement);
+      Trainer trainer(plan, group.placement);
+      train(trainer, optimiser, job.world(), group, steps);
+      check(plan, job, &optimiser, nullptr);
+    } else {
+      const auto tp_rank = (static_cast<std::size_t>(job.world().rank()) - 1) % plan.tp;
+      Engine engine(plan, tp_rank, CommitMode::swap, group.placement);
+      serve(engine, job.world(), group, steps);
+      check(plan, job, nullptr, &engine);
+    }
+  };
+  return job.run(body, [](const std::optional<Error>&) {});
+}
+
+}  // namespace
+}  // namespace weightcast
+
+int main(int argc, char** argv) {
+  using namespace weightcast;
+  try {
+    const std::vector<std::string> arguments(argv + 1, argv + argc);
+    std::vector<std::string> environment;
+    for (char** variable = environ; *variable != nullptr; ++variable) environment.emplace_back(*variable);
+    auto names = known_option_names();
+    for (const auto& option : command().options) names.insert(option.name);
+    const auto options = Options::parse(command(), arguments, environment, names);
+    if (options.print_config()) {
+      if (launch_rank() == 0) fmt::print("{}", options.describe());
+      return 0;
+    }
+    if (!options.help()) return run(options);
+    if (launch_rank() == 0) fmt::print("{}", usage_text(command()));
+    return 0;
+  } catch (...) {
+    const auto error = current_error();
+    if (launch_rank() == 0) fmt::print(stderr, "{}", error_block(error, static_cast<int>(error.code())));
+    return static_cast<int>(error.code());
+  }
+}
