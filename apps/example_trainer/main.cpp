@@ -30,7 +30,7 @@ void train(Trainer& trainer, AdamW& optimiser, const Communicator& world, const 
     const double fill_s = watch.elapsed_s();
     const auto update = trainer.update_weights(weights, step);  // every engine rank serves them, or none
     fmt::print("{:>5} {:>8.2f}% {:>8.2f} {:>10.2f}  {}\n", update.version, 100 * changed, 1e3 * fill_s,
-               1e3 * update.total_s(), update.digest);
+               1e3 * update.total_s(), update.digest->hex());
   }
 }
 

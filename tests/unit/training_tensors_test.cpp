@@ -4,11 +4,30 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <random>
 
 #include "weightcast/core/error.hpp"
 #include "weightcast/trainer/trainer.hpp"
+
+namespace {
+std::atomic<std::uint64_t> allocations{0};  // of all threads
+}
+
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* const memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept {
+  std::free(memory);
+}
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept {
+  std::free(memory);
+}
 
 namespace weightcast {
 namespace {
@@ -103,6 +122,17 @@ TEST(TrainerFill, MastersAreRoundedAndOwnTypesCopied) {
       EXPECT_TRUE(trainer.claimed(1).empty());
     }
   }
+}
+
+TEST(TrainerFill, AllocatesNothingFromTheSecondTimeOn) {
+  const auto plan = make_test_plan(DType::BF16);
+  Trainer trainer(plan);
+  trainer.reserve();
+  const Loop loop(plan.model, DType::F32);
+  trainer.fill(0, loop.tensors);
+  const auto before = allocations.load();
+  for (int i = 0; i < 10; ++i) trainer.fill(0, loop.tensors);
+  EXPECT_EQ(allocations.load(), before);
 }
 
 TEST(TrainerFill, FollowsTheTableWhenItChanges) {

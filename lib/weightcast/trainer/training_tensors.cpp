@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <optional>
+#include <exception>
+#include <mutex>
 
 #include "weightcast/core/error.hpp"
-#include "weightcast/core/parallel.hpp"
 
 namespace weightcast {
 namespace {
@@ -144,15 +144,27 @@ void SourceFill::fill_by_gpu(std::span<const TrainingTensor> tensors, const Regi
 void SourceFill::run(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline) {
   match(tensors);
   check_memory(tensors, region);
-  const auto workers = available_cores();
-  staging_.resize(std::max(workers, staging_.size()));
-  std::atomic<std::size_t> next{0};
-  parallel_for(workers, workers, [&](std::size_t worker) {
-    for (auto i = next++; i < steps_.size(); i = next++) {
-      const auto source = static_cast<std::size_t>(match_.source[steps_[i].parameter]);
-      fill_by_host(steps_[i], tensors[source], region, staging_[worker]);
+  if (!workers_) {
+    staging_.resize(available_cores());
+    workers_.emplace(staging_.size() - 1);
+  }
+  std::atomic<std::size_t> next_step{0}, next_staging{0};
+  std::exception_ptr first;
+  std::mutex mutex;
+  workers_->run([&] {
+    try {
+      auto& staging = staging_[next_staging++];
+      for (auto i = next_step++; i < steps_.size(); i = next_step++) {
+        const auto source = static_cast<std::size_t>(match_.source[steps_[i].parameter]);
+        fill_by_host(steps_[i], tensors[source], region, staging);
+      }
+    } catch (...) {
+      next_step = steps_.size();
+      const std::scoped_lock lock(mutex);
+      if (!first) first = std::current_exception();
     }
   });
+  if (first) std::rethrow_exception(first);
   fill_by_gpu(tensors, region, deadline);
 }
 

@@ -2,10 +2,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "weightcast/core/deadline.hpp"
+#include "weightcast/core/parallel.hpp"
 #include "weightcast/device/memory.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 
@@ -19,8 +21,8 @@ struct TrainingTensor {
 };
 
 /// Brings a training loop's tensors into a source region, parameters at plan.source_offsets: F32 is rounded to BF16 and
-/// F16 (see narrow_float.hpp), the parameter's own dtype is copied; any other pair is refused. Memory is allocated by
-/// the first run() and kept.
+/// F16 (see narrow_float.hpp), the parameter's own dtype is copied; any other pair is refused. Memory
+/// and threads that it needs are made by the first run() and kept.
 class SourceFill {
  public:
   /// `plan` must outlive it.
@@ -48,9 +50,10 @@ class SourceFill {
   std::vector<Step> steps_;
   std::vector<TensorInfo> matched_;  // the table that match_ belongs to: a loop gives the same one every time
   TensorMatch match_;
-  std::vector<std::vector<std::byte>> staging_;  // by worker, for what goes between host and GPU
-  gpu::Stream stream_;                           // of the last region's GPU
-  std::vector<const void*> from_;                // what copy engines are given
+  std::vector<std::vector<std::byte>> staging_;  // by thread, for what goes between host and GPU
+  std::optional<Workers> workers_;
+  gpu::Stream stream_;             // of the last region's GPU
+  std::vector<const void*> from_;  // what copy engines are given
   std::vector<void*> to_;
   std::vector<std::size_t> sizes_;
 };
