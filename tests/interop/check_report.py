@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks reports (--json of `weightcast update` and `weightcast bench`) against the schema weightcast.report/1.
+"""Checks reports (--json of `weightcast update`, `weightcast bench`, tools/baseline_torch.py) against the schema weightcast.report/1.
 
 usage: check_report.py FILE...      exit status 0: all follow it; 1: some do not, each difference on a line
 """
@@ -91,6 +91,8 @@ def problems_of(report):
     schema = {**ALWAYS, **COMMANDS[command]}
     if command == "update" and "readers" in report:
         schema["readers"] = READERS
+    if isinstance(report.get("versions"), dict) and "torch" in report["versions"]:  # a peer's: tools/baseline_torch.py
+        schema["versions"] = {**ALWAYS["versions"], "torch": TEXT}
     problems = []
     check(report, schema, "report", problems)
     if problems:
