@@ -50,7 +50,7 @@ class ModelBench {
   /// The ceiling: every engine rank pulls its share of the trainer's memory in one plain copy (memcpy, or the copy
   /// engine), all at once, a barrier on both sides. Seconds of each of a few tries.
   std::vector<double> plain_copies() {
-    const Peers peers{&job_.world(), tp_, options_.dp, placement_, true};
+    const Peers peers{&job_.world(), tp_, options_.dp, placement_};
     Endpoints endpoints;
     if (trainer_) endpoints.sources = trainer_->buffers();
     std::vector<Mapping> sources;

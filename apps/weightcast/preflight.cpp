@@ -24,15 +24,14 @@ std::string describe_rank(const ReportRank& rank) {
 
 int run_preflight(const UpdateOptions& options, Job& job) {
   const auto body = [&] {
-    Peers peers{&job.world(), 1, options.dp, {}, true};
+    std::uint64_t tp = 1;
     agree(job.world(), "preflight", job.deadline(),
-          [&] { peers.tp = tensor_parallel_size(options.tp, options.dp, job.world().size()); });
-    peers.placement = choose_placement(job.world(), options.device, options.gpus, job.deadline());
-    const auto hosts = gather_ranks(job.world(), peers.placement, job.deadline());
+          [&] { tp = tensor_parallel_size(options.tp, options.dp, job.world().size()); });
+    const auto placement = choose_placement(job.world(), options.device, options.gpus, job.deadline());
+    const auto peers = Peers::meet(job.world(), tp, options.dp, placement, job.deadline());
+    const auto hosts = gather_ranks(job.world(), placement, job.deadline());
     const auto ranks =
         job.world().all_gather(describe_rank(hosts[static_cast<std::size_t>(job.world().rank())]), job.deadline());
-    peers.one_host =
-        std::all_of(hosts.begin(), hosts.end(), [&](const ReportRank& rank) { return rank.host == hosts[0].host; });
     const auto method = options.method == MethodChoice::sharded ? Method::sharded : Method::broadcast;
     std::string transports;
     for (const auto transport : transport_names()) {

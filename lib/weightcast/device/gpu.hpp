@@ -69,6 +69,23 @@ class Stream {
   void* event_ = nullptr;  // marks the end of what was queued, for after()
 };
 
+/// A mark in a stream's work that can be polled. Owner; move-only.
+class Event {
+ public:
+  explicit Event(int gpu);
+  Event(Event&& other) noexcept;
+  Event& operator=(Event&&) = delete;
+  ~Event();
+
+  /// Marks the end of what `stream` has been given so far; may be called again when done().
+  void record(const Stream& stream);
+  bool done() const;
+
+ private:
+  int gpu_ = -1;
+  void* event_ = nullptr;
+};
+
 /// One strided copy for copy_strided(): offsets from the base pointers, in bytes.
 struct CopyTask {
   std::uint64_t source = 0, destination = 0, source_pitch = 0, destination_pitch = 0;

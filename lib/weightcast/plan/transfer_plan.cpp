@@ -6,7 +6,7 @@
 
 #include <bit>
 #include <memory>
-#include <numeric>
+#include <span>
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
@@ -158,9 +158,12 @@ std::string digest_of(const TransferPlan& plan) {
 
 }  // namespace
 
-std::uint64_t TransferPlan::egress_bytes() const noexcept {
-  return std::accumulate(ranks.begin(), ranks.end(), std::uint64_t{0},
-                         [](std::uint64_t sum, const RankPlan& rank) { return sum + rank.received_bytes; });
+std::uint64_t TransferPlan::egress_bytes(std::size_t first, std::size_t count) const noexcept {
+  std::uint64_t sum = 0;
+  for (const auto& rank : ranks) {
+    for (const auto& shard : std::span(rank.shards).subspan(first, count)) sum += shard.size_bytes();
+  }
+  return sum;
 }
 
 std::uint64_t TransferPlan::replication_bytes() const noexcept {

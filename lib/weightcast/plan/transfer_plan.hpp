@@ -64,7 +64,9 @@ struct TransferPlan {
   std::string digest;            ///< 32 hexadecimal digits over everything above; equal plans have equal digests
 
   /// Bytes that leave the trainer when every shard is sent once per tp rank (replicas pass them on).
-  std::uint64_t egress_bytes() const noexcept;
+  std::uint64_t egress_bytes() const noexcept { return egress_bytes(0, model.parameters.size()); }
+  /// The same for parameters [first, first + count).
+  std::uint64_t egress_bytes(std::size_t first, std::size_t count) const noexcept;
   /// The part of egress_bytes() above the model's size: replicated parameters and shared key/value heads.
   std::uint64_t replication_bytes() const noexcept;
   /// Byte offset of shard `parameter` of rank `tp_rank` within the parameter itself.

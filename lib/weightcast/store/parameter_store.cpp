@@ -17,9 +17,17 @@ std::string_view name(CommitMode mode) noexcept {
 ParameterStore::ParameterStore(const TransferPlan& plan, CommitMode mode, Placement placement) : mode_(mode) {
   for (std::size_t i = 0; i < (mode == CommitMode::swap ? 2u : 1u); ++i) {
     slots_.push_back(
-        {Buffer::allocate(placement, plan.slot_bytes, false, fmt::format("slot {} of an engine rank", i)), {}, {}});
+        {Buffer::allocate(placement, plan.slot_bytes, plan.dp > 1, fmt::format("slot {} of an engine rank", i)),
+         {},
+         {}});
     regions_.push_back(slots_.back().buffer.region());
   }
+}
+
+std::vector<ShareHandle> ParameterStore::share() const {
+  std::vector<ShareHandle> handles;
+  for (const auto& slot : slots_) handles.push_back(slot.buffer.share());
+  return handles;
 }
 
 ParameterStore::Pin::Pin(Pin&& other) noexcept

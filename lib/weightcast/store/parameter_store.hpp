@@ -89,6 +89,8 @@ class ParameterStore {
 
   /// The slots, for a transport to register: two, or one with in_place.
   const std::vector<Region>& slots() const noexcept { return regions_; }
+  /// By which other processes map the slots. Only with a plan for dp > 1: then later replicas pull from them.
+  std::vector<ShareHandle> share() const;
   /// Id of the served version; nothing before the first publish() and while dirty.
   std::optional<std::uint64_t> served() const;
   bool dirty() const;

@@ -1,16 +1,21 @@
+#include <sched.h>
+
 #include <algorithm>
 
+#include "weightcast/core/bytes.hpp"
+#include "weightcast/transport/blocks.hpp"
 #include "weightcast/transport/direct.hpp"
 
 namespace weightcast {
 namespace {
 
-/// The whole model is pulled in this many parts, so that each can be digested while the next one is under way.
-constexpr std::uint64_t parts = 12;
+/// The whole model is pulled in parts, so that each is digested while the next one is under way. Across a link a few
+/// large ones keep it busy; on one GPU they are small enough to be digested from its second-level cache.
+constexpr std::uint64_t parts_across = 12, local_part_bytes = 24 * mebibyte;
 
 /// What one range of parameters needs: contiguous copies as parallel arrays, strided ones as tasks on the GPU.
-struct Part {
-  std::size_t first = 0, count = 0;  // parameters
+struct Pull {
+  Part parameters;
   std::vector<std::uint64_t> sources, destinations;
   std::vector<std::size_t> sizes;
   std::size_t first_task = 0, tasks = 0;
@@ -31,100 +36,102 @@ class DirectGpu final : public Transport {
     peers_ = &peers;
     plan_ = &plan;
     endpoints_ = &endpoints;
-    sources_ = map_sources(peers, endpoints, deadline);
+    upstream_.attach(peers, plan, endpoints, deadline);
     if (peers.trainer()) return;
-    stream_ = gpu::Stream(peers.placement.gpu);
-    const auto& shards = plan.ranks[peers.tp_rank()].shards;
-    const auto target = std::max<std::uint64_t>(plan.ranks[peers.tp_rank()].received_bytes / parts, 1);
+    const auto gpu = peers.placement.gpu;
+    stream_ = gpu::Stream(gpu);
     std::vector<gpu::CopyTask> tasks;
-    std::uint64_t bytes = 0;
-    for (std::size_t p = 0, first = 0; p < shards.size(); ++p) {
-      single_.push_back(make_part(p, 1, tasks));
-      bytes += shards[p].size_bytes();
-      if (bytes < target && p + 1 < shards.size()) continue;
-      whole_.push_back(make_part(first, p + 1 - first, tasks));
-      first = p + 1;
-      bytes = 0;
+    for (std::size_t p = 0; p < upstream_.shards().size(); ++p) single_.push_back(make_pull({p, 1}, tasks));
+    const auto of = [&](int rank) { return peers.gpus.at(static_cast<std::size_t>(rank)); };
+    const bool local = of(upstream_.rank()) == of(peers.group->rank());
+    const auto part_bytes = local ? local_part_bytes : plan.ranks[peers.tp_rank()].received_bytes / parts_across;
+    std::size_t copies = 0;
+    for (const auto& part : parts_of(plan, peers.tp_rank(), part_bytes)) {
+      whole_.push_back(make_pull(part, tasks));
+      copies += whole_.back().sizes.size();
+    }
+    for (const auto& pull : single_) copies = std::max(copies, pull.sizes.size() * single_.size());
+    from_.resize(copies);
+    to_.resize(copies);
+    if (upstream_.announces()) {
+      for (std::size_t i = 0; i < std::max(single_.size(), whole_.size()); ++i) arrivals_.emplace_back(gpu);
     }
     tasks_ = Buffer::allocate(peers.placement, tasks.size() * sizeof(gpu::CopyTask), false, "the copy plan");
     if (!tasks.empty()) write_region(tasks_.region(), 0, std::as_bytes(std::span(tasks)));
-    std::size_t most = 0;
-    for (const auto* list : {&single_, &whole_}) {
-      for (const auto& part : *list) most = std::max(most, part.sizes.size());
-    }
-    from_.resize(most * whole_.size() + single_.size());
-    to_.resize(from_.size());
   }
 
   void run(const Batch& batch, Deadline deadline) override {
+    egress_bytes_ = 0;
     if (peers_->trainer()) {
       while (batch.witness != nullptr && batch.witness->work()) {
       }
+      egress_bytes_ = plan_->egress_bytes(batch.first_parameter, batch.parameters);
       return;
     }
-    const std::byte* const source = sources_.at(batch.source).bytes().data();
+    const std::byte* const source = upstream_.base(batch);
     std::byte* const sink = endpoints_->sinks.at(batch.sink).data;
-    std::size_t used = 0;
-    const bool all = batch.first_parameter == 0 && batch.parameters == single_.size();
-    const auto list = all ? std::span<const Part>(whole_)
-                          : std::span<const Part>(single_).subspan(batch.first_parameter, batch.parameters);
-    for (const auto& part : list) {
-      used = queue(part, source, sink, used);
-      if (batch.witness != nullptr) batch.witness->landed_on(stream_, part.first, part.count);
+    const bool all = batch.parameters == single_.size();
+    const auto pulls = all ? std::span<const Pull>(whole_)
+                           : std::span<const Pull>(single_).subspan(batch.first_parameter, batch.parameters);
+    upstream_.begin(pulls.size());
+    std::size_t queued = 0, announced = 0, used = 0;
+    while (queued < pulls.size() || (upstream_.announces() && announced < queued)) {
+      bool progress = false;
+      for (; queued < pulls.size() && upstream_.ready(queued); ++queued, progress = true) {
+        used = queue(pulls[queued], source, sink, used);
+        if (upstream_.announces()) arrivals_[queued].record(stream_);
+        if (batch.witness != nullptr)
+          batch.witness->landed_on(stream_, pulls[queued].parameters.first, pulls[queued].parameters.count);
+      }
+      for (; upstream_.announces() && announced < queued && arrivals_[announced].done(); ++announced, progress = true)
+        upstream_.announce();
+      if (deadline.passed())
+        fail(ExitCode::deadline, "pulling weights from rank {} did not finish in time", upstream_.rank());
+      if (!progress) ::sched_yield();
     }
     stream_.synchronize(deadline, "pulling weights");
+    upstream_.finish(deadline);
   }
 
-  Traffic traffic() const noexcept override { return {peers_->trainer() ? peers_->dp * plan_->egress_bytes() : 0, 0}; }
+  Traffic traffic() const noexcept override { return {egress_bytes_, 0}; }
 
  private:
-  Part make_part(std::size_t first, std::size_t count, std::vector<gpu::CopyTask>& tasks) const {
-    Part part{.first = first,
-              .count = count,
-              .sources = {},
-              .destinations = {},
-              .sizes = {},
-              .first_task = tasks.size(),
-              .tasks = 0};
-    const auto& shards = plan_->ranks[peers_->tp_rank()].shards;
-    for (const auto& move : coalesce({shards.begin() + static_cast<std::ptrdiff_t>(first),
-                                      shards.begin() + static_cast<std::ptrdiff_t>(first + count)})) {
-      if (move.size_bytes() == 0) continue;
-      if (move.contiguous_source() && move.contiguous_destination()) {
-        part.sources.push_back(move.source);
-        part.destinations.push_back(move.destination);
-        part.sizes.push_back(move.size_bytes());
+  Pull make_pull(Part parameters, std::vector<gpu::CopyTask>& tasks) const {
+    Pull pull{.parameters = parameters, .sources = {}, .destinations = {}, .sizes = {}, .first_task = tasks.size()};
+    const auto begin = upstream_.shards().begin() + static_cast<std::ptrdiff_t>(parameters.first);
+    for (const auto& move : coalesce({begin, begin + static_cast<std::ptrdiff_t>(parameters.count)})) {
+      if (!move.contiguous_source() || !move.contiguous_destination()) {
+        add_copy_tasks(tasks, move);
         continue;
       }
-      // About 256 KiB for each thread block.
-      const auto step = std::max<std::uint64_t>(256 * 1024 / move.row_bytes, 1);
-      for (std::uint64_t row = 0; row < move.rows; row += step) {
-        tasks.push_back({move.source + row * move.source_pitch, move.destination + row * move.destination_pitch,
-                         move.source_pitch, move.destination_pitch, move.row_bytes, std::min(step, move.rows - row)});
-      }
+      pull.sources.push_back(move.source);
+      pull.destinations.push_back(move.destination);
+      pull.sizes.push_back(move.size_bytes());
     }
-    part.tasks = tasks.size() - part.first_task;
-    return part;
+    pull.tasks = tasks.size() - pull.first_task;
+    return pull;
   }
 
-  /// Queues a part; its pointers stay in from_ and to_ until the stream is done. Returns how many are in use.
-  std::size_t queue(const Part& part, const std::byte* source, std::byte* sink, std::size_t used) {
-    for (std::size_t i = 0; i < part.sizes.size(); ++i) {
-      from_[used + i] = source + part.sources[i];
-      to_[used + i] = sink + part.destinations[i];
+  /// Queues one; its pointers stay in from_ and to_ until the stream is done. Returns how many are in use.
+  std::size_t queue(const Pull& pull, const std::byte* source, std::byte* sink, std::size_t used) {
+    for (std::size_t i = 0; i < pull.sizes.size(); ++i) {
+      from_[used + i] = source + pull.sources[i];
+      to_[used + i] = sink + pull.destinations[i];
     }
-    gpu::copy_batch(to_.data() + used, from_.data() + used, part.sizes.data(), part.sizes.size(), stream_);
-    gpu::copy_strided(reinterpret_cast<const gpu::CopyTask*>(tasks_.region().data) + part.first_task, part.tasks,
+    gpu::copy_batch(to_.data() + used, from_.data() + used, pull.sizes.data(), pull.sizes.size(), stream_);
+    gpu::copy_strided(reinterpret_cast<const gpu::CopyTask*>(tasks_.region().data) + pull.first_task, pull.tasks,
                       source, sink, stream_);
-    return used + part.sizes.size();
+    return used + pull.sizes.size();
   }
 
   const Peers* peers_ = nullptr;
   const TransferPlan* plan_ = nullptr;
   const Endpoints* endpoints_ = nullptr;
-  std::vector<Mapping> sources_;  // on engines, as are all below
+  std::uint64_t egress_bytes_ = 0;
+  Upstream upstream_;  // on engines, as are all below
   gpu::Stream stream_;
-  std::vector<Part> single_, whole_;  // by parameter; the whole model in parts
+  std::vector<Pull> single_, whole_;  // by parameter; the whole model in parts
+  std::vector<gpu::Event> arrivals_;  // of parts that are announced
   Buffer tasks_;
   std::vector<const void*> from_;
   std::vector<void*> to_;

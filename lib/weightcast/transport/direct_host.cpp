@@ -9,6 +9,8 @@ namespace {
 
 /// Small enough to be digested from the second-level cache right after the copy.
 constexpr std::uint64_t block_bytes = 256 * 1024;
+/// What the next replica is told of at once.
+constexpr std::uint64_t part_bytes = 8 * 1024 * 1024;
 
 class DirectHost final : public Transport {
  public:
@@ -24,37 +26,57 @@ class DirectHost final : public Transport {
     peers_ = &peers;
     plan_ = &plan;
     endpoints_ = &endpoints;
-    sources_ = map_sources(peers, endpoints, deadline);
+    upstream_.attach(peers, plan, endpoints, deadline);
+    if (!peers.trainer()) parts_ = parts_of(plan, peers.tp_rank(), part_bytes);
   }
 
   void run(const Batch& batch, Deadline deadline) override {
+    egress_bytes_ = 0;
     if (peers_->trainer()) {
       while (batch.witness != nullptr && batch.witness->work()) {
       }
+      egress_bytes_ = plan_->egress_bytes(batch.first_parameter, batch.parameters);
       return;
     }
-    const std::byte* const source = sources_.at(batch.source).bytes().data();
+    const std::byte* const source = upstream_.base(batch);
     std::byte* const sink = endpoints_->sinks.at(batch.sink).data;
-    const auto& shards = plan_->ranks[peers_->tp_rank()].shards;
-    for (std::size_t p = batch.first_parameter; p < batch.first_parameter + batch.parameters; ++p) {
-      pull(p, shards[p], source, sink, batch.witness);
-      if (deadline.passed())
-        fail(ExitCode::deadline, "pulling {} did not finish in time", plan_->model.parameters[p].info.name);
+    const auto end = batch.first_parameter + batch.parameters;
+    // The whole model goes in parts, anything else parameter by parameter.
+    const bool all = batch.parameters == upstream_.shards().size();
+    upstream_.begin(all ? parts_.size() : batch.parameters);
+    std::size_t part = 0;
+    for (std::size_t p = batch.first_parameter; p < end; ++part) {
+      Patience patience;
+      while (!upstream_.ready(part)) {
+        if (deadline.passed())
+          fail(ExitCode::deadline, "{} did not arrive at rank {} in time", plan_->model.parameters[p].info.name,
+               upstream_.rank());
+        patience.pause();
+      }
+      for (const auto last = all ? p + parts_[part].count : p + 1; p < last; ++p) {
+        pull(p, source, sink, batch.witness);
+        if (deadline.passed())
+          fail(ExitCode::deadline, "pulling {} did not finish in time", plan_->model.parameters[p].info.name);
+      }
+      upstream_.announce();
     }
+    upstream_.finish(deadline);
   }
 
-  Traffic traffic() const noexcept override { return {peers_->trainer() ? peers_->dp * plan_->egress_bytes() : 0, 0}; }
+  Traffic traffic() const noexcept override { return {egress_bytes_, 0}; }
 
  private:
-  static void pull(std::size_t parameter, const Segment& shard, const std::byte* source, std::byte* sink,
-                   Witness* witness) {
+  void pull(std::size_t parameter, const std::byte* source, std::byte* sink, Witness* witness) const {
+    const auto& shard = upstream_.shards()[parameter];
     std::byte* const to = sink + shard.destination;
     const std::byte* const from = source + shard.source;
     if (witness == nullptr) {
       stream_rows(to, shard.destination_pitch, from, shard.source_pitch, shard.row_bytes, shard.rows);
       return;
     }
-    for (BlockCursor block(shard, block_bytes); !block.done(); block.next()) {
+    // Blocks of the shard as planned: they are what is digested, also where a replica has it in one piece.
+    const auto& planned = plan_->ranks[peers_->tp_rank()].shards[parameter];
+    for (BlockCursor block(planned, block_bytes); !block.done(); block.next()) {
       if (shard.contiguous_source() && shard.contiguous_destination()) {
         std::memcpy(to + block.first(), from + block.first(), block.size_bytes());
       } else {
@@ -69,24 +91,12 @@ class DirectHost final : public Transport {
   const Peers* peers_ = nullptr;
   const TransferPlan* plan_ = nullptr;
   const Endpoints* endpoints_ = nullptr;
-  std::vector<Mapping> sources_;  // on engines
+  Upstream upstream_;
+  std::vector<Part> parts_;  // on engines
+  std::uint64_t egress_bytes_ = 0;
 };
 
 }  // namespace
-
-std::vector<Mapping> map_sources(const Peers& peers, const Endpoints& endpoints, Deadline deadline) {
-  std::uint64_t count = endpoints.sources.size();
-  peers.group->broadcast(std::as_writable_bytes(std::span(&count, 1)), 0, deadline);
-  std::vector<ShareHandle> handles(count);
-  if (peers.trainer()) {
-    for (std::size_t i = 0; i < count; ++i) handles[i] = endpoints.sources[i]->share();
-  }
-  peers.group->broadcast(std::as_writable_bytes(std::span(handles)), 0, deadline);
-  std::vector<Mapping> mappings;
-  if (peers.trainer()) return mappings;
-  for (const auto& handle : handles) mappings.emplace_back(handle, peers.placement.gpu);
-  return mappings;
-}
 
 std::unique_ptr<Transport> make_direct_host() {
   return std::make_unique<DirectHost>();

@@ -24,7 +24,8 @@ class MpiBroadcast final : public Transport {
     return std::nullopt;
   }
 
-  void attach(const Peers& peers, const TransferPlan& plan, const Endpoints& endpoints, Deadline) override {
+  void attach(const Peers& peers, const TransferPlan& plan, const Endpoints& endpoints, Deadline deadline) override {
+    comm_ = peers.group->split(0, peers.group->rank(), deadline);
     peers_ = &peers;
     plan_ = &plan;
     endpoints_ = &endpoints;
@@ -51,8 +52,7 @@ class MpiBroadcast final : public Transport {
       for (; begun - completed < window && advance(posted, end); ++begun) {
         void* const data = peers_->trainer() ? source(batch, posted) : stage(begun);
         const auto size_bytes = posted.rows * row_bytes(posted.parameter);
-        check_mpi(MPI_Ibcast(data, static_cast<int>(size_bytes), MPI_BYTE, 0, peers_->group->get(),
-                             &requests[begun % window]),
+        check_mpi(MPI_Ibcast(data, static_cast<int>(size_bytes), MPI_BYTE, 0, comm_.get(), &requests[begun % window]),
                   "MPI_Ibcast");
         if (peers_->trainer()) egress_bytes_ += size_bytes * (static_cast<std::uint64_t>(peers_->group->size()) - 1);
         posted.row += posted.rows;
@@ -117,6 +117,7 @@ class MpiBroadcast final : public Transport {
   std::vector<MatrixShape> shapes_;               // of the full parameters
   std::vector<Slice> slices_;                     // this engine's part of each
   std::uint64_t egress_bytes_ = 0, largest_ = 0;  // largest_: bytes of a chunk
+  Communicator comm_;
   Buffer staging_;
 };
 

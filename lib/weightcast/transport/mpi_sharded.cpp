@@ -8,6 +8,7 @@
 namespace weightcast {
 namespace {
 
+constexpr int tag = 1;
 constexpr std::size_t window = 8;                             // messages under way between two ranks
 constexpr std::uint64_t message_bytes = 1 * 1024 * 1024;      // of about; digested while still in cache
 constexpr std::uint64_t pack_limit_bytes = 48 * 1024 * 1024;  // of all pack buffers of the trainer
@@ -62,12 +63,14 @@ struct RequestRing {
     if (done != 0) ++completed;
     return done != 0;
   }
-  /// After a failure: memory that MPI might still write is taken back.
+  /// After a failure: what has not been matched is taken back. What has is waited for a little, so that nothing is
+  /// written into memory that the next update uses; beyond that nobody sends.
   void cancel() noexcept {
-    for (; !empty(); ++completed) {
-      MPI_Cancel(&requests[completed % window]);
-      MPI_Request_free(&requests[completed % window]);
-    }
+    const auto patience = Deadline::after(1);
+    for (auto i = completed; i < begun; ++i) MPI_Cancel(&requests[i % window]);
+    for (int done = 0; !empty() && !patience.passed(); completed += done != 0 ? 1u : 0u)
+      MPI_Test(&requests[completed % window], &done, MPI_STATUS_IGNORE);
+    for (; !empty(); ++completed) MPI_Request_free(&requests[completed % window]);
   }
 };
 
@@ -80,7 +83,8 @@ class MpiSharded final : public Transport {
     return std::nullopt;
   }
 
-  void attach(const Peers& peers, const TransferPlan& plan, const Endpoints& endpoints, Deadline) override {
+  void attach(const Peers& peers, const TransferPlan& plan, const Endpoints& endpoints, Deadline deadline) override {
+    comm_ = peers.group->split(0, peers.group->rank(), deadline);
     peers_ = &peers;
     plan_ = &plan;
     endpoints_ = &endpoints;
@@ -103,8 +107,6 @@ class MpiSharded final : public Transport {
   void run(const Batch& batch, Deadline deadline) override {
     if (pack_.region().data == nullptr) allocate();
     egress_bytes_ = 0;
-    // Messages of an update that failed never match those of the next one.
-    tag_ = 100 + static_cast<int>(++runs_ % 1000);
     if (peers_->trainer()) {
       send_all(batch, deadline);
     } else {
@@ -165,8 +167,8 @@ class MpiSharded final : public Transport {
                 shard.source_pitch, shard.row_bytes, size_bytes / shard.row_bytes);
       data = packed;
     }
-    check_mpi(MPI_Isend(data, static_cast<int>(size_bytes), MPI_BYTE, Peers::engine_rank(0, tp_rank, plan_->tp), tag_,
-                        peers_->group->get(), &link.ring.slot_to_begin()),
+    check_mpi(MPI_Isend(data, static_cast<int>(size_bytes), MPI_BYTE, Peers::engine_rank(0, tp_rank, plan_->tp), tag,
+                        comm_.get(), &link.ring.slot_to_begin()),
               "MPI_Isend");
     egress_bytes_ += size_bytes;
   }
@@ -185,7 +187,7 @@ class MpiSharded final : public Transport {
         bool progress = false;
         for (; !begun.done() && !receives.full(); begun.next()) {
           check_mpi(MPI_Irecv(sink + begun.shard().destination + begun.first(), static_cast<int>(begun.size_bytes()),
-                              MPI_BYTE, from, tag_, peers_->group->get(), &receives.slot_to_begin()),
+                              MPI_BYTE, from, tag, comm_.get(), &receives.slot_to_begin()),
                     "MPI_Irecv");
         }
         while (sends.complete_one()) progress = true;
@@ -193,7 +195,7 @@ class MpiSharded final : public Transport {
           if (to != MPI_PROC_NULL) {
             check_mpi(
                 MPI_Isend(sink + arrived.shard().destination + arrived.first(), static_cast<int>(arrived.size_bytes()),
-                          MPI_BYTE, to, tag_, peers_->group->get(), &sends.slot_to_begin()),
+                          MPI_BYTE, to, tag, comm_.get(), &sends.slot_to_begin()),
                 "MPI_Isend");
             egress_bytes_ += arrived.size_bytes();
           }
@@ -217,8 +219,7 @@ class MpiSharded final : public Transport {
   const TransferPlan* plan_ = nullptr;
   const Endpoints* endpoints_ = nullptr;
   std::uint64_t block_bytes_ = message_bytes, pack_bytes_ = 0, egress_bytes_ = 0;
-  std::uint64_t runs_ = 0;
-  int tag_ = 0;
+  Communicator comm_;
   std::vector<Link> links_;  // on the trainer, by tp rank
   Buffer pack_;
 };

@@ -3,8 +3,9 @@
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/transport/direct.hpp"
 #include "weightcast/transport/mpi.hpp"
+#include "weightcast/transport/nccl.hpp"
 
-// The only file that knows which transports this build has.
+// The only file that knows all transports.
 namespace weightcast {
 
 std::string_view name(Method method) noexcept {
@@ -12,11 +13,12 @@ std::string_view name(Method method) noexcept {
 }
 
 std::vector<std::string_view> transport_names() {
-  return {"direct", "mpi"};
+  return {"direct", "nccl", "mpi"};
 }
 
 std::unique_ptr<Transport> make_transport(std::string_view name, Method method, MemoryKind memory) {
   if (name == "mpi") return method == Method::sharded ? make_mpi_sharded() : make_mpi_broadcast();
+  if (name == "nccl") return make_nccl(method);
   if (name == "direct") {
     if (method != Method::sharded)
       fail(ExitCode::config, "transport direct has no method {}: engines pull what they need",
@@ -24,7 +26,7 @@ std::unique_ptr<Transport> make_transport(std::string_view name, Method method, 
     return make_direct(memory);
   }
   throw Error(ExitCode::usage, fmt::format("unknown transport '{}'", printable(name)),
-              fmt::format("this build has: {}", fmt::join(transport_names(), ", ")));
+              fmt::format("there are: {}", fmt::join(transport_names(), ", ")));
 }
 
 }  // namespace weightcast

@@ -29,6 +29,12 @@ struct Peers {
   std::uint64_t tp = 1, dp = 1;
   Placement placement = {};  ///< of this rank's weights; the kind is the same on all ranks
   bool one_host = true;      ///< all ranks are on the same host
+  /// The GPU of each rank as NCCL tells GPUs apart: host (or NCCL_HOSTID) and PCI bus id; empty texts on the host.
+  std::vector<std::string> gpus = {};
+
+  /// Learns from the others what each must know of them. Collective over `group`, which must outlive the result.
+  static Peers meet(const Communicator& group, std::uint64_t tp, std::uint64_t dp, Placement placement,
+                    Deadline deadline);
 
   bool trainer() const noexcept { return group->rank() == 0; }
   std::size_t tp_rank() const noexcept { return (static_cast<std::size_t>(group->rank()) - 1) % tp; }
@@ -43,6 +49,7 @@ struct Peers {
 struct Endpoints {
   std::vector<const Buffer*> sources;
   std::vector<Region> sinks;
+  std::vector<ShareHandle> shared_sinks = {};  ///< with dp > 1: by which the next replica maps the sinks
 };
 
 /// Sees the bytes while they are moved. No verb may throw or block.
@@ -73,6 +80,8 @@ struct Traffic {
   std::uint64_t staging_bytes = 0;  ///< size of the buffers between source and sink
 };
 
+/// Whatever travels by MPI does so over a communicator of the transport's own: after a failure a new transport takes
+/// over, and no late message is mistaken for one of its.
 class Transport {
  public:
   virtual ~Transport() = default;
@@ -85,15 +94,16 @@ class Transport {
   virtual void attach(const Peers& peers, const TransferPlan& plan, const Endpoints& endpoints, Deadline deadline) = 0;
   /// Moves one batch. Collective; returns when this rank's bytes are readable in its sink, or, on the trainer, when its
   /// part is done (engines may still be reading its source until the caller's next agreement). May throw on one rank
-  /// only: the others then meet their deadline, or finish. The touched bytes of the sink are then unspecified.
-  /// Allocates nothing, but for what release_cache() gave back.
+  /// only: the others then meet their deadline, or finish. The touched bytes of the sink are then unspecified, and the
+  /// object is not run again; it is kept as long as the endpoints, because what is still under way may land in its
+  /// buffers. Allocates nothing, but for what release_cache() gave back.
   virtual void run(const Batch& batch, Deadline deadline) = 0;
   virtual Traffic traffic() const noexcept = 0;
   /// Gives back what is only kept for speed (staging, pack buffers); the next run() allocates it again. Local.
   virtual void release_cache() noexcept {}
 };
 
-/// The names that make_transport() takes on this build, in the order that `auto` tries them.
+/// The names that make_transport() takes, in the order that `auto` tries them.
 std::vector<std::string_view> transport_names();
 
 /// A transport of that name for weights in that kind of memory. Error(usage) listing the names; Error(config) when

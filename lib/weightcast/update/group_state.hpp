@@ -71,7 +71,10 @@ struct UpdateGroup::State {
   Communicator group, replica;
   Peers peers;
   Endpoints endpoints;
+  std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)> wrap;
   std::unique_ptr<Transport> transport;
+  std::vector<std::unique_ptr<Transport>> retired;  // failed ones: see Transport::run()
+  bool transport_failed = false;                    // the same on all ranks
   std::string transport_notes;
   double init_s = 0, warmup_s = 0;
 
@@ -89,7 +92,9 @@ struct UpdateGroup::State {
   Deadline deadline() const noexcept { return Deadline::after(options.timeout_s); }
 
   /// Attaches the named transport, or the first that all ranks can use, and notes why others were passed over.
-  void choose_transport(const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap);
+  void choose_transport();
+  /// Takes a fresh transport of the same kind in place of one that failed.
+  void replace_transport();
   /// Moves the first parameters once into the spare slots, so that connections and buffers exist before the first
   /// update.
   void warm_up();

@@ -114,6 +114,7 @@ UpdateResult UpdateGroup::State::run(UpdateClaim claim, std::span<const Digest> 
   UpdateResult result;
   Stopwatch watch;
   try {
+    if (transport_failed) replace_transport();
     agree(group, "prepare", deadline(), [&] {
       prepare(claim, deadline());
       if (check) check(claim);
@@ -137,7 +138,9 @@ UpdateResult UpdateGroup::State::run(UpdateClaim claim, std::span<const Digest> 
       result.digest = last.digest;
       return result;
     }
+    transport_failed = true;  // unless all ranks come through
     agree(group, "stage", deadline(), [&] { stage(claim, deadline()); });
+    transport_failed = false;
     result.stage_s = watch.lap();
     // The verdict over VERIFY is the VOTE.
     agree(group, "verify", deadline(), [&] {

@@ -11,6 +11,8 @@
 namespace weightcast {
 namespace {
 
+constexpr double goodbye_s = 5;
+
 std::string mpi_library() {
   std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
   int length = 0;
@@ -28,7 +30,9 @@ Manifest make_manifest(const TransferPlan& plan, const GroupOptions& options) {
                        {"transport", options.transport},
                        {"method", std::string(name(options.method))},
                        {"proof", options.proof == Proof::digests ? "digests" : "none"},
-                       {"mpi", mpi_library()}};
+                       {"mpi", mpi_library()},
+                       {"cuda", gpu::cuda_version()},
+                       {"nccl", gpu::nccl_version()}};
   return manifest;
 }
 
@@ -72,14 +76,14 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
   const int color =
       s.group.rank() == 0 ? -1 : static_cast<int>((static_cast<std::uint64_t>(s.group.rank()) - 1) / options.tp);
   s.replica = s.group.split(color, s.group.rank(), s.deadline());
-  const auto hosts = s.group.all_gather(host_name(), s.deadline());
-  s.peers = {&s.group, options.tp, options.dp, options.placement,
-             std::all_of(hosts.begin(), hosts.end(), [&](const std::string& host) { return host == hosts[0]; })};
+  s.peers = Peers::meet(s.group, options.tp, options.dp, options.placement, s.deadline());
   compare_manifests(s.group, make_manifest(plan, options), s.deadline());
 
   s.endpoints.sources = std::move(sources);
   if (store != nullptr) s.endpoints.sinks = store->slots();
-  s.choose_transport(wrap);
+  if (store != nullptr && options.dp > 1) s.endpoints.shared_sinks = store->share();
+  s.wrap = wrap;
+  s.choose_transport();
 
   const auto parameters = plan.model.parameters.size();
   s.arrived.resize(parameters);
@@ -97,10 +101,26 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
   s.warmup_s = watch.lap();
 }
 
-UpdateGroup::~UpdateGroup() = default;
+UpdateGroup::~UpdateGroup() {
+  auto& s = *state_;
+  s.transport.reset();
+  if (s.transport_failed || std::uncaught_exceptions() != 0) return;
+  try {
+    // Whoever has mapped this rank's memory lets go of it before it is freed.
+    s.group.barrier(Deadline::after(goodbye_s));
+  } catch (const Error&) {  // NOLINT(bugprone-empty-catch): somebody left without a word, and holds nothing any more
+  }
+}
 
-void UpdateGroup::State::choose_transport(
-    const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap) {
+void UpdateGroup::State::replace_transport() {
+  retired.push_back(std::move(transport));
+  transport = make_transport(retired.back()->name(), options.method, options.placement.kind);
+  if (wrap) transport = wrap(std::move(transport));
+  agree(group, "attach", deadline(), [&] { transport->attach(peers, *plan, endpoints, deadline()); });
+  transport_failed = false;
+}
+
+void UpdateGroup::State::choose_transport() {
   const bool automatic = options.transport == "auto";
   std::vector<std::string> candidates = {options.transport};
   if (automatic) {

@@ -184,6 +184,34 @@ void Stream::synchronize(Deadline deadline, const char* what) const {
   }
 }
 
+Event::Event(int gpu) : gpu_(gpu) {
+  use(gpu);
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+  event_ = event;
+}
+
+Event::Event(Event&& other) noexcept : gpu_(other.gpu_), event_(std::exchange(other.event_, nullptr)) {}
+
+Event::~Event() {
+  if (event_ == nullptr) return;
+  cudaSetDevice(gpu_);
+  cudaEventDestroy(static_cast<cudaEvent_t>(event_));
+  cudaGetLastError();
+}
+
+void Event::record(const Stream& stream) {
+  use(gpu_);
+  check(cudaEventRecord(static_cast<cudaEvent_t>(event_), static_cast<cudaStream_t>(stream.handle())),
+        "cudaEventRecord");
+}
+
+bool Event::done() const {
+  const auto status = cudaEventQuery(static_cast<cudaEvent_t>(event_));
+  if (status != cudaErrorNotReady) check(status, "cudaEventQuery");
+  return status == cudaSuccess;
+}
+
 void copy_batch(void* const* destinations, const void* const* sources, const std::size_t* sizes, std::size_t count,
                 const Stream& stream) {
   if (count == 0) return;

@@ -1,0 +1,11 @@
+#include "weightcast/transport/nccl.hpp"
+
+namespace weightcast {
+
+std::unique_ptr<Transport> make_nccl(Method) {
+  throw Error(
+      ExitCode::config, "this build has no NCCL",
+      "build with CUDA and NCCL (cmake -DWEIGHTCAST_CUDA=ON says what is missing), or choose another transport");
+}
+
+}  // namespace weightcast

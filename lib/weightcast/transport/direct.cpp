@@ -1,0 +1,88 @@
+#include "weightcast/transport/direct.hpp"
+
+#include <cstring>
+
+namespace weightcast {
+namespace {
+
+constexpr int tag = 1;
+
+std::vector<Mapping> map_all(std::span<const ShareHandle> handles, int gpu) {
+  std::vector<Mapping> mappings;
+  for (const auto& handle : handles) mappings.emplace_back(handle, gpu);
+  return mappings;
+}
+
+}  // namespace
+
+std::vector<Mapping> map_sources(const Peers& peers, const Endpoints& endpoints, Deadline deadline) {
+  std::uint64_t count = endpoints.sources.size();
+  peers.group->broadcast(std::as_writable_bytes(std::span(&count, 1)), 0, deadline);
+  std::vector<ShareHandle> handles(count);
+  if (peers.trainer()) {
+    for (std::size_t i = 0; i < count; ++i) handles[i] = endpoints.sources[i]->share();
+  }
+  peers.group->broadcast(std::as_writable_bytes(std::span(handles)), 0, deadline);
+  return peers.trainer() ? std::vector<Mapping>() : map_all(handles, peers.placement.gpu);
+}
+
+void Upstream::attach(const Peers& peers, const TransferPlan& plan, const Endpoints& endpoints, Deadline deadline) {
+  mappings_ = map_sources(peers, endpoints, deadline);
+  const auto tp_rank = peers.trainer() ? 0 : peers.tp_rank();
+  if (!peers.trainer()) {
+    shards_ = plan.ranks[tp_rank].shards;
+    from_ = 0;
+  }
+  if (peers.dp == 1) return;
+  comm_ = peers.group->split(0, peers.group->rank(), deadline);
+  const auto& own = endpoints.shared_sinks;
+  const auto all = comm_.all_gather(
+      std::string_view(reinterpret_cast<const char*>(own.data()), own.size() * sizeof(ShareHandle)), deadline);
+  if (peers.trainer()) return;
+  const auto replica = peers.replica();
+  if (replica + 1 < peers.dp) to_ = Peers::engine_rank(replica + 1, tp_rank, peers.tp);
+  if (replica == 0) return;
+  from_ = Peers::engine_rank(replica - 1, tp_rank, peers.tp);
+  const auto& text = all.at(static_cast<std::size_t>(from_));
+  std::vector<ShareHandle> handles(text.size() / sizeof(ShareHandle));
+  std::memcpy(handles.data(), text.data(), handles.size() * sizeof(ShareHandle));
+  mappings_.clear();
+  mappings_ = map_all(handles, peers.placement.gpu);
+  for (auto& shard : shards_) {  // slots of equal tp ranks are laid out alike
+    shard.source = shard.destination;
+    shard.source_pitch = shard.destination_pitch;
+  }
+}
+
+const std::byte* Upstream::base(const Batch& batch) const {
+  return mappings_.at(from_ == 0 ? batch.source : batch.sink).bytes().data();
+}
+
+void Upstream::begin(std::size_t parts) {
+  arrived_ = announced_ = 0;
+  if (announces() && outgoing_.size() < parts) outgoing_.resize(parts, MPI_REQUEST_NULL);
+}
+
+bool Upstream::ready(std::size_t part) {
+  if (from_ == 0) return true;
+  while (arrived_ <= part) {
+    if (incoming_ == MPI_REQUEST_NULL)
+      check_mpi(MPI_Irecv(nullptr, 0, MPI_BYTE, from_, tag, comm_.get(), &incoming_), "MPI_Irecv");
+    int done = 0;
+    check_mpi(MPI_Test(&incoming_, &done, MPI_STATUS_IGNORE), "MPI_Test");
+    if (done == 0) return false;
+    ++arrived_;
+  }
+  return true;
+}
+
+void Upstream::announce() {
+  if (!announces()) return;
+  check_mpi(MPI_Isend(nullptr, 0, MPI_BYTE, to_, tag, comm_.get(), &outgoing_[announced_++]), "MPI_Isend");
+}
+
+void Upstream::finish(Deadline deadline) {
+  if (announces()) wait_all(std::span(outgoing_).first(announced_), deadline, "telling the next replica");
+}
+
+}  // namespace weightcast
