@@ -31,38 +31,13 @@ struct Part {
   std::size_t first = 0, count = 0;
 };
 
-/// Cuts what a tp rank receives into parts of at least `part_bytes` each (but the last), so that one can be looked at
-/// while the next is under way. The same on all ranks.
-inline std::vector<Part> parts_of(const TransferPlan& plan, std::size_t tp_rank, std::uint64_t part_bytes) {
-  const auto& shards = plan.ranks[tp_rank].shards;
-  std::vector<Part> parts;
-  std::uint64_t bytes = 0;
-  for (std::size_t p = 0, first = 0; p < shards.size(); ++p) {
-    bytes += shards[p].size_bytes();
-    if (bytes < part_bytes && p + 1 < shards.size()) continue;
-    parts.push_back({first, p + 1 - first});
-    first = p + 1;
-    bytes = 0;
-  }
-  return parts;
-}
+/// Cuts what a tp rank receives into parts, so that one is digested, or passed on, while the next is under way; the
+/// same on all ranks. A later replica waits for each, so with dp > 1 they are small. Else each has about half of what
+/// is left: few are queued, and little is left to digest when the last has arrived. The largest come first.
+std::vector<Part> parts_of(const TransferPlan& plan, std::size_t tp_rank);
 
 /// Cuts a copy into tasks of about 256 KiB, one for each thread block. Rows are cut only where both sides are
 /// contiguous: each row is one warp's.
-inline void add_copy_tasks(std::vector<gpu::CopyTask>& tasks, const Segment& copy) {
-  constexpr std::uint64_t block_bytes = 256 * 1024, run_bytes = 8 * 1024;
-  const auto add = [&](const Segment& part) {
-    const auto step = std::max<std::uint64_t>(block_bytes / part.row_bytes, 1);
-    for (std::uint64_t row = 0; row < part.rows; row += step) {
-      tasks.push_back({part.source + row * part.source_pitch, part.destination + row * part.destination_pitch,
-                       part.source_pitch, part.destination_pitch, part.row_bytes, std::min(step, part.rows - row)});
-    }
-  };
-  if (copy.size_bytes() == 0) return;
-  if (!copy.contiguous_source() || !copy.contiguous_destination()) return add(copy);
-  const auto runs = copy.size_bytes() / run_bytes, done = runs * run_bytes, rest = copy.size_bytes() - done;
-  if (runs != 0) add({copy.source, copy.destination, run_bytes, runs, run_bytes, run_bytes});
-  if (rest != 0) add({copy.source + done, copy.destination + done, rest, 1, rest, rest});
-}
+void add_copy_tasks(std::vector<gpu::CopyTask>& tasks, const Segment& copy);
 
 }  // namespace weightcast

@@ -2,16 +2,11 @@
 
 #include <algorithm>
 
-#include "weightcast/core/bytes.hpp"
 #include "weightcast/transport/blocks.hpp"
 #include "weightcast/transport/direct.hpp"
 
 namespace weightcast {
 namespace {
-
-/// The whole model is pulled in parts, so that each is digested while the next one is under way. Across a link a few
-/// large ones keep it busy; on one GPU they are small enough to be digested from its second-level cache.
-constexpr std::uint64_t parts_across = 12, local_part_bytes = 24 * mebibyte;
 
 /// What one range of parameters needs: contiguous copies as parallel arrays, strided ones as tasks on the GPU.
 struct Pull {
@@ -42,11 +37,8 @@ class DirectGpu final : public Transport {
     stream_ = gpu::Stream(gpu);
     std::vector<gpu::CopyTask> tasks;
     for (std::size_t p = 0; p < upstream_.shards().size(); ++p) single_.push_back(make_pull({p, 1}, tasks));
-    const auto of = [&](int rank) { return peers.gpus.at(static_cast<std::size_t>(rank)); };
-    const bool local = of(upstream_.rank()) == of(peers.group->rank());
-    const auto part_bytes = local ? local_part_bytes : plan.ranks[peers.tp_rank()].received_bytes / parts_across;
     std::size_t copies = 0;
-    for (const auto& part : parts_of(plan, peers.tp_rank(), part_bytes)) {
+    for (const auto& part : parts_of(plan, peers.tp_rank())) {
       whole_.push_back(make_pull(part, tasks));
       copies += whole_.back().sizes.size();
     }

@@ -9,8 +9,6 @@ namespace {
 
 /// Small enough to be digested from the second-level cache right after the copy.
 constexpr std::uint64_t block_bytes = 256 * 1024;
-/// What the next replica is told of at once.
-constexpr std::uint64_t part_bytes = 8 * 1024 * 1024;
 
 class DirectHost final : public Transport {
  public:
@@ -27,7 +25,7 @@ class DirectHost final : public Transport {
     plan_ = &plan;
     endpoints_ = &endpoints;
     upstream_.attach(peers, plan, endpoints, deadline);
-    if (!peers.trainer()) parts_ = parts_of(plan, peers.tp_rank(), part_bytes);
+    if (!peers.trainer()) parts_ = parts_of(plan, peers.tp_rank());
   }
 
   void run(const Batch& batch, Deadline deadline) override {
@@ -40,24 +38,18 @@ class DirectHost final : public Transport {
     }
     const std::byte* const source = upstream_.base(batch);
     std::byte* const sink = endpoints_->sinks.at(batch.sink).data;
-    const auto end = batch.first_parameter + batch.parameters;
     // The whole model goes in parts, anything else parameter by parameter.
     const bool all = batch.parameters == upstream_.shards().size();
-    upstream_.begin(all ? parts_.size() : batch.parameters);
-    std::size_t part = 0;
-    for (std::size_t p = batch.first_parameter; p < end; ++part) {
-      Patience patience;
-      while (!upstream_.ready(part)) {
-        if (deadline.passed())
-          fail(ExitCode::deadline, "{} did not arrive at rank {} in time", plan_->model.parameters[p].info.name,
-               upstream_.rank());
-        patience.pause();
+    const auto count = all ? parts_.size() : batch.parameters;
+    upstream_.begin(count);
+    for (std::size_t i = 0; i < count; ++i) {
+      const auto part = all ? parts_[i] : Part{batch.first_parameter + i, 1};
+      const auto& name = plan_->model.parameters[part.first].info.name;
+      for (Patience patience; !upstream_.ready(i); patience.pause()) {
+        if (deadline.passed()) fail(ExitCode::deadline, "{} did not arrive at rank {} in time", name, upstream_.rank());
       }
-      for (const auto last = all ? p + parts_[part].count : p + 1; p < last; ++p) {
-        pull(p, source, sink, batch.witness);
-        if (deadline.passed())
-          fail(ExitCode::deadline, "pulling {} did not finish in time", plan_->model.parameters[p].info.name);
-      }
+      for (auto p = part.first; p < part.first + part.count; ++p) pull(p, source, sink, batch.witness);
+      if (deadline.passed()) fail(ExitCode::deadline, "pulling {} did not finish in time", name);
       upstream_.announce();
     }
     upstream_.finish(deadline);

@@ -7,7 +7,6 @@
 namespace weightcast {
 namespace {
 
-constexpr std::uint64_t parts = 12;                         // of a model: each is digested while the next is under way
 constexpr std::uint64_t pack_limit_bytes = 256 * mebibyte;  // of all pack buffers of the trainer
 constexpr std::uint64_t alignment = TransferPlan::alignment_bytes;
 
@@ -49,7 +48,7 @@ class ScriptWriter {
       write({p, 1});
     }
     script_.first_step.push_back(script_.steps.size());
-    for (const auto& part : parts_of(plan, tp_rank, plan.ranks[tp_rank].received_bytes / parts)) write(part);
+    for (const auto& part : parts_of(plan, tp_rank)) write(part);
     script_.first_step.push_back(script_.steps.size());
   }
   Script take() { return std::move(script_); }
