@@ -7,6 +7,7 @@
 
 #include "weightcast/core/error.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
+#include "weightcast/transport/blocks.hpp"
 
 namespace weightcast {
 namespace {
@@ -25,6 +26,26 @@ const EngineTensor& tensor(const TransferPlan& plan, const std::string& name) {
 }
 std::size_t parameter(const TransferPlan& plan, const std::string& name) {
   return static_cast<std::size_t>(plan.model.find(name));
+}
+
+TEST(Parts, CoverEveryParameterOnceLargestFirstAndLeaveLittleForTheEnd) {
+  for (const std::uint64_t dp : {1, 3}) {
+    const auto plan = plan_of("llama-3.1-8b", 2, dp);
+    const auto parts = parts_of(plan, 1);
+    std::vector<int> seen(plan.model.parameters.size());
+    std::vector<std::uint64_t> sizes;
+    for (const auto& part : parts) {
+      sizes.push_back(0);
+      for (auto p = part.first; p < part.first + part.count; ++p) {
+        ++seen[p];
+        sizes.back() += plan.ranks[1].shards[p].size_bytes();
+      }
+    }
+    EXPECT_THAT(seen, testing::Each(1));
+    EXPECT_TRUE(std::is_sorted(sizes.rbegin(), sizes.rend()));
+    EXPECT_LE(sizes.back(), 128u << 20);
+    EXPECT_EQ(parts.size() > 40, dp > 1);  // later replicas pull while the earlier ones do
+  }
 }
 
 TEST(Plan, Llama8BOnFourRanks) {

@@ -6,23 +6,30 @@ namespace weightcast {
 
 std::vector<Part> parts_of(const TransferPlan& plan, std::size_t tp_rank) {
   const auto& shards = plan.ranks[tp_rank].shards;
-  std::vector<Part> parts;
-  std::vector<std::uint64_t> sizes;  // by first parameter
-  std::uint64_t left = plan.ranks[tp_rank].received_bytes, bytes = 0;
+  auto left = plan.ranks[tp_rank].received_bytes;
   const auto smallest_bytes = std::min(64 * mebibyte, left / 8);
-  for (std::size_t p = 0, first = 0; p < shards.size(); ++p) {
-    bytes += shards[p].size_bytes();
+  // What is larger than that cannot be cut, so it must not come last: the walk begins with it.
+  const auto large = std::find_if(shards.rbegin(), shards.rend(),
+                                  [&](const Segment& shard) { return shard.size_bytes() > smallest_bytes; });
+  const std::size_t count = shards.size(), begin = large == shards.rend() ? 0 : shards.rend() - large - 1;
+  std::vector<std::pair<std::uint64_t, Part>> parts;  // with their sizes
+  Part part{begin, 0};
+  std::uint64_t bytes = 0;
+  for (std::size_t walked = 1; walked <= count; ++walked) {
+    ++part.count;
+    const auto next = part.first + part.count;
+    bytes += shards[next - 1].size_bytes();
     const auto target = plan.dp > 1 ? smallest_bytes : std::max(left / 2, smallest_bytes);
-    if (bytes < target && p + 1 < shards.size()) continue;
-    parts.push_back({first, p + 1 - first});
-    sizes.resize(first + 1);
-    sizes[first] = bytes;
+    if (bytes < target && next < count && walked < count) continue;
+    parts.emplace_back(bytes, part);
     left -= bytes;
-    first = p + 1;
+    part = {next % count, 0};
     bytes = 0;
   }
-  std::ranges::stable_sort(parts, std::greater(), [&](const Part& part) { return sizes[part.first]; });
-  return parts;
+  std::ranges::stable_sort(parts, std::greater(), [](const auto& sized) { return sized.first; });
+  std::vector<Part> result;
+  for (const auto& sized : parts) result.push_back(sized.second);
+  return result;
 }
 
 void add_copy_tasks(std::vector<gpu::CopyTask>& tasks, const Segment& copy) {

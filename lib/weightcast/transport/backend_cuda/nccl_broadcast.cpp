@@ -108,7 +108,7 @@ class NcclBroadcast final : public Transport {
     auto* const data = peers_->trainer() ? endpoints_->sources.at(batch.source)->region().data + step.source : half(k);
     comm_.group([&] { return ncclBroadcast(data, data, step.size_bytes, ncclUint8, 0, comm_.get(), cuda(stream_)); },
                 deadline);
-    if (peers_->trainer()) egress_bytes_ += step.size_bytes * (static_cast<std::uint64_t>(peers_->group->size()) - 1);
+    if (peers_->trainer()) egress_bytes_ += step.size_bytes;  // NCCL broadcasts along a ring
   }
 
   void slice(const Step& step, std::size_t k, const Batch& batch) {
