@@ -6,6 +6,7 @@
 
 #include "bench_options.hpp"
 #include "job.hpp"
+#include "layer_study.hpp"
 #include "versions.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/engine/engine.hpp"
@@ -90,7 +91,8 @@ class ModelBench {
                              std::string(name_of(what.transport)),
                              what.method == MethodChoice::sharded ? Method::sharded : Method::broadcast,
                              what.verify == VerifyChoice::all ? Proof::digests : Proof::none,
-                             options_.timeout_s};
+                             options_.timeout_s,
+                             options_.group_warmup};
     if (trainer_) trainer_->init_parameter_update_group(job_.world(), group, version_);
     if (engine_) engine_->init_parameter_update_group(job_.world(), group);
 
@@ -103,12 +105,18 @@ class ModelBench {
                   .granularity = std::string(name_of(what.granularity)),
                   .tp = tp_,
                   .dp = options_.dp,
-                  .verify = std::string(name_of(what.verify))};
+                  .verify = std::string(name_of(what.verify)),
+                  .group_warmup = options_.group_warmup,
+                  .path = {}};
     auto plain = options_.ceiling ? plain_copies() : std::vector<double>();
+    LayerStudy study(what.granularity == GranularityChoice::model ? 1 : plan_.model.parameters.size());
     row.cold_s = update(what.granularity, row);
+    if (engine_) study.note_cold(*engine_);
     for (std::uint64_t i = 0; i < options_.warmup; ++i) update(what.granularity, row);
     std::vector<double> seconds;
     for (std::uint64_t i = 0; i < options_.repeat; ++i) seconds.push_back(update(what.granularity, row));
+    if (engine_) study.note_warm(*engine_, options_.repeat);
+    if (what.granularity == GranularityChoice::parameter) row.path = study.gather(job_.world(), job_.deadline());
     row.median_s = median(seconds);
     row.min_s = min(seconds);
     row.max_s = max(seconds);
@@ -188,6 +196,7 @@ class ModelBench {
 void print_header(const BenchOptions& options, std::uint64_t tp, MemoryKind memory) {
   fmt::print("# weightcast bench: 1 trainer + {} x tp {} engine ranks, memory {}; {} updates after {} to warm up\n",
              options.dp, tp, name(memory), options.repeat, options.warmup);
+  if (!options.group_warmup) fmt::print("# no warm-up when a group is formed: the cold update pays for it\n");
   if (options.ceiling) {
     fmt::print("# ceiling: GB/s when every engine rank pulls its share of the trainer's memory in one plain copy\n");
   }
@@ -228,7 +237,9 @@ void run(const BenchOptions& options, Job& job, Report& report) {
             continue;  // engines pull what they need
           for (const auto verify : options.verifies) {
             report.rows.push_back(bench.run({transport, method, granularity, verify}));
-            if (job.trainer()) print_row(report.rows.back());
+            if (!job.trainer()) continue;
+            print_row(report.rows.back());
+            print_path(report.rows.back().path);
           }
         }
       }

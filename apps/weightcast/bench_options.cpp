@@ -21,6 +21,7 @@ CommandSpec bench_command() {
                   {"granularity", "LIST", "of model, parameter", "model"},
                   {"repeat", "N", "timed updates of each combination", "20"},
                   {"warmup", "N", "updates before them, not counted", "2"},
+                  {"group-warmup", "SWITCH", "on or off: exercise the paths when the group is formed", "on"},
                   {"ceiling", "", "also time one plain copy of the same size over the same path"},
                   {"verify", "LIST", "of all (time the whole verified transaction), none (the movement alone)", "all"},
                   {"timeout", "DURATION", "the longest that any wait may take", "60s"},
@@ -43,6 +44,7 @@ BenchOptions parse_bench_options(const Options& options) {
   result.granularities = options.choices<GranularityChoice>("granularity");
   result.repeat = options.number("repeat", 1);
   result.warmup = options.number("warmup");
+  result.group_warmup = options.choice<SwitchChoice>("group-warmup") == SwitchChoice::on;
   result.ceiling = options.flag("ceiling");
   result.verifies = options.choices<VerifyChoice>("verify");
   if (std::ranges::find(result.verifies, VerifyChoice::sample) != result.verifies.end()) {

@@ -22,6 +22,7 @@ struct BenchOptions {
   std::vector<VerifyChoice> verifies;  ///< of all and none
   std::uint64_t repeat = 20, warmup = 2;
   bool ceiling = false;
+  bool group_warmup = true;
   double timeout_s = 60;
   std::string json;  ///< output file; empty: none
 };

@@ -18,6 +18,7 @@ enum class MethodChoice { sharded, broadcast };
 enum class GranularityChoice { model, parameter };
 enum class CommitChoice { swap, in_place };
 enum class VerifyChoice { none, sample, all };
+enum class SwitchChoice { on, off };
 
 template <typename Choice>
 inline constexpr std::array<std::string_view, 0> choice_names{};
@@ -33,6 +34,8 @@ template <>
 inline constexpr std::array<std::string_view, 2> choice_names<CommitChoice>{"swap", "in-place"};
 template <>
 inline constexpr std::array<std::string_view, 3> choice_names<VerifyChoice>{"none", "sample", "all"};
+template <>
+inline constexpr std::array<std::string_view, 2> choice_names<SwitchChoice>{"on", "off"};
 
 /// The word for `choice`.
 template <typename Choice>

@@ -5,9 +5,9 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
-#include <sstream>
 
 #include "job.hpp"
+#include "layer_study.hpp"
 #include "preflight.hpp"
 #include "progress.hpp"
 #include "sample.hpp"
@@ -56,11 +56,10 @@ class Update {
     load();
     form_group();
     if (options_.verify == VerifyChoice::sample) check_sample(*initial_, "before");
-    for (std::uint64_t i = 0; i < options_.repeat; ++i) update_once(i);
+    update_all();
     if (options_.verify == VerifyChoice::sample) check_sample(last_source(), "after");
     if (options_.verify == VerifyChoice::all) check_reference();
     if (!options_.snapshot.empty()) snapshot();
-    gather_layers();
     if (job_.trainer()) print_update_summary(report_, options_.verify);
   }
 
@@ -138,6 +137,17 @@ class Update {
 
   /// The weights that the last update brought.
   const WeightSource& last_source() const { return options_.repeat % 2 == 1 ? *target_ : *initial_; }
+
+  void update_all() {
+    LayerStudy study(options_.granularity == GranularityChoice::model ? 1 : plan_.model.parameters.size());
+    for (std::uint64_t i = 0; i < options_.repeat; ++i) {
+      update_once(i);
+      if (engine_ && i == 0) study.note_cold(*engine_);
+    }
+    if (engine_) study.note_warm(*engine_, options_.repeat - 1);
+    report_.path = study.gather(job_.world(), job_.deadline());
+    if (job_.trainer() && options_.granularity == GranularityChoice::parameter) print_path(report_.path);
+  }
 
   void update_once(std::uint64_t index) {
     const std::uint64_t version = index + 2;
@@ -275,17 +285,6 @@ class Update {
     }
     replica.broadcast(std::as_writable_bytes(std::span(sum)), 0, job_.deadline());
     return sum;
-  }
-
-  /// The layers' times of the first engine rank reach rank 0.
-  void gather_layers() {
-    std::string mine;
-    if (engine_) {
-      for (const auto* layer : engine_->layers())
-        mine += fmt::format("{} {} {}\n", layer->layer(), layer->calls(), median(layer->last(LayerTimes::kept)));
-    }
-    std::istringstream lines(job_.world().all_gather(mine, job_.deadline())[1]);
-    for (ReportLayer layer; lines >> layer.layer >> layer.calls >> layer.median_s;) report_.layers.push_back(layer);
   }
 
   const UpdateOptions& options_;

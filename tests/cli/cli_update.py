@@ -21,6 +21,7 @@ import unittest
 HERE = os.path.dirname(os.path.abspath(__file__))
 CHECK_REPORT = os.path.join(HERE, "..", "interop", "check_report.py")
 PROGRAM, MPIEXEC = "", ""
+LAYERS, STAGES = ["engine", "scheduler", "tp_worker", "model_runner"], ["prepare", "stage", "verify", "vote", "commit"]
 USAGE, BAD_DATA, NO_INPUT, CANT_CREATE, IO_ERROR, MISMATCH, CONFIG, DEADLINE = 64, 65, 66, 73, 74, 76, 78, 124
 
 
@@ -162,7 +163,10 @@ class Success(Workplace):
                 self.assertEqual(report["model"], {"family": "llama", "parameters": 30, "bytes": 224128})
                 self.assertEqual([u["result"] for u in report["updates"]], ["committed"])
                 self.assertEqual([r["role"] for r in report["ranks"]], ["trainer"] + ["engine"] * tp * dp)
-                self.assertEqual([layer["layer"] for layer in report["layers"]], ["engine", "scheduler", "tp_worker", "model_runner"])
+                self.assertEqual([layer["layer"] for layer in report["layers"]], LAYERS)
+                self.assertEqual([stage["layer"] for stage in report["stages"]], STAGES)
+                self.assertEqual({layer["calls"] for layer in report["layers"] + report["stages"]}, {30 if granularity == "parameter" else 1})
+                self.assertEqual(text.count("# engine "), granularity == "parameter")
                 if verify == "all":
                     self.assertIn("30 of 30 parameters verified\n", text)
                     self.assertEqual(report["verify"]["mismatched"], 0)
@@ -252,17 +256,23 @@ class Success(Workplace):
             self.assertLessEqual(row["min_s"], row["median_s"])
             self.assertLessEqual(row["median_s"], row["max_s"])
             self.assertAlmostEqual(row["ratio_to_ceiling"], row["model_GBps"] / row["ceiling_GBps"])
-            self.assertEqual((row["verify"], row["wrong"]), ("all", 0))
+            self.assertEqual((row["verify"], row["wrong"], row["group_warmup"]), ("all", 0, True))
+            self.assertEqual("layers" in row, row["granularity"] == "parameter")
+            for layer in row.get("layers", []) + row.get("stages", []):
+                self.assertEqual((layer["cold"]["calls"], layer["warm"]["calls"]), (30, 90))
+                self.assertLessEqual(layer["warm"]["own_median_s"], layer["warm"]["p99_s"])
+                self.assertIn(f" {layer['layer']} ", done.stdout)
         lines = done.stdout.splitlines()
         header = next(line for line in lines if line.startswith("model "))
         self.assertEqual(header.split(), ["model", "size", "transport", "method", "unit", "verify", "cold", "median", "min", "max", "p99",
                                           "GB/s", "egress", "staging", "#wrong", "ceiling", "ratio"])
         self.assertEqual(len([line for line in lines if line.startswith("tiny ")]), 6)
-        done = mpirun(2, "bench", "--model=tiny", "--transport=mpi", "--verify=none,all", "--repeat=1", "--json", self.path("bench.json"))
+        done = mpirun(2, "bench", "--model=tiny", "--transport=mpi", "--verify=none,all", "--repeat=1", "--group-warmup=off", "--json",
+                      self.path("bench.json"))
         self.assertEqual(done.returncode, 0, done.stderr)
         rows = self.report(self.path("bench.json"))["rows"]
-        self.assertEqual([(row["verify"], row["ceiling_GBps"], row["ratio_to_ceiling"]) for row in rows],
-                         [("none", None, None), ("all", None, None)])
+        self.assertEqual([(row["verify"], row["ceiling_GBps"], row["ratio_to_ceiling"], row["group_warmup"]) for row in rows],
+                         [("none", None, None, False), ("all", None, None, False)])
 
 
 class BadInput(Workplace):

@@ -18,13 +18,24 @@ def optional(schema):
     return ("optional", schema)
 
 
+def absent(schema):
+    """For keys that need not be there."""
+    return ("absent", schema)
+
+
+CALLS = {"calls": COUNT, "first_s": NUMBER, "median_s": NUMBER, "p99_s": NUMBER, "own_first_s": NUMBER,
+         "own_median_s": NUMBER, "own_p99_s": NUMBER}
+LAYER = {"layer": TEXT, "calls": COUNT, "median_s": NUMBER, "cold": CALLS, "warm": CALLS}
+
+
 UPDATE = {"id": COUNT, "version": COUNT, "result": TEXT, "total_s": NUMBER, "prepare_s": NUMBER, "stage_s": NUMBER,
           "verify_s": NUMBER, "vote_s": NUMBER, "commit_s": NUMBER, "pause_s": NUMBER, "egress_bytes": COUNT,
           "staging_bytes": COUNT}
 ROW = {"model": TEXT, "model_bytes": COUNT, "device": TEXT, "transport": TEXT, "method": TEXT, "granularity": TEXT,
        "tp": COUNT, "dp": COUNT, "verify": TEXT, "cold_s": NUMBER, "median_s": NUMBER, "min_s": NUMBER,
        "max_s": NUMBER, "p99_s": NUMBER, "model_GBps": NUMBER, "egress_bytes": COUNT, "staging_bytes": COUNT,
-       "wrong": COUNT, "ceiling_GBps": NUMBER, "ratio_to_ceiling": NUMBER}
+       "wrong": COUNT, "ceiling_GBps": NUMBER, "ratio_to_ceiling": NUMBER, "group_warmup": absent(bool),
+       "layers": absent([LAYER]), "stages": absent([LAYER])}
 ALWAYS = {
     "schema": TEXT, "command": TEXT, "ok": bool, "exit_code": COUNT,
     "versions": {"weightcast": TEXT, "mpi": TEXT, "nccl": TEXT, "cuda": TEXT, "hdf5": TEXT},
@@ -41,7 +52,7 @@ COMMANDS = {
         "summary": {"cold_s": NUMBER, "median_s": NUMBER, "min_s": NUMBER, "max_s": NUMBER, "p99_s": NUMBER,
                     "model_GBps": NUMBER, "ceiling_GBps": NUMBER, "ratio_to_ceiling": NUMBER},
         "verify": {"mode": TEXT, "parameters": COUNT, "mismatched": COUNT, "digest": TEXT_OR_NULL},
-        "layers": [{"layer": TEXT, "calls": COUNT, "median_s": NUMBER}],
+        "layers": [LAYER], "stages": [LAYER],
     },
     "bench": {"rows": [ROW]},
 }
@@ -56,7 +67,7 @@ def is_count(value):
 def check(value, schema, where, problems):
     """Appends to `problems` each place where `value` is not what `schema` says."""
     if isinstance(schema, tuple):
-        if value is not None:
+        if value is not None or schema[0] == "absent":
             check(value, schema[1], where, problems)
     elif isinstance(schema, list):
         if not isinstance(value, list):
@@ -69,6 +80,8 @@ def check(value, schema, where, problems):
             problems.append(f"{where}: not an object")
             return
         for key in schema.keys() - value.keys():
+            if isinstance(schema[key], tuple) and schema[key][0] == "absent":
+                continue
             problems.append(f"{where}.{key}: missing")
         for key in value.keys() - schema.keys():
             problems.append(f"{where}.{key}: unknown")

@@ -219,7 +219,7 @@ TEST(UpdateOptions, WhatIsMissing) {
 
 TEST(BenchOptions, Lists) {
   const std::vector<std::string> arguments = {"--model=tiny,llama-3.2-1b", "--transport=mpi,direct",
-                                              "--method=sharded,broadcast", "--verify=none,all"};
+                                              "--method=sharded,broadcast", "--verify=none,all", "--group-warmup=off"};
   const auto options = parse_bench_options(Options::parse(bench_command(), arguments, {}, known_option_names()));
   EXPECT_THAT(options.models, ElementsAre("tiny", "llama-3.2-1b"));
   EXPECT_THAT(options.transports, ElementsAre(TransportChoice::mpi, TransportChoice::direct));
@@ -228,6 +228,7 @@ TEST(BenchOptions, Lists) {
   EXPECT_EQ(options.verifies, (std::vector{VerifyChoice::none, VerifyChoice::all}));
   EXPECT_EQ(options.repeat, 20u);
   EXPECT_EQ(options.warmup, 2u);
+  EXPECT_FALSE(options.group_warmup);
 }
 
 TEST(BenchOptions, NoSample) {

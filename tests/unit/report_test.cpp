@@ -61,7 +61,8 @@ TEST(Report, UpdateFollowsTheSchema) {
   ReportUpdate update;
   update.id = 1, update.version = 2, update.result = "committed", update.total_s = 0.25;
   report.updates.push_back(update);
-  report.layers.push_back({"engine", 3, 0.001});
+  report.path.layers.push_back({"engine", summarize_calls({0.5, 0.25}, {0.125, 0.125}, 2), {}});
+  report.path.stages.push_back({"vote", {}, {}});
   report.readers = ReportReaders{.count = 2, .reads = 10};
   report.verify.digest = std::string(32, 'a');
   EXPECT_EQ(check("weightcast_report_update.json", report), 0);
@@ -91,8 +92,27 @@ TEST(Report, BenchHasRowsAndNoUpdates) {
   row.model = "tiny", row.model_bytes = 1000, row.device = "host", row.transport = "mpi", row.method = "sharded";
   row.granularity = "model", row.verify = "none", row.median_s = 0.5;
   report.rows.push_back(row);
+  row.path = {{{"engine", {}, {}}}, {{"stage", {}, {}}}};
+  report.rows.push_back(row);
   EXPECT_EQ(check("weightcast_report_bench.json", report), 0);
   EXPECT_THAT(to_json(report), Not(HasSubstr("\"updates\"")));
+}
+
+TEST(Report, CallsAreSummarizedWithAndWithoutTheLayersBelow) {
+  const auto calls = summarize_calls({9, 2, 4}, {1, 1, 2}, 3);
+  EXPECT_EQ(calls.calls, 3u);
+  EXPECT_EQ(calls.first_s, 9);
+  EXPECT_EQ(calls.median_s, 4);
+  EXPECT_EQ(calls.p99_s, 9);
+  EXPECT_EQ(calls.own_first_s, 8);
+  EXPECT_EQ(calls.own_median_s, 2);
+  EXPECT_EQ(calls.own_p99_s, 8);
+  EXPECT_EQ(summarize_calls({9, 2, 4, 1, 5, 1}, {1, 1, 1, 1, 2, 1}, 2).first_s, 5);
+  EXPECT_EQ(summarize_calls({9, 2, 4, 1, 5, 1}, {1, 1, 1, 1, 2, 1}, 2).own_first_s, 3);
+  const ReportLayer only_cold{"engine", calls, summarize_calls({}, {}, 3)};
+  EXPECT_EQ(only_cold.calls(), 3u);
+  EXPECT_EQ(only_cold.median_s(), 4);
+  EXPECT_EQ((ReportLayer{"engine", calls, summarize_calls({1}, {0}, 1)}).median_s(), 1);
 }
 
 TEST(Report, TheSchemaCheckCanFail) {

@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "weightcast/core/expects.hpp"
 #include "weightcast/core/file.hpp"
 
 namespace weightcast {
@@ -48,35 +49,60 @@ Json to_value(const ReportReaders& r) {
           {"stale", r.stale}, {"idle_p99_s", r.idle_p99_s}, {"updating_p99_s", r.updating_p99_s}};
 }
 
+Json to_value(const ReportCalls& c) {
+  return {{"calls", c.calls},        {"first_s", c.first_s},         {"median_s", c.median_s},
+          {"p99_s", c.p99_s},        {"own_first_s", c.own_first_s}, {"own_median_s", c.own_median_s},
+          {"own_p99_s", c.own_p99_s}};
+}
+
 Json to_value(const ReportLayer& l) {
-  return {{"layer", l.layer}, {"calls", l.calls}, {"median_s", l.median_s}};
+  return {{"layer", l.layer},
+          {"calls", l.calls()},
+          {"median_s", l.median_s()},
+          {"cold", to_value(l.cold)},
+          {"warm", to_value(l.warm)}};
 }
 
 Json to_value(const ReportRank& r) {
   return {{"rank", r.rank}, {"role", r.role}, {"host", r.host}, {"gpu", text_or_null(r.gpu)}};
 }
 
+Json to_value(const ReportRow& r);
+
+template <typename T>
+Json to_array(const std::vector<T>& items) {
+  Json array = Json::array();
+  for (const T& item : items) array.push_back(to_value(item));
+  return array;
+}
+
 Json to_value(const ReportRow& r) {
-  return {{"model", r.model},
-          {"model_bytes", r.model_bytes},
-          {"device", r.device},
-          {"transport", r.transport},
-          {"method", r.method},
-          {"granularity", r.granularity},
-          {"tp", r.tp},
-          {"dp", r.dp},
-          {"verify", r.verify},
-          {"cold_s", r.cold_s},
-          {"median_s", r.median_s},
-          {"min_s", r.min_s},
-          {"max_s", r.max_s},
-          {"p99_s", r.p99_s},
-          {"model_GBps", r.model_GBps},
-          {"egress_bytes", r.egress_bytes},
-          {"staging_bytes", r.staging_bytes},
-          {"wrong", r.wrong},
-          {"ceiling_GBps", r.ceiling_GBps},
-          {"ratio_to_ceiling", r.ratio_to_ceiling}};
+  Json row = {{"model", r.model},
+              {"model_bytes", r.model_bytes},
+              {"device", r.device},
+              {"transport", r.transport},
+              {"method", r.method},
+              {"granularity", r.granularity},
+              {"tp", r.tp},
+              {"dp", r.dp},
+              {"verify", r.verify},
+              {"cold_s", r.cold_s},
+              {"median_s", r.median_s},
+              {"min_s", r.min_s},
+              {"max_s", r.max_s},
+              {"p99_s", r.p99_s},
+              {"model_GBps", r.model_GBps},
+              {"egress_bytes", r.egress_bytes},
+              {"staging_bytes", r.staging_bytes},
+              {"wrong", r.wrong},
+              {"ceiling_GBps", r.ceiling_GBps},
+              {"ratio_to_ceiling", r.ratio_to_ceiling},
+              {"group_warmup", r.group_warmup}};
+  if (!r.path.layers.empty()) {
+    row["layers"] = to_array(r.path.layers);
+    row["stages"] = to_array(r.path.stages);
+  }
+  return row;
 }
 
 Json to_value(const ReportError& e) {
@@ -84,13 +110,6 @@ Json to_value(const ReportError& e) {
           {"stage", text_or_null(e.stage)},
           {"rank", e.rank < 0 ? Json(nullptr) : Json(e.rank)},
           {"message", e.message}};
-}
-
-template <typename T>
-Json to_array(const std::vector<T>& items) {
-  Json array = Json::array();
-  for (const T& item : items) array.push_back(to_value(item));
-  return array;
 }
 
 }  // namespace
@@ -122,7 +141,8 @@ std::string to_json(const Report& r) {
                       {"parameters", r.verify.parameters},
                       {"mismatched", r.verify.mismatched},
                       {"digest", text_or_null(r.verify.digest)}};
-    json["layers"] = to_array(r.layers);
+    json["layers"] = to_array(r.path.layers);
+    json["stages"] = to_array(r.path.stages);
     if (r.readers) json["readers"] = to_value(*r.readers);
   }
   json["ranks"] = to_array(r.ranks);
@@ -132,6 +152,19 @@ std::string to_json(const Report& r) {
 
 void write_report(const std::string& path, const Report& report) {
   write_text_file(path, to_json(report));
+}
+
+ReportCalls summarize_calls(const std::vector<double>& seconds, const std::vector<double>& below,
+                            std::size_t calls_per_update) {
+  WEIGHTCAST_EXPECTS(seconds.size() == below.size());
+  std::vector<double> own, first, own_first;
+  for (std::size_t i = 0; i < seconds.size(); ++i) {
+    own.push_back(seconds[i] - below[i]);
+    if (i % calls_per_update != 0) continue;
+    first.push_back(seconds[i]);
+    own_first.push_back(own[i]);
+  }
+  return {seconds.size(), median(first), median(seconds), p99(seconds), median(own_first), median(own), p99(own)};
 }
 
 ReportSummary summarize(const std::vector<ReportUpdate>& updates, std::uint64_t model_bytes) {

@@ -38,11 +38,32 @@ struct ReportReaders {
   double idle_p99_s = unknown, updating_p99_s = unknown;
 };
 
-/// One time per layer of the request path: engine, scheduler, tp_worker, model_runner.
+/// Seconds of one call of a layer, the layers below it included; `own` without them. `first` is an update's first call.
+struct ReportCalls {
+  std::uint64_t calls = 0;
+  double first_s = unknown, median_s = unknown, p99_s = unknown;
+  double own_first_s = unknown, own_median_s = unknown, own_p99_s = unknown;
+};
+
+/// Summary of calls that took `seconds`, of which `below` (as many) in the layers below; whole updates, each of
+/// `calls_per_update`.
+ReportCalls summarize_calls(const std::vector<double>& seconds, const std::vector<double>& below,
+                            std::size_t calls_per_update);
+
+/// One layer of the request path, or one stage of the transaction in its lowest layer.
 struct ReportLayer {
   std::string layer;
-  std::uint64_t calls = 0;
-  double median_s = unknown;
+  ReportCalls cold, warm;  ///< of the first update, and of the later ones
+
+  std::uint64_t calls() const noexcept { return cold.calls + warm.calls; }
+  /// Of the warm calls, where there are any.
+  double median_s() const noexcept { return warm.calls > 0 ? warm.median_s : cold.median_s; }
+};
+
+/// Where the time of a request goes: engine, scheduler, tp_worker, model_runner, each around the next one; and the
+/// model runner's stages: prepare, stage, verify, vote, commit.
+struct ReportPath {
+  std::vector<ReportLayer> layers, stages;
 };
 
 struct ReportRank {
@@ -60,6 +81,8 @@ struct ReportRow {
   double cold_s = unknown, median_s = unknown, min_s = unknown, max_s = unknown, p99_s = unknown, model_GBps = unknown;
   std::uint64_t egress_bytes = 0, staging_bytes = 0, wrong = 0;
   double ceiling_GBps = unknown, ratio_to_ceiling = unknown;
+  bool group_warmup = true;
+  ReportPath path;  ///< in granularity parameter
 };
 
 struct ReportError {
@@ -94,7 +117,7 @@ struct Report {
     std::uint64_t parameters = 0, mismatched = 0;
     std::string digest;
   } verify;
-  std::vector<ReportLayer> layers;
+  ReportPath path;
   std::optional<ReportReaders> readers;
 
   // bench

@@ -1,0 +1,92 @@
+#include "layer_study.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <cstring>
+
+namespace weightcast {
+namespace {
+
+constexpr std::array<const char*, 4> layer_names{"engine", "scheduler", "tp_worker", "model_runner"};
+constexpr std::array<const char*, 5> stage_names{"prepare", "stage", "verify", "vote", "commit"};
+
+void print_seconds(std::initializer_list<double> list) {
+  for (const double seconds : list) fmt::print(" {:>9.1f}", seconds * 1e6);
+}
+
+void print_calls(const ReportCalls& cold, const ReportCalls& warm) {
+  print_seconds({cold.first_s, cold.median_s, cold.p99_s, warm.first_s, warm.median_s, warm.p99_s});
+}
+
+void print_own(const ReportCalls& cold, const ReportCalls& warm) {
+  print_seconds(
+      {cold.own_first_s, cold.own_median_s, cold.own_p99_s, warm.own_first_s, warm.own_median_s, warm.own_p99_s});
+}
+
+}  // namespace
+
+std::vector<ReportCalls> LayerStudy::summarize(const Engine& engine, std::uint64_t updates) const {
+  const auto calls = std::min(updates, LayerTimes::kept / calls_per_update_) * calls_per_update_;
+  std::vector<std::vector<double>> seconds;
+  for (const auto* layer : engine.layers()) seconds.push_back(layer->last(calls));
+  std::vector<double> all_stages(seconds.back().size());
+  std::vector<ReportCalls> stages;
+  for (const auto& stage : engine.stages()) {
+    const auto times = stage.last(calls);
+    for (std::size_t i = 0; i < all_stages.size(); ++i) all_stages[i] += times.at(i);
+    stages.push_back(summarize_calls(times, std::vector<double>(times.size()), calls_per_update_));
+  }
+  seconds.push_back(all_stages);
+  std::vector<ReportCalls> result;
+  for (std::size_t i = 0; i + 1 < seconds.size(); ++i)
+    result.push_back(summarize_calls(seconds[i], seconds[i + 1], calls_per_update_));
+  result.insert(result.end(), stages.begin(), stages.end());
+  return result;
+}
+
+ReportPath LayerStudy::gather(const Communicator& world, Deadline deadline) const {
+  using Table = std::array<std::array<ReportCalls, layer_names.size() + stage_names.size()>, 2>;
+  Table mine{};
+  std::copy(cold_.begin(), cold_.end(), mine[0].begin());
+  std::copy(warm_.begin(), warm_.end(), mine[1].begin());
+  const auto all = world.all_gather({reinterpret_cast<const char*>(&mine), sizeof mine}, deadline);
+  Table theirs{};
+  std::memcpy(&theirs, all.at(1).data(), sizeof theirs);
+  ReportPath path;
+  std::size_t i = 0;
+  for (const auto* name : layer_names) path.layers.push_back({name, theirs[0][i], theirs[1][i]}), ++i;
+  for (const auto* name : stage_names) path.stages.push_back({name, theirs[0][i], theirs[1][i]}), ++i;
+  return path;
+}
+
+void print_path(const ReportPath& path) {
+  if (path.layers.empty()) return;
+  fmt::print(
+      "# us of one call on engine rank 1, with the layers below, then its own part alone; cold is the first update, "
+      "warm "
+      "all later ones;\n"
+      "# 1st is an update's first call (the largest parameter, as a rule). The seed's parts of model_runner: create is "
+      "prepare (all agree\n"
+      "# on the claim; the memory exists), move and load are stage (bytes land where they are served from); verify, "
+      "vote, commit it has not.\n"
+      "# {:<12} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}\n",
+      "layer", "cold 1st", "median", "p99", "warm 1st", "median", "p99", "own: 1st", "median", "p99", "warm 1st",
+      "median", "p99");
+  for (const auto& layer : path.layers) {
+    fmt::print("# {:<12}", layer.layer);
+    print_calls(layer.cold, layer.warm);
+    print_own(layer.cold, layer.warm);
+    fmt::print("\n");
+  }
+  for (const auto& stage : path.stages) {
+    fmt::print("#   {:<10}", stage.layer);
+    print_calls(stage.cold, stage.warm);
+    fmt::print("\n");
+  }
+  std::fflush(stdout);
+}
+
+}  // namespace weightcast

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "weightcast/engine/engine.hpp"
+#include "weightcast/telemetry/report.hpp"
+
+/// Where the time of requests goes, layer by layer, cold and warm: the first engine rank's notes reach rank 0.
+namespace weightcast {
+
+class LayerStudy {
+ public:
+  explicit LayerStudy(std::size_t calls_per_update) : calls_per_update_(calls_per_update) {}
+  /// Engine ranks: the update that has just ended was the first, and so many came since (of which as many count as
+  /// LayerTimes keeps). Local.
+  void note_cold(const Engine& engine) { cold_ = summarize(engine, 1); }
+  void note_warm(const Engine& engine, std::uint64_t updates) { warm_ = summarize(engine, updates); }
+  /// What the first engine rank noted, on all ranks. Collective.
+  ReportPath gather(const Communicator& world, Deadline deadline) const;
+
+ private:
+  /// The layers from the top, then the stages.
+  std::vector<ReportCalls> summarize(const Engine& engine, std::uint64_t updates) const;
+
+  std::size_t calls_per_update_;
+  std::vector<ReportCalls> cold_, warm_;
+};
+
+/// Header lines, then a line for each layer and stage, in microseconds; nothing for an empty path.
+void print_path(const ReportPath& path);
+
+}  // namespace weightcast
