@@ -51,8 +51,8 @@ def finish(job, timeout=60):
     return subprocess.CompletedProcess(job.args, job.returncode, out, err)
 
 
-def mpirun(ranks, *arguments, **keywords):
-    return finish(start(ranks, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords))
+def mpirun(ranks, *arguments, timeout=60, **keywords):
+    return finish(start(ranks, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords), timeout)
 
 
 def read_checkpoint(folder):

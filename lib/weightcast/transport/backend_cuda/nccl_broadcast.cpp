@@ -38,8 +38,8 @@ class NcclBroadcast final : public Transport {
       tasks_ = Buffer::allocate(peers.placement, tasks.size() * sizeof(gpu::CopyTask), false, "the slice plan");
       if (!tasks.empty()) write_region(tasks_.region(), 0, std::as_bytes(std::span(tasks)));
       half_bytes_ = (half_bytes_ + alignment - 1) / alignment * alignment;
-      staging_ = Buffer::allocate(peers.placement, 2 * half_bytes_, false, "broadcast staging");
     }
+    allocate();
     const auto scratch = Buffer::allocate(peers.placement, sizeof(float), false, "a barrier");
     comm_.ready(deadline, "forming the communicator");
     comm_.barrier(scratch.region().data, stream_, deadline);
@@ -47,6 +47,7 @@ class NcclBroadcast final : public Transport {
 
   void run(const Batch& batch, Deadline deadline) override {
     egress_bytes_ = 0;
+    allocate();
     const auto begin = first_step_[batch.first_parameter], end = first_step_[batch.first_parameter + batch.parameters];
     try {
       // On engines, one half of the staging buffer is sliced while the next step arrives in the other.
@@ -72,9 +73,16 @@ class NcclBroadcast final : public Transport {
     }
   }
 
+  void release_cache() noexcept override { staging_ = Buffer(); }
+
   Traffic traffic() const noexcept override { return {egress_bytes_, staging_.region().size_bytes}; }
 
  private:
+  void allocate() {
+    if (!peers_->trainer() && staging_.region().data == nullptr)
+      staging_ = Buffer::allocate(peers_->placement, 2 * half_bytes_, false, "broadcast staging");
+  }
+
   void add_steps(std::size_t parameter, std::vector<gpu::CopyTask>& tasks) {
     const auto& rule = plan_->model.parameters[parameter];
     const auto shape = matrix_of(rule.info);

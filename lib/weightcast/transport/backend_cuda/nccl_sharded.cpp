@@ -133,8 +133,9 @@ class NcclSharded final : public Transport {
       channel.pack_stream = gpu::Stream(gpu);
       channel.tasks = Buffer::allocate(peers.placement, tasks.size(), false, "the pack plan");
       write_region(channel.tasks.region(), 0, tasks);
-      channel.pack = Buffer::allocate(peers.placement, 2 * half_bytes, false, "a pack buffer");
     }
+    half_bytes_ = half_bytes;
+    allocate();
     const auto scratch = Buffer::allocate(peers.placement, sizeof(float), false, "a barrier");
     for (const auto& channel : channels_) channel.comm.ready(deadline, "forming the communicator");
     for (const auto& channel : channels_) channel.comm.barrier(scratch.region().data, channel.stream, deadline);
@@ -142,6 +143,7 @@ class NcclSharded final : public Transport {
 
   void run(const Batch& batch, Deadline deadline) override {
     egress_bytes_ = 0;
+    allocate();
     try {
       // Shards of different tp ranks travel side by side, step by step.
       for (std::size_t k = 0, left = channels_.size(); left != 0; ++k) {
@@ -166,6 +168,10 @@ class NcclSharded final : public Transport {
     }
   }
 
+  void release_cache() noexcept override {
+    for (auto& channel : channels_) channel.pack = Buffer();
+  }
+
   Traffic traffic() const noexcept override {
     std::uint64_t staging_bytes = 0;
     for (const auto& channel : channels_) staging_bytes += channel.pack.region().size_bytes;
@@ -180,6 +186,14 @@ class NcclSharded final : public Transport {
     Script script;
     Buffer tasks, pack;
   };
+
+  /// What release_cache() gives back.
+  void allocate() {
+    for (auto& channel : channels_) {
+      if (channel.tasks.region().data != nullptr && channel.pack.region().data == nullptr)
+        channel.pack = Buffer::allocate(peers_->placement, 2 * half_bytes_, false, "a pack buffer");
+    }
+  }
 
   void send(Channel& channel, std::span<const Step> steps, std::size_t k, const Batch& batch, Deadline deadline) {
     const std::byte* const source = endpoints_->sources.at(batch.source)->region().data;
@@ -232,7 +246,7 @@ class NcclSharded final : public Transport {
 
   const Peers* peers_ = nullptr;
   const Endpoints* endpoints_ = nullptr;
-  std::uint64_t egress_bytes_ = 0;
+  std::uint64_t half_bytes_ = 0, egress_bytes_ = 0;
   std::vector<Channel> channels_;
 };
 
