@@ -36,8 +36,9 @@ class SlotWitness final : public Witness {
   std::exception_ptr error_;  // of landed_on(), which may not throw
 };
 
-/// Trainer: digests what is sent; on the host while there is nothing to send (where cores are scarce, after the
-/// movement, on all of them), on a GPU beside the movement.
+/// Trainer: digests what is sent, while it is being sent; where that is `crowded`, after the movement: on a host with
+/// fewer cores than ranks (then on all cores), on a GPU that an engine shares (processes take turns on it, and each
+/// turn costs).
 class SourceWitness final : public Witness {
  public:
   SourceWitness(const TransferPlan& plan, Placement placement, bool crowded);

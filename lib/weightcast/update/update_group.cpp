@@ -90,7 +90,10 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
   s.parameter_digests.resize(parameters);
   s.sent.resize(options.tp * parameters + 1);
   if (options.proof == Proof::digests && s.trainer()) {
-    s.source_witness.emplace(plan, options.placement, s.group.crowded());
+    const auto& gpus = s.peers.gpus;
+    const bool shared = std::find(gpus.begin() + 1, gpus.end(), gpus[0]) != gpus.end();
+    s.source_witness.emplace(plan, options.placement,
+                             options.placement.kind == MemoryKind::cuda ? shared : s.group.crowded());
     s.model_digest.emplace(plan.model);
   }
   if (options.proof == Proof::digests && !s.trainer())

@@ -60,7 +60,7 @@ void SourceWitness::begin(const Region& source, std::size_t first, std::size_t c
   count_ = count;
   if (!gpu_) return digests_.begin(source.data, first, count);
   gpu_->begin(source.data);
-  gpu_->queue(first, count, nullptr);
+  if (!crowded_) gpu_->queue(first, count, nullptr);
 }
 
 bool SourceWitness::work() noexcept {
@@ -69,6 +69,7 @@ bool SourceWitness::work() noexcept {
 
 void SourceWitness::finish(Deadline deadline) {
   if (!gpu_) return digests_.finish();
+  if (crowded_) gpu_->queue(first_, count_, nullptr);
   const auto results = gpu_->finish(deadline);
   const auto parameters = plan_->model.parameters.size();
   for (std::size_t p = first_; p < first_ + count_; ++p) {

@@ -5,8 +5,8 @@
 namespace weightcast {
 namespace {
 
-constexpr std::uint64_t task_bytes = 256 * 1024;  // for each thread block; with 64 KiB a third slower
-constexpr std::uint64_t run_bytes = 8 * 1024;    // for each warp
+constexpr std::uint64_t task_bytes = 128 * 1024;  // for each thread block; with 64 KiB a third slower
+constexpr std::uint64_t run_bytes = 16 * 1024;    // for each warp
 
 /// Cuts a shard whose row 0 lies `data` bytes from the base into tasks.
 void add_tasks(std::vector<gpu::DigestTask>& tasks, const Segment& shard, std::uint64_t data, std::uint64_t pitch,
