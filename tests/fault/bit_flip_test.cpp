@@ -7,108 +7,67 @@
 #include <filesystem>
 #include <fstream>
 
+#include "harness/faulty_transport.hpp"
 #include "harness/update_rig.hpp"
 #include "weightcast/checkpoint/checkpoint.hpp"
 
 namespace weightcast {
 namespace {
 
+using testing_harness::Fault;
+using testing_harness::injecting;
 using testing_harness::RandomWeights;
 using testing_harness::UpdateRig;
 
 constexpr int flips = 1000;
 
-/// Where the next bit is to be flipped; the same on all ranks. Off when rank is negative.
-struct Flip {
-  int rank = -1;
-  std::uint64_t position = 0;  ///< n-th byte that lands on that rank
-  int bit = 0;
-};
-Flip flip;  // NOLINT: the decorator has no other way in
-
-/// Flips a bit of what has just landed, before anybody looks at it: what a faulty link, buffer or memory does.
-class FlippingWitness final : public Witness {
- public:
-  FlippingWitness(Witness* inner, std::byte* slot, const RankPlan& plan) : inner_(inner), slot_(slot), plan_(&plan) {}
-  void landed(std::size_t parameter, std::uint64_t first, std::uint64_t size_bytes) noexcept override {
-    if (flip.position >= seen_ && flip.position < seen_ + size_bytes) {
-      slot_[plan_->shards[parameter].destination + first + (flip.position - seen_)] ^=
-          static_cast<std::byte>(1 << flip.bit);
-    }
-    seen_ += size_bytes;
-    inner_->landed(parameter, first, size_bytes);
-  }
-  void landed_on(const gpu::Stream& stream, std::size_t first, std::size_t count) noexcept override {
-    inner_->landed_on(stream, first, count);
-  }
-  bool work() noexcept override { return inner_->work(); }
-
- private:
-  Witness* inner_;
-  std::byte* slot_;
-  const RankPlan* plan_;
-  std::uint64_t seen_ = 0;
+struct Case {
+  std::string transport;
+  MemoryKind memory = MemoryKind::host;
 };
 
-/// A decorator of the transport seam.
-class FlippingTransport final : public Transport {
- public:
-  explicit FlippingTransport(std::unique_ptr<Transport> inner) : inner_(std::move(inner)) {}
-  std::string_view name() const noexcept override { return inner_->name(); }
-  std::optional<std::string> probe(const Peers& peers) const override { return inner_->probe(peers); }
-  void attach(const Peers& peers, const TransferPlan& plan, const Endpoints& endpoints, Deadline deadline) override {
-    peers_ = &peers;
-    plan_ = &plan;
-    endpoints_ = &endpoints;
-    inner_->attach(peers, plan, endpoints, deadline);
-  }
-  void run(const Batch& batch, Deadline deadline) override {
-    if (flip.rank != peers_->group->rank() || peers_->trainer() || batch.witness == nullptr)
-      return inner_->run(batch, deadline);
-    FlippingWitness witness(batch.witness, endpoints_->sinks[batch.sink].data, plan_->ranks[peers_->tp_rank()]);
-    Batch flipped = batch;
-    flipped.witness = &witness;
-    inner_->run(flipped, deadline);
-  }
-  Traffic traffic() const noexcept override { return inner_->traffic(); }
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.transport << " " << name(c.memory);
+}
 
- private:
-  std::unique_ptr<Transport> inner_;
-  const Peers* peers_ = nullptr;
-  const TransferPlan* plan_ = nullptr;
-  const Endpoints* endpoints_ = nullptr;
-};
-
-class BitFlip : public testing::TestWithParam<std::string> {};
+class BitFlip : public testing::TestWithParam<Case> {};
 
 TEST_P(BitFlip, InWhatArrivesIsRefused) {
-  UpdateRig rig({.transport = GetParam()},
-                [](std::unique_ptr<Transport> inner) { return std::make_unique<FlippingTransport>(std::move(inner)); });
+  const auto& param = GetParam();
+  if (param.memory == MemoryKind::cuda && gpu::count() == 0) GTEST_SKIP() << gpu::why_none();
+  Fault fault;
+  UpdateRig rig({.transport = param.transport, .memory = param.memory}, injecting(fault));
   std::mt19937_64 random(7);
   int refused = 0;
   for (int i = 0; i < flips; ++i) {
-    flip.rank = 1 + static_cast<int>(random() % rig.plan.tp);
-    flip.position = random() % rig.plan.ranks[static_cast<std::size_t>(flip.rank) - 1].received_bytes;
-    flip.bit = static_cast<int>(random() % 8);
+    const int rank = 1 + static_cast<int>(random() % rig.plan.tp);
+    const auto& plan = rig.plan.ranks[static_cast<std::size_t>(rank) - 1];
+    fault = {.kind = Fault::Kind::bit_flip, .ranks = {rank}, .byte = random() % plan.received_bytes};
+    for (; fault.byte >= plan.shards[fault.parameter].size_bytes(); ++fault.parameter)
+      fault.byte -= plan.shards[fault.parameter].size_bytes();
+    fault.bit = static_cast<int>(random() % 8);
     const auto error = rig.update(0, 2);
     ASSERT_TRUE(error) << "flip " << i << " went unnoticed";
     ASSERT_EQ(error->code(), ExitCode::mismatch);
-    ASSERT_EQ(error->origin().rank, flip.rank);
+    ASSERT_EQ(error->origin().rank, rank);
     ++refused;
     if (i % 100 == 0) {
       ASSERT_TRUE(rig.serves(1, rig.seed1));
     }
   }
-  flip = {};
+  fault = {};
   EXPECT_EQ(refused, flips);
   EXPECT_TRUE(rig.serves(1, rig.seed1));
-  if (rig.trainer)
-    std::printf("%d of %d bit flips in what arrives by %s refused\n", refused, flips, GetParam().c_str());
+  if (rig.trainer) {
+    std::printf("%d of %d bit flips in what arrives by %s in %s memory refused\n", refused, flips,
+                param.transport.c_str(), std::string(name(param.memory)).c_str());
+  }
   ASSERT_FALSE(rig.update(0, 2));
   EXPECT_TRUE(rig.serves(2, rig.seed2));
 }
 
-INSTANTIATE_TEST_SUITE_P(All, BitFlip, testing::Values("mpi", "direct"));
+INSTANTIATE_TEST_SUITE_P(Host, BitFlip, testing::Values(Case{"mpi"}, Case{"direct"}));
+INSTANTIATE_TEST_SUITE_P(Gpu, BitFlip, testing::Values(Case{"direct", MemoryKind::cuda}));
 
 TEST(BitFlipSource, InTheTrainersWeightsAfterLoadingIsRefused) {
   UpdateRig rig({.transport = "direct"});
