@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
@@ -35,6 +36,9 @@ class BitFlip : public testing::TestWithParam<Case> {};
 TEST_P(BitFlip, InWhatArrivesIsRefused) {
   const auto& param = GetParam();
   if (param.memory == MemoryKind::cuda && gpu::count() == 0) GTEST_SKIP() << gpu::why_none();
+  // Ranks that claim to be on different hosts may share a GPU.
+  ::setenv("NCCL_HOSTID", std::to_string(testing_harness::world_rank()).c_str(), 1);
+  ::setenv("NCCL_SOCKET_IFNAME", "lo", 1);
   Fault fault;
   UpdateRig rig({.transport = param.transport, .memory = param.memory}, injecting(fault));
   std::mt19937_64 random(7);
@@ -67,7 +71,8 @@ TEST_P(BitFlip, InWhatArrivesIsRefused) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Host, BitFlip, testing::Values(Case{"mpi"}, Case{"direct"}));
-INSTANTIATE_TEST_SUITE_P(Gpu, BitFlip, testing::Values(Case{"direct", MemoryKind::cuda}));
+INSTANTIATE_TEST_SUITE_P(Gpu, BitFlip,
+                         testing::Values(Case{"direct", MemoryKind::cuda}, Case{"nccl", MemoryKind::cuda}));
 
 TEST(BitFlipSource, InTheTrainersWeightsAfterLoadingIsRefused) {
   UpdateRig rig({.transport = "direct"});

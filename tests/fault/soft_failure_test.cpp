@@ -75,20 +75,22 @@ std::vector<Failure> failures(const Setting& setting) {
 
   add("an impossible claim", trainer, "prepare", ExitCode::config, Kind::none, Request::impossible);
   for (const auto& role : engines) add("refusal", role, "prepare", ExitCode::config, Kind::none, Request::refused);
+  // Over MPI the others notice a missing rank by waiting, which takes time: in place not every way of it again.
+  const bool quick = setting.transport == "direct", every_way = quick || setting.commit == CommitMode::swap;
   for (const auto& role : everybody) {
-    add("no memory", role, "stage", ExitCode::unavailable, Kind::no_memory);
-    add("broken before the first byte", role, "stage", ExitCode::unavailable, Kind::throw_before);
-    add("broken after one parameter", role, "stage", ExitCode::unavailable, Kind::throw_first);
+    if (quick) add("no memory", role, "stage", ExitCode::unavailable, Kind::no_memory);
+    if (every_way) add("broken before the first byte", role, "stage", ExitCode::unavailable, Kind::throw_before);
+    if (every_way) add("broken after one parameter", role, "stage", ExitCode::unavailable, Kind::throw_first);
     add("broken midway", role, "stage", ExitCode::unavailable, Kind::throw_midway);
     add("broken after the last byte", role, "stage", ExitCode::unavailable, Kind::throw_after);
     add("a deadline", role, "stage", ExitCode::deadline, Kind::too_late);
   }
   for (const auto& role : engines) {
     add("other bytes", role, "verify", ExitCode::mismatch, Kind::bit_flip);
-    // Where the trainer sends, it notices that nobody takes it.
-    if (setting.transport == "direct")
-      add("nothing moved and all well", role, "verify", ExitCode::mismatch, Kind::nothing_moved);
     add("a no over the right bytes", role, "verify", ExitCode::mismatch, Kind::unseen);
+    // Elsewhere a neighbour notices that nothing is taken or passed on.
+    const bool alone = setting.transport == "direct" && testing_harness::world_size() == 3;
+    if (alone) add("nothing moved and all well", role, "verify", ExitCode::mismatch, Kind::nothing_moved);
   }
   add("a false claim", trainer, "verify", ExitCode::mismatch, Kind::none, Request::false_claim);
   all.push_back({"verify: other bytes on two engine ranks", "verify", {1, 2}, ExitCode::mismatch, Kind::bit_flip});
@@ -178,7 +180,7 @@ class SoftFailure : public testing::TestWithParam<Setting> {
     };
     expect_in_text(failure.request == Request::refused, "injected");
     expect_in_text(failure.request == Request::held, "a slow reader");
-    expect_in_text(failure.guilty.size() > 1, "rank 2: ");
+    expect_in_text(failure.guilty.size() > 1, "; rank");  // the others' reasons are told too
   }
 
   void expect_untouched_or_dirty(const Failure& failure, const std::optional<Digest>& digest) {
