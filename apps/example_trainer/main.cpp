@@ -10,6 +10,7 @@
 #include "job.hpp"
 #include "launch.hpp"
 #include "options.hpp"
+#include "serving.hpp"
 #include "weightcast/engine/engine.hpp"
 #include "weightcast/telemetry/stopwatch.hpp"
 #include "weightcast/trainer/trainer.hpp"
@@ -18,10 +19,7 @@ namespace weightcast {
 namespace {
 
 /// The training side, rank 0.
-void train(Trainer& trainer, AdamW& optimiser, const Communicator& world, const GroupOptions& group,
-           std::uint64_t steps) {
-  const auto weights = trainer.reserve();
-  trainer.init_parameter_update_group(world, group, 0);
+void train(Trainer& trainer, std::size_t weights, AdamW& optimiser, std::uint64_t steps) {
   fmt::print("{:>5} {:>9} {:>8} {:>10}  {}\n", "step", "changed", "fill ms", "update ms", "digest");
   for (std::uint64_t step = 1; step <= steps; ++step) {
     const double changed = optimiser.step();
@@ -34,10 +32,10 @@ void train(Trainer& trainer, AdamW& optimiser, const Communicator& world, const 
   }
 }
 
-/// The serving side, all other ranks.
-void serve(Engine& engine, const Communicator& world, const GroupOptions& group, std::uint64_t steps) {
-  engine.init_parameter_update_group(world, group);
-  for (std::uint64_t step = 1; step <= steps; ++step) engine.update_weights();
+/// The serving side, on the first rank of each engine, while the others are in Engine::serve(). Other threads may ask
+/// the engine for weights all the while.
+void serve(Engine& engine, std::uint64_t steps) {
+  for (std::uint64_t step = 1; step <= steps; ++step) engine.update_weights(step).throw_if_refused();
 }
 
 /// Every engine rank compares what it serves, byte by byte, with the trainer's masters rounded one by one.
@@ -98,12 +96,15 @@ int run(const Options& options) {
     if (job.trainer()) {
       AdamW optimiser(plan.model, group.placement);
       Trainer trainer(plan, group.placement);
-      train(trainer, optimiser, job.world(), group, steps);
+      const auto weights = trainer.reserve();
+      trainer.init_parameter_update_group(job.world(), group, 0);
+      while_serving(job, nullptr, [&](const Communicator&) { train(trainer, weights, optimiser, steps); });
       check(plan, job, &optimiser, nullptr);
     } else {
       const auto tp_rank = (static_cast<std::size_t>(job.world().rank()) - 1) % plan.tp;
       Engine engine(plan, tp_rank, CommitMode::swap, group.placement);
-      serve(engine, job.world(), group, steps);
+      engine.init_parameter_update_group(job.world(), group);
+      while_serving(job, &engine, [&](const Communicator&) { serve(engine, steps); });
       check(plan, job, nullptr, &engine);
     }
   };

@@ -7,6 +7,8 @@
 #include "bench_options.hpp"
 #include "job.hpp"
 #include "layer_study.hpp"
+#include "readers.hpp"
+#include "serving.hpp"
 #include "versions.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/engine/engine.hpp"
@@ -107,16 +109,33 @@ class ModelBench {
                   .dp = options_.dp,
                   .verify = std::string(name_of(what.verify)),
                   .group_warmup = options_.group_warmup,
-                  .path = {}};
+                  .path = {},
+                  .readers = {}};
     auto plain = options_.ceiling ? plain_copies() : std::vector<double>();
     LayerStudy study(what.granularity == GranularityChoice::model ? 1 : plan_.model.parameters.size());
-    row.cold_s = update(what.granularity, row);
-    if (engine_) study.note_cold(*engine_);
-    for (std::uint64_t i = 0; i < options_.warmup; ++i) update(what.granularity, row);
+    const auto first = version_;
     std::vector<double> seconds;
-    for (std::uint64_t i = 0; i < options_.repeat; ++i) seconds.push_back(update(what.granularity, row));
-    if (engine_) study.note_warm(*engine_, options_.repeat);
+    std::string reads;
+    while_serving(job_, engine_.get(), [&](const Communicator& callers) {
+      std::optional<Readers> readers;
+      if (engine_) readers.emplace(*engine_, plan_.model, options_.readers);
+      row.cold_s = update(what.granularity, row, callers, readers);
+      if (engine_) study.note_cold(*engine_);
+      for (std::uint64_t i = 0; i < options_.warmup; ++i) update(what.granularity, row, callers, readers);
+      for (std::uint64_t i = 0; i < options_.repeat; ++i)
+        seconds.push_back(update(what.granularity, row, callers, readers));
+      if (engine_) study.note_warm(*engine_, options_.repeat);
+      agree(callers, "readers", job_.deadline(), [&] {
+        if (readers) reads = readers->stop();
+      });
+    });
+    version_ = first + 1 + options_.warmup + options_.repeat;  // on ranks that served, too
     if (what.granularity == GranularityChoice::parameter) row.path = study.gather(job_.world(), job_.deadline());
+    if (options_.readers > 0) {
+      std::vector<ReportUpdate> updates(version_ - first);
+      row.readers = gather_readers(job_.world().all_gather(reads, job_.deadline()), options_.readers, updates);
+      check_readers(*row.readers);
+    }
     row.median_s = median(seconds);
     row.min_s = min(seconds);
     row.max_s = max(seconds);
@@ -144,8 +163,9 @@ class ModelBench {
 
   /// One update; the other weights each time, so that it changes every parameter. Seconds on rank 0, from before
   /// PREPARE to after COMMIT.
-  double update(GranularityChoice granularity, ReportRow& row) {
-    job_.world().barrier(job_.deadline());
+  double update(GranularityChoice granularity, ReportRow& row, const Communicator& callers,
+                std::optional<Readers>& readers) {
+    callers.barrier(job_.deadline());
     const auto source = version_++ % 2 == 1 ? 0u : 1u;
     double seconds = 0;
     row.egress_bytes = 0;
@@ -154,17 +174,16 @@ class ModelBench {
       row.egress_bytes += result.egress_bytes;
       row.staging_bytes = result.staging_bytes;
     };
-    if (granularity == GranularityChoice::model) {
-      note(trainer_ ? trainer_->update_weights(source, version_) : engine_->update_weights());
-      return seconds;
-    }
-    for (const auto& rule : plan_.model.parameters) {
-      const auto& info = rule.info;
-      if (trainer_) {
-        note(trainer_->update_parameter(source, version_, info.name));
-      } else {
-        engine_->update_parameter_from_distributed(info.name, info.dtype, info.shape).throw_if_refused();
-      }
+    if (engine_) {
+      readers->update_begins();
+      const auto last = receive_update(*engine_, plan_.model, granularity, version_);
+      readers->update_ended(last);
+      row.staging_bytes = last.staging_bytes;
+    } else if (granularity == GranularityChoice::model) {
+      note(trainer_->update_weights(source, version_));
+    } else {
+      for (const auto& rule : plan_.model.parameters)
+        note(trainer_->update_parameter(source, version_, rule.info.name));
     }
     return seconds;
   }
@@ -240,6 +259,7 @@ void run(const BenchOptions& options, Job& job, Report& report) {
             if (!job.trainer()) continue;
             print_row(report.rows.back());
             print_path(report.rows.back().path);
+            if (report.rows.back().readers) fmt::print("{}", describe(*report.rows.back().readers));
           }
         }
       }

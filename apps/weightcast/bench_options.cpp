@@ -24,6 +24,8 @@ CommandSpec bench_command() {
                   {"group-warmup", "SWITCH", "on or off: exercise the paths when the group is formed", "on"},
                   {"ceiling", "", "also time one plain copy of the same size over the same path"},
                   {"verify", "LIST", "of all (time the whole verified transaction), none (the movement alone)", "all"},
+                  {"readers", "N",
+                   "threads that read on each engine at full rate during the updates, and check what they get", "0"},
                   {"timeout", "DURATION", "the longest that any wait may take", "60s"},
                   {"json", "FILE", "write a report"}},
       .parallel = true,
@@ -50,6 +52,7 @@ BenchOptions parse_bench_options(const Options& options) {
   if (std::ranges::find(result.verifies, VerifyChoice::sample) != result.verifies.end()) {
     throw Error(ExitCode::usage, "bench cannot verify a sample", "choose --verify all or --verify none");
   }
+  result.readers = options.number("readers", 0, 1024);
   result.timeout_s = options.duration_s("timeout");
   result.json = options.text("json");
   return result;

@@ -23,6 +23,7 @@ struct BenchOptions {
   std::uint64_t repeat = 20, warmup = 2;
   bool ceiling = false;
   bool group_warmup = true;
+  std::uint64_t readers = 0;  ///< threads that read on each engine meanwhile
   double timeout_s = 60;
   std::string json;  ///< output file; empty: none
 };

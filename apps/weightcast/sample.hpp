@@ -13,7 +13,7 @@ namespace weightcast {
 /// The first `rows` rows of a parameter as its source has them, as float.
 std::vector<float> sample_of(const Model& model, const WeightSource& source, std::size_t parameter, std::uint64_t rows);
 
-/// Engine side, collective over the replica: reads the twelve samples and compares them bit for bit with `source`.
+/// On the first rank of a replica: reads the twelve samples and compares them bit for bit with `source`.
 /// Error(mismatch) naming the parameter. Returns how many were compared.
 std::size_t check_samples(Engine& engine, const Model& model, const WeightSource& source, std::uint64_t rows,
                           const std::string& when);

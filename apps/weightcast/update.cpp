@@ -10,7 +10,9 @@
 #include "layer_study.hpp"
 #include "preflight.hpp"
 #include "progress.hpp"
+#include "readers.hpp"
 #include "sample.hpp"
+#include "serving.hpp"
 #include "trace.hpp"
 #include "update_options.hpp"
 #include "update_table.hpp"
@@ -55,9 +57,8 @@ class Update {
     join();
     load();
     form_group();
-    if (options_.verify == VerifyChoice::sample) check_sample(*initial_, "before");
-    update_all();
-    if (options_.verify == VerifyChoice::sample) check_sample(last_source(), "after");
+    while_serving(job_, engine_.get(), [&](const Communicator& callers) { serve_and_update(callers); });
+    show_load();
     if (options_.verify == VerifyChoice::all) check_reference();
     if (!options_.snapshot.empty()) snapshot();
     if (job_.trainer()) print_update_summary(report_, options_.verify);
@@ -92,6 +93,7 @@ class Update {
       target_ = make_source(plan_.model, options_.target);
     });
     const auto& model = plan_.model;
+    study_.emplace(options_.granularity == GranularityChoice::model ? 1 : model.parameters.size());
     report_.model = {std::string(name(model.config.family)), model.parameters.size(), model.size_bytes()};
     const auto ranks = static_cast<std::uint64_t>(job_.world().size());
     agree(job_.world(), "load", job_.deadline_for(model.size_bytes() * (ranks + 1)), [&] {
@@ -138,27 +140,46 @@ class Update {
   /// The weights that the last update brought.
   const WeightSource& last_source() const { return options_.repeat % 2 == 1 ? *target_ : *initial_; }
 
-  void update_all() {
-    LayerStudy study(options_.granularity == GranularityChoice::model ? 1 : plan_.model.parameters.size());
+  /// On the trainer and the first rank of each engine.
+  void serve_and_update(const Communicator& callers) {
+    if (options_.verify == VerifyChoice::sample) check_sample(callers, *initial_, "before");
+    std::optional<Readers> readers;
+    if (engine_) readers.emplace(*engine_, plan_.model, options_.readers);
+    callers.barrier(job_.deadline());
     for (std::uint64_t i = 0; i < options_.repeat; ++i) {
-      update_once(i);
-      if (engine_ && i == 0) study.note_cold(*engine_);
+      if (trainer_) {
+        publish(i);
+        continue;
+      }
+      readers->update_begins();
+      readers->update_ended(receive_update(*engine_, plan_.model, options_.granularity, i + 2));
+      if (i == 0) study_->note_cold(*engine_);
     }
-    if (engine_) study.note_warm(*engine_, options_.repeat - 1);
-    report_.path = study.gather(job_.world(), job_.deadline());
-    if (job_.trainer() && options_.granularity == GranularityChoice::parameter) print_path(report_.path);
+    if (engine_) study_->note_warm(*engine_, options_.repeat - 1);
+    agree(callers, "readers", job_.deadline(), [&] {
+      if (readers) reads_ = readers->stop();
+    });
+    if (options_.verify == VerifyChoice::sample) check_sample(callers, last_source(), "after");
   }
 
-  void update_once(std::uint64_t index) {
+  /// Where the time of the calls went, and what the readers saw, reach all ranks.
+  void show_load() {
+    report_.path = study_->gather(job_.world(), job_.deadline());
+    if (job_.trainer() && options_.granularity == GranularityChoice::parameter) print_path(report_.path);
+    if (options_.readers == 0) return;
+    report_.readers =
+        gather_readers(job_.world().all_gather(reads_, job_.deadline()), options_.readers, report_.updates);
+    if (job_.trainer()) fmt::print("{}", describe(*report_.readers));
+    check_readers(*report_.readers);
+  }
+
+  void publish(std::uint64_t index) {
     const std::uint64_t version = index + 2;
     ReportUpdate row{.id = index + 1, .version = version, .result = "aborted"};
     try {
       UpdateResult total;
-      if (options_.granularity == GranularityChoice::model) {
-        total = trainer_ ? trainer_->update_weights(index % 2, version) : engine_->update_weights();
-      } else {
-        total = update_by_parameter(index % 2, version);
-      }
+      total = options_.granularity == GranularityChoice::model ? trainer_->update_weights(index % 2, version)
+                                                               : publish_by_parameter(index % 2, version);
       if (total.digest) report_.verify.digest = total.digest->hex();
       row = {index + 1,
              version,
@@ -179,19 +200,14 @@ class Update {
     }
     trace_.add(row);
     report_.updates.push_back(row);
-    if (job_.trainer()) print_update_row(row, report_.model.bytes);
+    print_update_row(row, report_.model.bytes);
   }
 
   /// The seed's way: one request for each parameter. Sums of all calls; the digest is the last one's.
-  UpdateResult update_by_parameter(std::size_t source, std::uint64_t version) {
+  UpdateResult publish_by_parameter(std::size_t source, std::uint64_t version) {
     UpdateResult total;
     for (const auto& rule : plan_.model.parameters) {
-      const auto& info = rule.info;
-      if (engine_) {
-        engine_->update_parameter_from_distributed(info.name, info.dtype, info.shape).throw_if_refused();
-        continue;
-      }
-      const auto call = trainer_->update_parameter(source, version, info.name);
+      const auto call = trainer_->update_parameter(source, version, rule.info.name);
       total.prepare_s += call.prepare_s;
       total.stage_s += call.stage_s;
       total.verify_s += call.verify_s;
@@ -204,8 +220,8 @@ class Update {
     return total;
   }
 
-  void check_sample(const WeightSource& expected, const std::string& when) {
-    agree(job_.world(), "sample", job_.deadline(), [&] {
+  void check_sample(const Communicator& callers, const WeightSource& expected, const std::string& when) {
+    agree(callers, "sample", job_.deadline(), [&] {
       if (trainer_ && when == "before") {
         const auto equal = equal_samples(plan_.model, *initial_, *target_, options_.truncate);
         if (!equal.empty()) {
@@ -298,6 +314,8 @@ class Update {
   std::unique_ptr<WeightSource> initial_, target_;
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<Engine> engine_;
+  std::optional<LayerStudy> study_;
+  std::string reads_;  // what the readers on this rank saw
 };
 
 }  // namespace

@@ -26,6 +26,8 @@ CommandSpec update_command() {
                   {"truncate", "ROWS", "rows that --verify sample compares", "10"},
                   {"repeat", "N", "update N times, alternating target and initial", "1"},
                   {"snapshot", "FILE.h5", "write the engine's weights after the last update"},
+                  {"readers", "N",
+                   "threads that read on each engine at full rate during the updates, and check what they get", "0"},
                   {"timeout", "DURATION", "the longest that any wait may take", "60s"},
                   {"json", "FILE", "write a report"},
                   {"trace", "FILE", "write a timeline of all ranks"},
@@ -52,6 +54,7 @@ UpdateOptions parse_update_options(const Options& options) {
   result.verify = options.choice<VerifyChoice>("verify");
   result.truncate = options.number("truncate", 1);
   result.repeat = options.number("repeat", 1);
+  result.readers = options.number("readers", 0, 1024);
   result.timeout_s = options.duration_s("timeout");
   result.snapshot = options.text("snapshot");
   result.json = options.text("json");

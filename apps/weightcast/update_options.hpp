@@ -23,6 +23,7 @@ struct UpdateOptions {
   CommitChoice commit = CommitChoice::swap;
   VerifyChoice verify = VerifyChoice::all;
   std::uint64_t truncate = 10, repeat = 1;
+  std::uint64_t readers = 0;  ///< threads that read on each engine meanwhile
   double timeout_s = 60;
   std::string snapshot, json, trace;  ///< output files; empty: none
   bool preflight = false;

@@ -182,6 +182,18 @@ class Success(Workplace):
             self.assertEqual([(u["id"], u["version"]) for u in report["updates"]], [(i, i + 1) for i in range(1, repeat + 1)])
             self.same_snapshot(last + ".h5", snapshot)
 
+    def test_readers_see_whole_versions(self):
+        for tp, dp, commit, granularity in ((1, 1, "swap", "model"), (2, 1, "in-place", "model"), (2, 2, "swap", "parameter")):
+            with self.subTest(tp=tp, dp=dp, commit=commit, granularity=granularity):
+                report, text = self.update(1 + tp * dp, "--tp", tp, "--dp", dp, "--repeat=5", "--readers=2",
+                                           f"--commit={commit}", f"--granularity={granularity}")
+                readers = report["readers"]
+                self.assertEqual((readers["count"], readers["mixed"], readers["stale"]), (2, 0, 0))
+                self.assertGreaterEqual(readers["reads"], 2)
+                self.assertEqual([layer["layer"] for layer in readers["layers"]], LAYERS)
+                self.assertEqual([u["result"] for u in report["updates"]], ["committed"] * 5)
+                self.assertIn("# 2 readers per engine: ", text)
+
     def test_made_up_weights_are_those_of_synth(self):
         report, _ = self.update(3, "--model=tiny", "--transport=mpi", "--snapshot", self.path("out.h5"), initial="synth:1", target="synth:2")
         self.same_snapshot(self.two + ".h5", self.path("out.h5"))

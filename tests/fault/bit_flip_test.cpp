@@ -115,8 +115,7 @@ TEST(BitFlipSource, InTheTargetFileAfterItsDigestWasTakenIsRefused) {
   for (int i = 0; i < flips; ++i) {
     const auto offset = random() % rig.plan.model.size_bytes();
     const auto mask = static_cast<char>(1 << random() % 8);
-    std::optional<Error> error;
-    try {
+    const auto error = rig.together([&] {
       if (rig.trainer) {
         const auto toggle = [&] {
           std::fstream file(folder / "model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
@@ -133,11 +132,9 @@ TEST(BitFlipSource, InTheTargetFileAfterItsDigestWasTakenIsRefused) {
         toggle();
         rig.trainer->group().publish({1, 2, 0, taken, 0, parameters.size()});
       } else {
-        rig.engine->update_weights();
+        rig.engine->update_weights().throw_if_refused();
       }
-    } catch (const Error& thrown) {
-      error = thrown;
-    }
+    });
     ASSERT_TRUE(error) << "flip " << i << " went unnoticed";
     ASSERT_EQ(error->code(), ExitCode::mismatch);
     ++refused;

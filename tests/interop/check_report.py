@@ -26,8 +26,10 @@ def absent(schema):
 CALLS = {"calls": COUNT, "first_s": NUMBER, "median_s": NUMBER, "p99_s": NUMBER, "own_first_s": NUMBER,
          "own_median_s": NUMBER, "own_p99_s": NUMBER}
 LAYER = {"layer": TEXT, "calls": COUNT, "median_s": NUMBER, "cold": CALLS, "warm": CALLS}
-
-
+READERS = {"count": COUNT, "reads": COUNT, "mixed": COUNT, "stale": COUNT, "reads_per_s": NUMBER,
+           "idle_p50_s": NUMBER, "idle_p99_s": NUMBER, "updating_p50_s": NUMBER, "updating_p99_s": NUMBER,
+           "pause_p99_s": NUMBER, "pause_max_s": NUMBER,
+           "layers": [{"layer": TEXT, "calls": COUNT, "median_s": NUMBER, "p99_s": NUMBER}]}
 UPDATE = {"id": COUNT, "version": COUNT, "result": TEXT, "total_s": NUMBER, "prepare_s": NUMBER, "stage_s": NUMBER,
           "verify_s": NUMBER, "vote_s": NUMBER, "commit_s": NUMBER, "pause_s": NUMBER, "egress_bytes": COUNT,
           "staging_bytes": COUNT}
@@ -35,7 +37,7 @@ ROW = {"model": TEXT, "model_bytes": COUNT, "device": TEXT, "transport": TEXT, "
        "tp": COUNT, "dp": COUNT, "verify": TEXT, "cold_s": NUMBER, "median_s": NUMBER, "min_s": NUMBER,
        "max_s": NUMBER, "p99_s": NUMBER, "model_GBps": NUMBER, "egress_bytes": COUNT, "staging_bytes": COUNT,
        "wrong": COUNT, "ceiling_GBps": NUMBER, "ratio_to_ceiling": NUMBER, "group_warmup": absent(bool),
-       "layers": absent([LAYER]), "stages": absent([LAYER])}
+       "layers": absent([LAYER]), "stages": absent([LAYER]), "readers": absent(READERS)}
 ALWAYS = {
     "schema": TEXT, "command": TEXT, "ok": bool, "exit_code": COUNT,
     "versions": {"weightcast": TEXT, "mpi": TEXT, "nccl": TEXT, "cuda": TEXT, "hdf5": TEXT},
@@ -56,8 +58,6 @@ COMMANDS = {
     },
     "bench": {"rows": [ROW]},
 }
-READERS = {"count": COUNT, "reads": COUNT, "mixed": COUNT, "stale": COUNT, "idle_p99_s": NUMBER,
-           "updating_p99_s": NUMBER}
 
 
 def is_count(value):

@@ -63,7 +63,9 @@ TEST(Report, UpdateFollowsTheSchema) {
   report.updates.push_back(update);
   report.path.layers.push_back({"engine", summarize_calls({0.5, 0.25}, {0.125, 0.125}, 2), {}});
   report.path.stages.push_back({"vote", {}, {}});
-  report.readers = ReportReaders{.count = 2, .reads = 10};
+  report.readers.emplace();
+  report.readers->count = 2, report.readers->reads = 10;
+  report.readers->layers.push_back({"engine", 10, 0.5, 0.75});
   report.verify.digest = std::string(32, 'a');
   EXPECT_EQ(check("weightcast_report_update.json", report), 0);
   const std::string text = to_json(report);

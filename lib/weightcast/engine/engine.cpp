@@ -1,29 +1,9 @@
 #include "weightcast/engine/engine.hpp"
 
-#include <algorithm>
-#include <cstring>
-
 #include "weightcast/core/bytes.hpp"
-#include "weightcast/core/error.hpp"
-#include "weightcast/verify/shard_digests.hpp"
 
 namespace weightcast {
 namespace {
-
-/// Which of the first `rows` rows a shard has, as a slice of the parameter.
-Slice first_rows(const Slice& shard, std::uint64_t rows) {
-  Slice part = shard;
-  part.rows = shard.row < rows ? std::min(shard.rows, rows - shard.row) : 0;
-  return part;
-}
-
-std::uint64_t element_bytes(const TensorInfo& info) {
-  return static_cast<std::uint64_t>(bits(info.dtype)) / 8;
-}
-
-std::uint64_t row_count(const TensorInfo& info) {
-  return info.shape.empty() ? 1 : info.shape[0];
-}
 
 std::size_t index_of(const TransferPlan& plan, std::string_view name) {
   const auto index = plan.model.find(name);
@@ -35,138 +15,96 @@ std::size_t index_of(const TransferPlan& plan, std::string_view name) {
 
 }  // namespace
 
-void ModelRunner::load(std::uint64_t version, const ReadReference& read, std::size_t threads,
-                       const std::function<void(std::uint64_t)>& progress) {
-  const auto slot = store_.stage(Deadline::after(1));
+const UpdateResult& Answer::throw_if_refused() const {
+  if (error) throw Error(*error);
+  return result;
+}
+
+Engine::Engine(const TransferPlan& plan, std::size_t tp_rank, CommitMode mode, Placement placement)
+    : plan_(&plan), runner_(plan, tp_rank, mode, placement), worker_(plan, runner_), scheduler_(worker_, tp_rank) {}
+
+Engine::~Engine() {
   try {
-    const auto region = store_.slots()[slot];
-    // Weights for a GPU are put together on the host.
-    const bool direct = region.kind == MemoryKind::host;
-    const auto host = direct ? Buffer() : Buffer::host(region.size_bytes, false, "loading weights");
-    fill_from_reference(*plan_, tp_rank_, direct ? region.bytes() : host.region().bytes(), read, threads, progress);
-    if (!direct) write_region(region, 0, host.region().bytes());
-  } catch (...) {
-    store_.drop();
-    throw;
+    shutdown();
+  } catch (const std::exception&) {  // not serving, or nobody there to hear it
   }
-  store_.publish({version, {}});
 }
 
-UpdateResult ModelRunner::update(UpdateGroup& group, CheckClaim check) {
-  return times.timed([&] {
-    const auto result = group.receive(check);
-    std::size_t i = 0;
-    for (const auto seconds : {result.prepare_s, result.stage_s, result.verify_s, result.vote_s, result.commit_s})
-      stages[i++].note(seconds);
-    return result;
-  });
-}
-
-std::vector<std::byte> ModelRunner::rows(std::size_t parameter, std::uint64_t rows) {
-  return times.timed([&] {
-    const auto& rule = plan_->model.parameters[parameter];
-    const auto& shard = plan_->ranks[tp_rank_].shards[parameter];
-    const auto part = first_rows(shard_of(rule, plan_->tp, tp_rank_), rows);
-    if (part.empty() || plan_->copy(tp_rank_, parameter)) return std::vector<std::byte>();
-    const auto width = part.columns * element_bytes(rule.info);
-    std::vector<std::byte> packed(part.rows * width);
-    const auto pin = store_.pin();
-    read_region(pin.slot(), shard.destination, packed);
-    return packed;
-  });
-}
-
-UpdateResult TpWorker::update(UpdateGroup& group, CheckClaim check) {
-  return times.timed([&] { return runner_->update(group, check); });
-}
-
-std::vector<float> TpWorker::rows(UpdateGroup& group, std::size_t parameter, std::uint64_t rows) {
-  return times.timed([&] {
-    const auto& rule = plan_->model.parameters[parameter];
-    const auto& replica = group.replica();
-    const auto deadline = Deadline::after(group.options().timeout_s);
-    rows = std::min(rows, row_count(rule.info));
-    const auto columns = *rule.info.elements() / std::max<std::uint64_t>(row_count(rule.info), 1);
-    std::vector<std::byte> packed;
-    agree(replica, "read", deadline, [&] { packed = runner_->rows(parameter, rows); });
-    packed.resize(replica.max(packed.size(), deadline));
-    const auto all = replica.gather(packed, 0, deadline);
-    std::vector<float> result;
-    if (replica.rank() != 0) return result;
-    result.resize(rows * columns);
-    const auto width = element_bytes(rule.info);
-    for (std::size_t t = 0; t < plan_->tp; ++t) {
-      if (plan_->copy(t, parameter)) continue;
-      const auto part = first_rows(shard_of(rule, plan_->tp, t), rows);
-      for (std::uint64_t i = 0; i < part.rows * part.columns; ++i) {
-        const auto value = to_float(rule.info.dtype, all.data() + t * packed.size() + i * width);
-        result[(part.row + i / part.columns) * columns + part.column + i % part.columns] = value.value_or(0);
-      }
-    }
-    return result;
-  });
-}
-
-void Scheduler::join(std::unique_ptr<UpdateGroup> group) {
-  group_ = std::move(group);
-}
-
-UpdateGroup& Scheduler::group() const {
-  if (!group_) throw Error(ExitCode::config, "there is no update group yet", "call init_parameter_update_group first");
-  return *group_;
-}
-
-UpdateResult Scheduler::update(CheckClaim check) {
-  return times.timed([&] { return worker_->update(group(), check); });
-}
-
-std::vector<float> Scheduler::rows(std::size_t parameter, std::uint64_t rows) {
-  return times.timed([&] { return worker_->rows(group(), parameter, rows); });
-}
-
-void Answer::throw_if_refused() const {
-  if (success) return;
-  Error error(code, message);
-  error.set_reach(Error::Reach::everybody);
-  throw error;
+void Engine::load(std::uint64_t version, const ReadReference& read, std::size_t threads,
+                  const std::function<void(std::uint64_t)>& progress) {
+  scheduler_.expect_no_group("load()");
+  runner_.load(version, read, threads, progress);
 }
 
 void Engine::init_parameter_update_group(
     const Communicator& parent, const GroupOptions& options,
     const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap) {
+  scheduler_.expect_no_group("init_parameter_update_group()");
   scheduler_.join(std::make_unique<UpdateGroup>(parent, *plan_, options, std::vector<const Buffer*>(), &store(), wrap));
 }
 
-Answer Engine::update_parameter_from_distributed(std::string_view name, DType dtype,
-                                                 const std::vector<std::uint64_t>& shape, bool empty_cache) {
+void Engine::serve() {
+  scheduler_.serve();
+}
+
+Answer Engine::answer(std::string_view verb, std::uint64_t version, bool empty_cache, CheckClaim check) {
   return times_.timed([&]() -> Answer {
     try {
-      const auto result = scheduler_.update([&](const UpdateClaim& claim) {
-        const auto index = index_of(*plan_, name);
-        const auto& info = plan_->model.parameters[index].info;
-        if (info.dtype != dtype || info.shape != shape) {
-          fail(ExitCode::config, "{} is {}, not {}", info.name, info.describe(),
-               TensorInfo{info.name, dtype, shape}.describe());
-        }
-        if (claim.first_parameter != index || claim.parameters != 1)
-          fail(ExitCode::config, "the trainer does not send {}", info.name);
-      });
-      if (empty_cache) group().release_cache();
-      return {true, result.committed ? fmt::format("version {} is served", result.version)
-                                     : fmt::format("{} received", printable(name))};
+      const auto result = scheduler_.update(verb, version, empty_cache, check);
+      // Short enough to need no memory: an update allocates nothing.
+      return {true, result.committed ? "served" : "received", ExitCode::ok, result};
     } catch (const Error& error) {
-      if (error.reach() != Error::Reach::everybody) throw;
-      return {false, error.what(), error.code()};
+      if (error.reach() == Error::Reach::lost) throw;
+      const std::string_view text = error.what();
+      const bool named = error.origin().rank < 0 || text.starts_with("rank");
+      return {false,
+              named ? std::string(text) : fmt::format("rank {}: {}", error.origin().rank, text),
+              error.code(),
+              {},
+              error};
     }
   });
 }
 
-UpdateResult Engine::update_weights() {
-  return times_.timed([&] { return scheduler_.update({}); });
+Answer Engine::update_parameter_from_distributed(std::string_view name, DType dtype,
+                                                 const std::vector<std::uint64_t>& shape, bool empty_cache) {
+  return answer("update_parameter_from_distributed()", any_version, empty_cache, [&](const UpdateClaim& claim) {
+    const auto index = index_of(*plan_, name);
+    const auto& info = plan_->model.parameters[index].info;
+    if (dtype != info.dtype || shape != info.shape) {
+      const TensorInfo expected{info.name, dtype, shape};
+      fail(ExitCode::config, "{} is {}, not {}", info.name, info.describe(), expected.describe());
+    }
+    if (claim.first_parameter != index || claim.parameters != 1)
+      fail(ExitCode::config, "the trainer does not send {}", info.name);
+  });
 }
 
-std::vector<float> Engine::get_weights_by_parameter_name(std::string_view name, std::uint64_t truncate_size) {
-  return times_.timed([&] { return scheduler_.rows(index_of(*plan_, name), truncate_size); });
+Answer Engine::update_weights(std::uint64_t version) {
+  return answer("update_weights()", version, false, {});
+}
+
+Answer Engine::rollback(std::uint64_t version) {
+  return answer("rollback()", version, false, [](const UpdateClaim& claim) {
+    if (claim.flags != UpdateClaim::rollback)
+      fail(ExitCode::config, "the trainer publishes version {}, it does not roll back", claim.version);
+  });
+}
+
+WeightRows Engine::get_weights_by_parameter_name(std::string_view name, std::uint64_t truncate_size) {
+  return read_times_.timed([&] { return scheduler_.rows(index_of(*plan_, name), truncate_size); });
+}
+
+Probe Engine::probe(const std::vector<std::string>& names) {
+  return read_times_.timed([&] {
+    std::vector<std::size_t> parameters;
+    for (const auto& name : names) parameters.push_back(index_of(*plan_, name));
+    return scheduler_.probe(parameters);
+  });
+}
+
+void Engine::shutdown() {
+  scheduler_.shutdown();
 }
 
 }  // namespace weightcast

@@ -14,6 +14,9 @@ Json text_or_null(const std::string& text) {
   return text.empty() ? Json(nullptr) : Json(text);
 }
 
+template <typename T>
+Json to_array(const std::vector<T>& items);
+
 Json to_value(const ReportVersions& v) {
   return {{"weightcast", v.weightcast}, {"mpi", v.mpi}, {"nccl", v.nccl}, {"cuda", v.cuda}, {"hdf5", v.hdf5}};
 }
@@ -44,9 +47,23 @@ Json to_value(const ReportSummary& s) {
           {"ratio_to_ceiling", s.ratio_to_ceiling}};
 }
 
+Json to_value(const ReportReadLayer& l) {
+  return {{"layer", l.layer}, {"calls", l.calls}, {"median_s", l.median_s}, {"p99_s", l.p99_s}};
+}
+
 Json to_value(const ReportReaders& r) {
-  return {{"count", r.count}, {"reads", r.reads},           {"mixed", r.mixed},
-          {"stale", r.stale}, {"idle_p99_s", r.idle_p99_s}, {"updating_p99_s", r.updating_p99_s}};
+  return {{"count", r.count},
+          {"reads", r.reads},
+          {"mixed", r.mixed},
+          {"stale", r.stale},
+          {"reads_per_s", r.reads_per_s},
+          {"idle_p50_s", r.idle_p50_s},
+          {"idle_p99_s", r.idle_p99_s},
+          {"updating_p50_s", r.updating_p50_s},
+          {"updating_p99_s", r.updating_p99_s},
+          {"pause_p99_s", r.pause_p99_s},
+          {"pause_max_s", r.pause_max_s},
+          {"layers", to_array(r.layers)}};
 }
 
 Json to_value(const ReportCalls& c) {
@@ -68,13 +85,6 @@ Json to_value(const ReportRank& r) {
 }
 
 Json to_value(const ReportRow& r);
-
-template <typename T>
-Json to_array(const std::vector<T>& items) {
-  Json array = Json::array();
-  for (const T& item : items) array.push_back(to_value(item));
-  return array;
-}
 
 Json to_value(const ReportRow& r) {
   Json row = {{"model", r.model},
@@ -102,6 +112,7 @@ Json to_value(const ReportRow& r) {
     row["layers"] = to_array(r.path.layers);
     row["stages"] = to_array(r.path.stages);
   }
+  if (r.readers) row["readers"] = to_value(*r.readers);
   return row;
 }
 
@@ -110,6 +121,13 @@ Json to_value(const ReportError& e) {
           {"stage", text_or_null(e.stage)},
           {"rank", e.rank < 0 ? Json(nullptr) : Json(e.rank)},
           {"message", e.message}};
+}
+
+template <typename T>
+Json to_array(const std::vector<T>& items) {
+  Json array = Json::array();
+  for (const T& item : items) array.push_back(to_value(item));
+  return array;
 }
 
 }  // namespace

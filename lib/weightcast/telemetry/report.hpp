@@ -33,9 +33,19 @@ struct ReportSummary {
 /// Summary of the committed updates of a model of `model_bytes`: the first is the cold one and counts in all figures.
 ReportSummary summarize(const std::vector<ReportUpdate>& updates, std::uint64_t model_bytes);
 
+/// The reads in one layer of the request path, the layers below it included.
+struct ReportReadLayer {
+  std::string layer;
+  std::uint64_t calls = 0;
+  double median_s = unknown, p99_s = unknown;
+};
+
 struct ReportReaders {
   std::uint64_t count = 0, reads = 0, mixed = 0, stale = 0;
-  double idle_p99_s = unknown, updating_p99_s = unknown;
+  double idle_p50_s = unknown, idle_p99_s = unknown, updating_p50_s = unknown, updating_p99_s = unknown;
+  double reads_per_s = unknown;
+  double pause_p99_s = unknown, pause_max_s = unknown;  ///< of the updates: the longest that a read waited to begin
+  std::vector<ReportReadLayer> layers;                  ///< on the first engine: engine, ..., model_runner
 };
 
 /// Seconds of one call of a layer, the layers below it included; `own` without them. `first` is an update's first call.
@@ -83,6 +93,7 @@ struct ReportRow {
   double ceiling_GBps = unknown, ratio_to_ceiling = unknown;
   bool group_warmup = true;
   ReportPath path;  ///< in granularity parameter
+  std::optional<ReportReaders> readers;
 };
 
 struct ReportError {

@@ -1,0 +1,181 @@
+#include "readers.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <sstream>
+
+#include "weightcast/telemetry/statistics.hpp"
+
+namespace weightcast {
+namespace {
+
+constexpr std::uint64_t idle_reads_each = 20, sample_rows = 10;
+constexpr std::size_t remembered = 1 << 18;
+constexpr std::uint64_t versions_remembered = 16;
+
+}  // namespace
+
+Readers::Readers(Engine& engine, const Model& model, std::uint64_t count)
+    : engine_(engine), model_(model), count_(count) {
+  if (count == 0) return;
+  served_ = engine.store().served().value_or(0);
+  for (std::size_t i = 0; i < count; ++i) {
+    threads_.emplace_back([this, i](const std::stop_token& stop) { read(stop, i); });
+  }
+  const auto limit = Deadline::after(1);
+  for (Patience patience; !limit.passed() && idle_reads() < idle_reads_each * count; patience.pause()) {
+  }
+}
+
+std::uint64_t Readers::idle_reads() const {
+  const std::scoped_lock lock(mutex_);
+  return failure_ ? idle_reads_each * count_ : idle_s_.size();
+}
+
+void Readers::read(const std::stop_token& stop, std::size_t reader) {
+  std::optional<Stopwatch> refused;
+  for (std::size_t n = reader; !stop.stop_requested(); ++n) {
+    const auto served = served_.load();
+    const bool updating = updating_;
+    Stopwatch watch;
+    try {
+      std::uint64_t version = 0;
+      double waited_s = 0;
+      if (n % 2 == 0) {
+        const auto answer = engine_.probe();
+        version = answer.version;
+        waited_s = answer.waited_s;
+        check({version, -1}, answer.digest);
+      } else {
+        const auto parameter = n / 2 % model_.parameters.size();
+        const auto answer = engine_.get_weights_by_parameter_name(model_.parameters[parameter].info.name, sample_rows);
+        version = answer.version;
+        waited_s = answer.waited_s;
+        check({version, static_cast<std::int64_t>(parameter)},
+              digest_bytes(std::as_bytes(std::span(answer.values)), 0));
+      }
+      if (refused) waited_s = refused->elapsed_s();
+      refused.reset();
+      note(watch.elapsed_s(), waited_s, updating || updating_, version < served);
+    } catch (const Error& error) {
+      if (error.code() == ExitCode::busy) {  // one slot, and it is being overwritten
+        if (!refused) refused.emplace();
+        Patience().pause();
+        continue;
+      }
+      const std::scoped_lock lock(mutex_);
+      failure_ = error;
+      return;
+    }
+  }
+}
+
+void Readers::check(const Key& key, const Digest& digest) {
+  const std::scoped_lock lock(mutex_);
+  const auto [seen, fresh] = digests_.try_emplace(key, digest);
+  if (!fresh && seen->second != digest) ++mixed_;
+}
+
+void Readers::note(double seconds, double waited_s, bool updating, bool stale) {
+  const std::scoped_lock lock(mutex_);
+  auto& times = updating ? updating_s_ : idle_s_;
+  if (times.size() < remembered) times.push_back(seconds);
+  longest_wait_s_ = std::max(longest_wait_s_, waited_s);
+  ++reads_;
+  if (stale) ++stale_;
+}
+
+void Readers::update_begins() {
+  if (count_ == 0) return;
+  updating_ = true;
+  const std::scoped_lock lock(mutex_);
+  longest_wait_s_ = 0;
+}
+
+void Readers::update_ended(const std::optional<UpdateResult>& result) {
+  if (count_ == 0) return;
+  updating_ = false;
+  if (result && result->committed) {
+    if (result->digest) check({result->version, -1}, *result->digest);
+    served_ = result->version;
+  }
+  const std::scoped_lock lock(mutex_);
+  pauses_s_.push_back(longest_wait_s_);
+  const auto keep = std::max(served_.load(), versions_remembered) - versions_remembered;
+  digests_.erase(digests_.begin(), digests_.lower_bound({keep, -1}));
+}
+
+std::string Readers::stop() {
+  if (count_ == 0) return {};
+  for (auto& thread : threads_) thread.request_stop();
+  for (auto& thread : threads_) thread.join();
+  if (failure_) throw Error(*failure_);
+  std::string text =
+      fmt::format("{} {} {} {} {} {} {} {}", reads_, mixed_, stale_, median(idle_s_), p99(idle_s_), median(updating_s_),
+                  p99(updating_s_), static_cast<double>(reads_) / watch_.elapsed_s());
+  for (const auto* layer : engine_.read_layers()) {
+    const auto seconds = layer->last(LayerTimes::kept);
+    text += fmt::format(" {} {} {} {}", layer->layer(), layer->calls(), median(seconds), p99(seconds));
+  }
+  for (const auto pause : pauses_s_) text += fmt::format(" {}", pause);
+  return text;
+}
+
+ReportReaders gather_readers(const std::vector<std::string>& texts, std::uint64_t count,
+                             std::vector<ReportUpdate>& updates) {
+  ReportReaders all;
+  all.count = count;
+  const auto worst = [](double& a, const std::string& word) {  // "nan" is no number to a stream
+    const auto b = std::strtod(word.c_str(), nullptr);
+    if (!(a >= b)) a = b;
+  };
+  std::vector<double> pauses(updates.size(), 0);
+  for (const auto& text : texts) {
+    if (text.empty()) continue;
+    std::istringstream words(text);
+    std::uint64_t reads = 0, mixed = 0, stale = 0;
+    std::string idle_p50, idle_p99, updating_p50, updating_p99;
+    double per_s = 0;
+    words >> reads >> mixed >> stale >> idle_p50 >> idle_p99 >> updating_p50 >> updating_p99 >> per_s;
+    all.reads += reads;
+    all.mixed += mixed;
+    all.stale += stale;
+    all.reads_per_s = (all.reads_per_s > 0 ? all.reads_per_s : 0) + per_s;
+    worst(all.idle_p50_s, idle_p50);
+    worst(all.idle_p99_s, idle_p99);
+    worst(all.updating_p50_s, updating_p50);
+    worst(all.updating_p99_s, updating_p99);
+    std::vector<ReportReadLayer> layers(4);
+    for (auto& layer : layers) words >> layer.layer >> layer.calls >> layer.median_s >> layer.p99_s;
+    if (all.layers.empty()) all.layers = layers;
+    for (auto& pause : pauses) {
+      double mine = 0;
+      if (words >> mine) pause = std::max(pause, mine);
+    }
+  }
+  for (std::size_t i = 0; i < updates.size(); ++i) updates[i].pause_s = pauses[i];
+  all.pause_p99_s = p99(pauses);
+  all.pause_max_s = max(pauses);
+  return all;
+}
+
+std::string describe(const ReportReaders& r) {
+  return fmt::format(
+      "# {} readers per engine: {} reads, {:.0f} per second; p50 / p99 ms idle {:.3f} / {:.3f}, updating {:.3f} / "
+      "{:.3f}; pause p99 {:.3f} ms, longest {:.3f} ms; {} mixed, {} stale\n",
+      r.count, r.reads, r.reads_per_s, r.idle_p50_s * 1e3, r.idle_p99_s * 1e3, r.updating_p50_s * 1e3,
+      r.updating_p99_s * 1e3, r.pause_p99_s * 1e3, r.pause_max_s * 1e3, r.mixed, r.stale);
+}
+
+void check_readers(const ReportReaders& readers) {
+  if (readers.mixed == 0 && readers.stale == 0) return;
+  Error error(ExitCode::mismatch,
+              fmt::format("of {} reads, {} were of no single version and {} of an older version than was served",
+                          readers.reads, readers.mixed, readers.stale),
+              "do not use this engine; this is a defect of weightcast");
+  error.set_reach(Error::Reach::everybody);
+  throw error;
+}
+
+}  // namespace weightcast

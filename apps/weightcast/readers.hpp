@@ -1,0 +1,67 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "weightcast/engine/engine.hpp"
+#include "weightcast/telemetry/report.hpp"
+
+namespace weightcast {
+
+/// Load on an engine: threads on tp rank 0 of a replica that read at full rate, whole-model probes and rows of single
+/// parameters in turn, and check every answer.
+class Readers {
+ public:
+  /// Starts `count` threads and returns when they have read for a moment while nothing else happens (a second at most).
+  /// None for 0.
+  Readers(Engine& engine, const Model& model, std::uint64_t count);
+
+  /// The caller of the updates says when one begins, and how it ended (nothing: it was refused).
+  void update_begins();
+  void update_ended(const std::optional<UpdateResult>& result);
+
+  /// Ends the threads. What they saw, as text for gather_readers(). Throws what a reader met.
+  std::string stop();
+
+ private:
+  using Key = std::pair<std::uint64_t, std::int64_t>;  // version, and parameter or -1 for the whole model
+  void read(const std::stop_token& stop, std::size_t reader);
+  /// Holds an answer against the others of the same version.
+  void check(const Key& key, const Digest& digest);
+  void note(double seconds, double waited_s, bool updating, bool stale);
+  std::uint64_t idle_reads() const;
+
+  Engine& engine_;
+  const Model& model_;
+  std::uint64_t count_;
+  std::atomic<std::uint64_t> served_{0};
+  std::atomic<bool> updating_{false};
+
+  mutable std::mutex mutex_;  // of what follows
+  std::vector<double> idle_s_, updating_s_, pauses_s_;
+  double longest_wait_s_ = 0;
+  std::uint64_t reads_ = 0, mixed_ = 0, stale_ = 0;
+  std::map<Key, Digest> digests_;
+  std::optional<Error> failure_;
+
+  Stopwatch watch_;
+  std::vector<std::jthread> threads_;  // last: they use the members above
+};
+
+/// Sums up what the readers of all replicas saw: counts are added, times are those of the slowest replica. Sets
+/// pause_s of `updates`. `texts` are those of stop(), empty ones are skipped.
+ReportReaders gather_readers(const std::vector<std::string>& texts, std::uint64_t count,
+                             std::vector<ReportUpdate>& updates);
+/// One line for the table.
+std::string describe(const ReportReaders& readers);
+/// Error(mismatch), known to everybody, if any answer was mixed or stale.
+void check_readers(const ReportReaders& readers);
+
+}  // namespace weightcast

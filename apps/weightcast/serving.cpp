@@ -1,0 +1,35 @@
+#include "serving.hpp"
+
+namespace weightcast {
+
+void while_serving(const Job& job, Engine* engine, FunctionRef<void(const Communicator& callers)> body) {
+  const bool caller = engine == nullptr || engine->group().replica().rank() == 0;
+  const auto callers = job.world().split(caller ? 0 : -1, job.world().rank(), job.deadline());
+  std::optional<Error> failure;
+  try {
+    if (caller) {
+      body(callers);
+    } else {
+      engine->serve();
+    }
+  } catch (...) {
+    failure = current_error();
+  }
+  if (failure && failure->reach() == Error::Reach::lost) throw Error(*failure);
+  if (caller && engine != nullptr) engine->shutdown();
+  agree(job.world(), "serve", job.deadline(), [&] {
+    if (failure) throw Error(*failure);
+  });
+}
+
+UpdateResult receive_update(Engine& engine, const Model& model, GranularityChoice granularity, std::uint64_t version) {
+  if (granularity == GranularityChoice::model) return engine.update_weights(version).throw_if_refused();
+  UpdateResult last;
+  for (const auto& rule : model.parameters) {
+    const auto& info = rule.info;
+    last = engine.update_parameter_from_distributed(info.name, info.dtype, info.shape).throw_if_refused();
+  }
+  return last;
+}
+
+}  // namespace weightcast

@@ -1,0 +1,80 @@
+#include "weightcast/engine/model_runner.hpp"
+
+#include <algorithm>
+
+#include "weightcast/verify/shard_digests.hpp"
+
+namespace weightcast {
+
+Slice first_rows(const Slice& shard, std::uint64_t rows) {
+  Slice part = shard;
+  part.rows = shard.row < rows ? std::min(shard.rows, rows - shard.row) : 0;
+  return part;
+}
+
+ModelRunner::ModelRunner(const TransferPlan& plan, std::size_t tp_rank, CommitMode mode, Placement placement)
+    : plan_(&plan), tp_rank_(tp_rank), store_(plan, mode, placement) {
+  if (placement.kind == MemoryKind::cuda) gpu_digests_.emplace(GpuDigests::of_slot(plan, tp_rank, placement.gpu));
+}
+
+void ModelRunner::load(std::uint64_t version, const ReadReference& read, std::size_t threads,
+                       const std::function<void(std::uint64_t)>& progress) {
+  const auto slot = store_.stage(Deadline::after(1));
+  try {
+    const auto region = store_.slots()[slot];
+    // Weights for a GPU are put together on the host.
+    const bool direct = region.kind == MemoryKind::host;
+    const auto host = direct ? Buffer() : Buffer::host(region.size_bytes, false, "loading weights");
+    fill_from_reference(*plan_, tp_rank_, direct ? region.bytes() : host.region().bytes(), read, threads, progress);
+    if (!direct) write_region(region, 0, host.region().bytes());
+  } catch (...) {
+    store_.drop();
+    throw;
+  }
+  store_.publish({version, {}});
+}
+
+UpdateResult ModelRunner::update(UpdateGroup& group, bool empty_cache, CheckClaim check) {
+  return times.timed([&] {
+    const auto result = group.receive(check);
+    std::size_t i = 0;
+    for (const auto seconds : {result.prepare_s, result.stage_s, result.verify_s, result.vote_s, result.commit_s})
+      stages[i++].note(seconds);
+    if (empty_cache) group.release_cache();
+    return result;
+  });
+}
+
+std::vector<std::byte> ModelRunner::rows(const ParameterStore::Pin& pin, std::size_t parameter, std::uint64_t rows) {
+  return read_times.timed([&] {
+    const auto& rule = plan_->model.parameters[parameter];
+    const auto part = first_rows(shard_of(rule, plan_->tp, tp_rank_), rows);
+    if (part.empty() || plan_->copy(tp_rank_, parameter)) return std::vector<std::byte>();
+    const auto element_bytes = static_cast<std::uint64_t>(bits(rule.info.dtype)) / 8;
+    std::vector<std::byte> packed(part.rows * part.columns * element_bytes);
+    read_region(pin.slot(), plan_->ranks[tp_rank_].shards[parameter].destination, packed);
+    return packed;
+  });
+}
+
+std::vector<Digest> ModelRunner::digests(const ParameterStore::Pin& pin, std::size_t first, std::size_t count,
+                                         Deadline deadline) {
+  return read_times.timed([&] {
+    std::vector<Digest> result(count);
+    const auto* slot = pin.slot().data;
+    std::span<const Digest> by_gpu;
+    if (gpu_digests_) {
+      gpu_digests_->begin(slot);
+      gpu_digests_->queue(first, count, nullptr);
+      by_gpu = gpu_digests_->finish(deadline);
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      const auto parameter = first + i;
+      if (plan_->copy(tp_rank_, parameter)) continue;
+      result[i] = gpu_digests_ ? by_gpu[parameter] : digest_of_shard(*plan_, tp_rank_, parameter, slot);
+    }
+    return result;
+  });
+}
+
+}  // namespace weightcast

@@ -1,0 +1,80 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "weightcast/engine/command_channel.hpp"
+#include "weightcast/engine/model_runner.hpp"
+
+namespace weightcast {
+
+/// Weights as a request finds them: all of one version, on all ranks of the replica.
+struct WeightRows {
+  std::uint64_t version = 0;
+  std::vector<float> values;
+  double waited_s = 0;  ///< the longest that any rank waited to pin the version
+};
+
+/// What a request that touches weights sees of them: the stand-in for a forward pass.
+struct Probe {
+  std::uint64_t version = 0;
+  Digest digest;
+  double waited_s = 0;
+};
+
+/// One rank of a tensor-parallel replica: what needs its neighbours. The first rank asks, the others serve(). Updates
+/// and reads have a channel each, so that a read never waits for an update.
+///
+/// A read is answered from one version on all ranks: the first rank pins what it serves and keeps the pin until
+/// everybody has answered; the others pin that version by its id (ParameterStore says why they find it). Every rank
+/// lets go of its pin before it answers.
+class TpWorker {
+ public:
+  TpWorker(const TransferPlan& plan, ModelRunner& runner) : plan_(&plan), runner_(&runner) {}
+
+  /// Opens the channels. Collective over the replica of `group`, which must outlive the worker or the next connect().
+  void connect(UpdateGroup& group);
+
+  // First rank. Only one update() at a time; reads are thread-safe and take turns, as an engine's forward passes do.
+  /// Collective over the update group.
+  UpdateResult update(bool empty_cache, CheckClaim check);
+  /// The first rows of a parameter, from all shards, unfused, as float.
+  WeightRows rows(std::size_t parameter, std::uint64_t rows);
+  /// Digest of those parameters, or of the whole model when there are none, from what the slots hold.
+  Probe probe(std::span<const std::size_t> parameters);
+  /// Ends serve() on the other ranks. Nothing else may be under way.
+  void release();
+
+  // Other ranks.
+  /// Does what the first rank asks for until release(): updates on this thread, reads on another. A refused update is
+  /// no error here, the first rank answers for it; a lost rank is (see Error::Reach).
+  void serve();
+
+  LayerTimes times{"tp_worker"}, read_times{"tp_worker"};  // of updates, of reads
+
+ private:
+  struct Reading;
+  Deadline deadline() const noexcept { return Deadline::after(group_->options().timeout_s); }
+  std::vector<std::byte> part(const TpCommand& command, const ParameterStore::Pin& pin);
+  /// Every rank's part, by tp rank.
+  std::vector<std::vector<std::byte>> gather(TpCommand command, Reading& reading);
+  void add_digests(std::span<Digest> sums, std::size_t first, Reading& reading);
+  void serve_reads(const std::stop_token& stop);
+
+  const TransferPlan* plan_;
+  ModelRunner* runner_;
+  UpdateGroup* group_ = nullptr;
+  std::optional<CommandChannel> control_, read_;  // with more than one rank
+  std::mutex reading_;                            // of the first rank's side of read_
+  std::uint64_t requests_ = 0;
+  std::string lost_;  // why read_ cannot be used any more
+};
+
+}  // namespace weightcast
