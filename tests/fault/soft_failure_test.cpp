@@ -37,7 +37,8 @@ enum class Request : std::uint8_t {
   update,
   impossible,   ///< the trainer claims parameters that are not in the plan
   false_claim,  ///< the trainer claims another digest than that of what it sends
-  refused,      ///< the guilty engine rank refuses the claim
+  refused,      ///< the guilty engine rank asks for another version
+  taken,        ///< the slot of the guilty engine rank is already being written to
   held,         ///< a reader on the guilty engine rank holds the slot
 };
 
@@ -74,7 +75,11 @@ std::vector<Failure> failures(const Setting& setting) {
   everybody.insert(everybody.begin(), trainer);
 
   add("an impossible claim", trainer, "prepare", ExitCode::config, Kind::none, Request::impossible);
-  for (const auto& role : engines) add("refusal", role, "prepare", ExitCode::config, Kind::none, Request::refused);
+  for (const auto& role : engines) {
+    if (role.rank % 2 == 1)  // tp rank 0 takes requests
+      add("refusal", role, "prepare", ExitCode::config, Kind::none, Request::refused);
+    add("a slot that is taken", role, "prepare", ExitCode::internal, Kind::none, Request::taken);
+  }
   // Over MPI the others notice a missing rank by waiting, which takes time: in place not every way of it again.
   const bool quick = setting.transport == "direct", every_way = quick || setting.commit == CommitMode::swap;
   for (const auto& role : everybody) {
@@ -137,23 +142,25 @@ class SoftFailure : public testing::TestWithParam<Setting> {
     const auto next = version + 1;
     const bool guilty = rig->world.rank() == failure.guilty.front();
     std::optional<ParameterStore::Pin> pin;
-    try {
+    if (guilty && failure.request == Request::held) pin.emplace(spare());
+    const bool taken = guilty && failure.request == Request::taken;
+    if (taken) rig->engine->store().reserve(Deadline::after(1));
+    const auto error = rig->together([&] {
       if (rig->trainer && failure.request == Request::impossible) {
         rig->trainer->group().publish({version, next, source_of(next), {}, rig->plan.model.parameters.size(), 1});
       } else if (rig->trainer && failure.request == Request::false_claim) {
         auto claimed = rig->trainer->claimed(source_of(next));
         claimed[claimed.size() / 2].first ^= 1;
         rig->trainer->group().publish({version, next, source_of(next), claimed, 0, claimed.size()});
-      } else if (guilty && failure.request == Request::refused) {
-        rig->engine->group().receive([](const UpdateClaim&) { fail(ExitCode::config, "injected: not this one"); });
+      } else if (rig->trainer) {
+        rig->trainer->update_weights(source_of(next), next);
       } else {
-        if (guilty && failure.request == Request::held) pin.emplace(spare());
-        return rig->update(source_of(next), next);
+        const bool refuses = guilty && failure.request == Request::refused;
+        rig->engine->update_weights(refuses ? next + 100 : next).throw_if_refused();
       }
-      return std::nullopt;
-    } catch (const Error& error) {
-      return error;
-    }
+    });
+    if (taken) rig->engine->store().drop();
+    return error;
   }
   /// Holds the slot that the next update is to be written to.
   ParameterStore::Pin spare() {
@@ -178,7 +185,7 @@ class SoftFailure : public testing::TestWithParam<Setting> {
     const auto expect_in_text = [&](bool condition, std::string_view part) {
       EXPECT_TRUE(!condition || text.find(part) != std::string::npos) << part << " is not in: " << text;
     };
-    expect_in_text(failure.request == Request::refused, "injected");
+    expect_in_text(failure.request == Request::refused, "was asked for");
     expect_in_text(failure.request == Request::held, "a slow reader");
     expect_in_text(failure.guilty.size() > 1, "; rank");  // the others' reasons are told too
   }
@@ -215,7 +222,7 @@ class SoftFailure : public testing::TestWithParam<Setting> {
     if (next) {
       ADD_FAILURE() << "the next update: " << next->what();
     } else {
-      EXPECT_TRUE(result.committed);
+      EXPECT_EQ(result.committed, rig->caller());
       EXPECT_TRUE(rig->serves(version, weights_of(version)));
     }
     const bool fine = rig->world.max(HasFailure() ? 1 : 0, Deadline::after(20)) == 0;
