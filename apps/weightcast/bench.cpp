@@ -113,7 +113,7 @@ class ModelBench {
                   .readers = {}};
     auto plain = options_.ceiling ? plain_copies() : std::vector<double>();
     LayerStudy study(what.granularity == GranularityChoice::model ? 1 : plan_.model.parameters.size());
-    const auto first = version_;
+    const auto first = version_, served = source_;
     std::vector<double> seconds;
     std::string reads;
     while_serving(job_, engine_.get(), [&](const Communicator& callers) {
@@ -122,14 +122,20 @@ class ModelBench {
       row.cold_s = update(what.granularity, row, callers, readers);
       if (engine_) study.note_cold(*engine_);
       for (std::uint64_t i = 0; i < options_.warmup; ++i) update(what.granularity, row, callers, readers);
-      for (std::uint64_t i = 0; i < options_.repeat; ++i)
+      for (std::uint64_t i = 0; i < options_.repeat; ++i) {
+        // Two weights over two slots: each slot would always get what it held before. So the weights that are served
+        // are sent once more, untimed, before the last update: after that #wrong sees whether bytes still move.
+        if (i + 1 == options_.repeat) update(what.granularity, row, callers, readers, true);
         seconds.push_back(update(what.granularity, row, callers, readers));
-      if (engine_) study.note_warm(*engine_, options_.repeat);
+      }
+      if (engine_) study.note_warm(*engine_, options_.repeat + 1);
       agree(callers, "readers", job_.deadline(), [&] {
         if (readers) reads = readers->stop();
       });
     });
-    version_ = first + 1 + options_.warmup + options_.repeat;  // on ranks that served, too
+    // On ranks that served, too.
+    version_ = first + 2 + options_.warmup + options_.repeat;
+    source_ = (1 + options_.warmup + options_.repeat) % 2 == 0 ? served : 1 - served;
     if (what.granularity == GranularityChoice::parameter) row.path = study.gather(job_.world(), job_.deadline());
     if (options_.readers > 0) {
       std::vector<ReportUpdate> updates(version_ - first);
@@ -161,12 +167,13 @@ class ModelBench {
     };
   }
 
-  /// One update; the other weights each time, so that it changes every parameter. Seconds on rank 0, from before
-  /// PREPARE to after COMMIT.
+  /// One update, of the other weights, so that it changes every parameter, or of the same again. Seconds on rank 0,
+  /// from before PREPARE to after COMMIT.
   double update(GranularityChoice granularity, ReportRow& row, const Communicator& callers,
-                std::optional<Readers>& readers) {
+                std::optional<Readers>& readers, bool again = false) {
     callers.barrier(job_.deadline());
-    const auto source = version_++ % 2 == 1 ? 0u : 1u;
+    ++version_;
+    if (!again) source_ = 1 - source_;
     double seconds = 0;
     row.egress_bytes = 0;
     const auto note = [&](const UpdateResult& result) {
@@ -180,10 +187,10 @@ class ModelBench {
       readers->update_ended(last);
       row.staging_bytes = last.staging_bytes;
     } else if (granularity == GranularityChoice::model) {
-      note(trainer_->update_weights(source, version_));
+      note(trainer_->update_weights(source_, version_));
     } else {
       for (const auto& rule : plan_.model.parameters)
-        note(trainer_->update_parameter(source, version_, rule.info.name));
+        note(trainer_->update_parameter(source_, version_, rule.info.name));
     }
     return seconds;
   }
@@ -195,8 +202,7 @@ class ModelBench {
     agree(job_.world(), "reference", deadline, [&] {
       if (!engine_) return;
       const HostView slot(engine_->store().pin().slot());
-      mine =
-          check_against_reference(plan_, tp_rank(), slot.bytes(), reader(version_ % 2 == 0 ? 0 : 1)).mismatched.size();
+      mine = check_against_reference(plan_, tp_rank(), slot.bytes(), reader(source_)).mismatched.size();
     });
     return job_.world().sum(mine, job_.deadline());
   }
@@ -205,6 +211,7 @@ class ModelBench {
   Job& job_;
   std::string model_name_;
   std::uint64_t tp_, version_ = 1;
+  std::size_t source_ = 1;  // of what is served
   Placement placement_;
   TransferPlan plan_;
   std::vector<std::unique_ptr<WeightSource>> sources_;  // the trainer's regions 0 and 1; engines start with 1

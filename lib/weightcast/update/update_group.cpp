@@ -89,15 +89,18 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
   s.arrived.resize(parameters);
   s.parameter_digests.resize(parameters);
   s.sent.resize(options.tp * parameters + 1);
-  if (options.proof == Proof::digests && s.trainer()) {
+  agree(s.group, "attach", s.deadline(), [&] {
+    if (options.proof == Proof::none) return;
+    if (!s.trainer()) {
+      s.slot_witness.emplace(plan, s.peers.tp_rank(), options.placement);
+      return;
+    }
     const auto& gpus = s.peers.gpus;
     const bool shared = std::find(gpus.begin() + 1, gpus.end(), gpus[0]) != gpus.end();
     s.source_witness.emplace(plan, options.placement,
                              options.placement.kind == MemoryKind::cuda ? shared : s.group.crowded());
     s.model_digest.emplace(plan.model);
-  }
-  if (options.proof == Proof::digests && !s.trainer())
-    s.slot_witness.emplace(plan, s.peers.tp_rank(), options.placement);
+  });
   s.init_s = watch.lap();
   s.warm_up();
   s.prove_served();
