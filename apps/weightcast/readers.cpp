@@ -11,7 +11,6 @@ namespace weightcast {
 namespace {
 
 constexpr std::uint64_t idle_reads_each = 20, sample_rows = 10;
-constexpr std::size_t remembered = 1 << 18;
 constexpr std::uint64_t versions_remembered = 16;
 
 }  // namespace
@@ -24,13 +23,8 @@ Readers::Readers(Engine& engine, const Model& model, std::uint64_t count)
     threads_.emplace_back([this, i](const std::stop_token& stop) { read(stop, i); });
   }
   const auto limit = Deadline::after(1);
-  for (Patience patience; !limit.passed() && idle_reads() < idle_reads_each * count; patience.pause()) {
+  for (Patience patience; !limit.passed() && idle_.calls() < idle_reads_each * count; patience.pause()) {
   }
-}
-
-std::uint64_t Readers::idle_reads() const {
-  const std::scoped_lock lock(mutex_);
-  return failure_ ? idle_reads_each * count_ : idle_s_.size();
 }
 
 void Readers::read(const std::stop_token& stop, std::size_t reader) {
@@ -78,9 +72,8 @@ void Readers::check(const Key& key, const Digest& digest) {
 }
 
 void Readers::note(double seconds, double waited_s, bool updating, bool stale) {
+  (updating ? updating_times_ : idle_).note(seconds);
   const std::scoped_lock lock(mutex_);
-  auto& times = updating ? updating_s_ : idle_s_;
-  if (times.size() < remembered) times.push_back(seconds);
   longest_wait_s_ = std::max(longest_wait_s_, waited_s);
   ++reads_;
   if (stale) ++stale_;
@@ -111,9 +104,9 @@ std::string Readers::stop() {
   for (auto& thread : threads_) thread.request_stop();
   for (auto& thread : threads_) thread.join();
   if (failure_) throw Error(*failure_);
-  std::string text =
-      fmt::format("{} {} {} {} {} {} {} {}", reads_, mixed_, stale_, median(idle_s_), p99(idle_s_), median(updating_s_),
-                  p99(updating_s_), static_cast<double>(reads_) / watch_.elapsed_s());
+  const auto idle_s = idle_.last(LayerTimes::kept), updating_s = updating_times_.last(LayerTimes::kept);
+  std::string text = fmt::format("{} {} {} {} {} {} {} {}", reads_, mixed_, stale_, median(idle_s), p99(idle_s),
+                                 median(updating_s), p99(updating_s), static_cast<double>(reads_) / watch_.elapsed_s());
   for (const auto* layer : engine_.read_layers()) {
     const auto seconds = layer->last(LayerTimes::kept);
     text += fmt::format(" {} {} {} {}", layer->layer(), layer->calls(), median(seconds), p99(seconds));

@@ -36,7 +36,6 @@ class Readers {
   /// Holds an answer against the others of the same version.
   void check(const Key& key, const Digest& digest);
   void note(double seconds, double waited_s, bool updating, bool stale);
-  std::uint64_t idle_reads() const;
 
   Engine& engine_;
   const Model& model_;
@@ -44,8 +43,9 @@ class Readers {
   std::atomic<std::uint64_t> served_{0};
   std::atomic<bool> updating_{false};
 
-  mutable std::mutex mutex_;  // of what follows
-  std::vector<double> idle_s_, updating_s_, pauses_s_;
+  LayerTimes idle_{"idle"}, updating_times_{"updating"};
+  std::mutex mutex_;  // of what follows
+  std::vector<double> pauses_s_;
   double longest_wait_s_ = 0;
   std::uint64_t reads_ = 0, mixed_ = 0, stale_ = 0;
   std::map<Key, Digest> digests_;

@@ -22,12 +22,13 @@ class UpdateRig {
     Proof proof = Proof::digests;
     double timeout_s = 20;
     MemoryKind memory = MemoryKind::host;
+    Model model = small_model();
   };
 
   UpdateRig(const Settings& settings, const Wrap& wrap)
       : timeout_s(settings.timeout_s),
         world(Communicator::duplicate(MPI_COMM_WORLD)),
-        plan(make_plan(small_model(), (static_cast<std::uint64_t>(world.size()) - 1) / settings.dp, settings.dp)),
+        plan(make_plan(settings.model, (static_cast<std::uint64_t>(world.size()) - 1) / settings.dp, settings.dp)),
         seed1(plan.model, 1),
         seed2(plan.model, 2) {
     Placement placement;

@@ -3,10 +3,9 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <new>
 
+#include "harness/holdings.hpp"
 #include "harness/update_rig.hpp"
 #include "weightcast/verify/shard_digests.hpp"
 
@@ -75,27 +74,9 @@ void* realloc(void* memory, std::size_t size) {
 namespace weightcast {
 namespace {
 
+using testing_harness::Holdings;
+using testing_harness::slack_bytes;
 using testing_harness::UpdateRig;
-
-/// What a process has, at one moment.
-struct Holdings {
-  std::uint64_t gpu_allocations = gpu::allocations(), resident_bytes = 0, descriptors = 0, gpu_free_bytes = 0;
-
-  explicit Holdings(MemoryKind memory) {
-    if (memory == MemoryKind::cuda)
-      gpu_free_bytes = gpu::properties(testing_harness::world_rank() % gpu::count()).free_bytes;
-    std::ifstream status("/proc/self/status");
-    for (std::string line; std::getline(status, line);) {
-      if (line.starts_with("RssAnon:")) resident_bytes = std::stoull(line.substr(8)) * 1024;
-    }
-    for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) ++descriptors;
-  }
-};
-
-/// MPI's lists of requests and fragments grow to what the busiest moment needs, once, by up to 130 KiB (seen with five
-/// ranks on two cores). A request that is not given back in each of 1,000 updates is more than this. Pages that are
-/// shared with other processes are not counted: which of them a process has touched says nothing.
-constexpr std::uint64_t slack_bytes = 512 * 1024;
 
 struct Case {
   std::string transport;

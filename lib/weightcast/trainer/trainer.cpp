@@ -94,7 +94,8 @@ UpdateResult Trainer::rollback(std::uint64_t version) {
 
 UpdateResult Trainer::update(std::size_t source, std::uint64_t version, std::size_t first, std::size_t count) {
   if (source >= versions_.size())
-    fail(ExitCode::config, "weights {} were never loaded: there are {}", source, versions_.size());
+    throw Error(ExitCode::config, fmt::format("weights {} were never loaded: there are {}", source, versions_.size()),
+                "load them before the update group is formed");
   const auto ticket = admission_.enter(version);
   const auto result = group().publish({served_version_, version, source, claimed(source), first, count});
   if (result.committed) served_version_ = version;
