@@ -9,6 +9,7 @@
 #include "layer_study.hpp"
 #include "readers.hpp"
 #include "serving.hpp"
+#include "stop.hpp"
 #include "versions.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/engine/engine.hpp"
@@ -42,7 +43,7 @@ class ModelBench {
     agree(job.world(), "load", job.deadline_for(plan_.model.size_bytes() * (ranks + 1)), [&] {
       if (job.trainer()) {
         trainer_ = std::make_unique<Trainer>(plan_, placement);
-        for (const auto& source : sources_) trainer_->load(*source, threads);
+        for (const auto& source : sources_) trainer_->load(*source, threads, [](std::uint64_t) { stop_if_asked(); });
       } else {
         engine_ = std::make_unique<Engine>(plan_, tp_rank(), CommitMode::swap, placement);
         engine_->load(version_, reader(1), threads);
@@ -163,6 +164,7 @@ class ModelBench {
 
   ReadReference reader(std::size_t source) const {
     return [this, source](std::size_t p, std::uint64_t offset, std::span<std::byte> to) {
+      stop_if_asked();
       sources_[source]->read(p, offset, to);
     };
   }
@@ -171,6 +173,7 @@ class ModelBench {
   /// from before PREPARE to after COMMIT.
   double update(GranularityChoice granularity, ReportRow& row, const Communicator& callers,
                 std::optional<Readers>& readers, bool again = false) {
+    job_.stop_if_asked(callers, version_ - 1);
     callers.barrier(job_.deadline());
     ++version_;
     if (!again) source_ = 1 - source_;

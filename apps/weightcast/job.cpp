@@ -7,6 +7,7 @@
 
 #include "error_block.hpp"
 #include "launch.hpp"
+#include "stop.hpp"
 #include "weightcast/core/file.hpp"
 #include "weightcast/core/parallel.hpp"
 
@@ -17,7 +18,9 @@ std::string role_of(int rank) {
 }
 
 Job::Job(double timeout_s)
-    : environment_(nullptr, nullptr), world_(Communicator::duplicate(MPI_COMM_WORLD)), timeout_s_(timeout_s) {}
+    : environment_(nullptr, nullptr), world_(Communicator::duplicate(MPI_COMM_WORLD)), timeout_s_(timeout_s) {
+  note_signals();
+}
 
 int Job::run(FunctionRef<void()> body, FunctionRef<void(const std::optional<Error>&)> finish) {
   std::optional<Error> error;
@@ -27,6 +30,7 @@ int Job::run(FunctionRef<void()> body, FunctionRef<void(const std::optional<Erro
     error = current_error();
   }
   const auto shared = [&] { return !error || error->reach() == Error::Reach::everybody; };
+  if (!shared()) obey_signals();  // the launcher is ending a job that is lost
   const auto place = [&] {
     if (!error) return;
     auto& origin = error->origin();
@@ -58,6 +62,14 @@ int Job::run(FunctionRef<void()> body, FunctionRef<void(const std::optional<Erro
   }
   if (!together) abort_job(error->code());
   return static_cast<int>(error->code());
+}
+
+void Job::stop_if_asked(std::uint64_t updates) const {
+  const auto number = world_.max(static_cast<std::uint64_t>(noted_signal()), deadline());
+  if (number == 0) return;
+  auto error = stopped_by(static_cast<int>(number), fmt::format("after {} updates", updates));
+  error.set_reach(Error::Reach::everybody);
+  throw error;
 }
 
 std::uint64_t tensor_parallel_size(const std::optional<std::uint64_t>& tp, std::uint64_t dp, int world) {

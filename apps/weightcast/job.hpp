@@ -18,7 +18,7 @@ namespace weightcast {
 /// A running MPI job. At most one per process.
 class Job {
  public:
-  /// Initialises MPI.
+  /// Initialises MPI. From now on signals that ask to end are only noted: see stop_if_asked().
   explicit Job(double timeout_s);
 
   const Communicator& world() const noexcept { return world_; }
@@ -34,6 +34,10 @@ class Job {
   /// report). Prints the error block once. Returns the exit status, the same on all ranks; does not return when a rank
   /// is lost.
   int run(FunctionRef<void()> body, FunctionRef<void(const std::optional<Error>&)> finish);
+
+  /// Ends the job on all ranks alike, Error(deadline), when any of them has noted a signal. Collective; between
+  /// updates.
+  void stop_if_asked(std::uint64_t updates) const;
 
  private:
   MpiEnvironment environment_;

@@ -23,7 +23,7 @@ int launch_rank() noexcept {
 
 // Not SLURM_NTASKS: a batch script has it too, where a program without srun runs once.
 int launch_size() noexcept {
-  return first_number({"OMPI_COMM_WORLD_SIZE"}, 1);
+  return first_number({"OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}, 1);
 }
 
 void let_others_speak(double seconds) noexcept {

@@ -5,7 +5,7 @@ namespace weightcast {
 
 /// Rank in the job, 0 when nobody launched it as part of one.
 int launch_rank() noexcept;
-/// Ranks in the job as far as mpirun says, else 1.
+/// Ranks in the job as far as mpirun or srun says, else 1.
 int launch_size() noexcept;
 
 /// Before a failing process speaks: leaves the word, and the end of the job, to a rank that should speak first.

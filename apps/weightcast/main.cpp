@@ -3,13 +3,13 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <csignal>
 #include <cstdio>
 #include <cstring>
 
 #include "commands.hpp"
 #include "error_block.hpp"
 #include "launch.hpp"
+#include "stop.hpp"
 #include "versions.hpp"
 #include "weightcast/comm/communicator.hpp"
 #include "weightcast/core/file.hpp"
@@ -44,17 +44,6 @@ int run(const std::vector<std::string>& arguments, const Command* command) {
     throw Error(ExitCode::usage, fmt::format("{} runs on one rank", command->spec.name), "start it without mpirun");
   }
   return command->run(options);
-}
-
-/// A job that is ended from outside leaves no temporary files behind.
-void clean_up_on_signals() {
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
-    std::signal(signal, [](int number) {
-      discard_unfinished_output();
-      std::signal(number, SIG_DFL);
-      std::raise(number);
-    });
-  }
 }
 
 bool inside_mpi() {
@@ -92,7 +81,7 @@ int report(Error error, const Command* command) {
 int main(int argc, char** argv) {
   using namespace weightcast;
   const Command* command = nullptr;
-  clean_up_on_signals();
+  catch_signals();
   try {
     const std::vector<std::string> arguments(argv + 1, argv + argc);
     if (!arguments.empty()) command = find_command(arguments[0]);

@@ -20,6 +20,15 @@ std::string describe_rank(const ReportRank& rank) {
                      available_cores(), format_size(free), format_size(total), rank.gpu.empty() ? "-" : rank.gpu);
 }
 
+void print_table(const UpdateOptions& options, const Peers& peers, Method method, const std::vector<std::string>& ranks,
+                 const std::string& transports) {
+  fmt::print("# weightcast preflight: 1 trainer + {} x tp {} engine ranks, memory {}, method {}\n", options.dp,
+             peers.tp, name(peers.placement.kind), name(method));
+  fmt::print("rank  role     host                     cores  memory: free of total    gpu\n");
+  for (const auto& rank : ranks) fmt::print("{}\n", rank);
+  fmt::print("transports\n{}", transports);
+}
+
 }  // namespace
 
 int run_preflight(const UpdateOptions& options, Job& job) {
@@ -33,7 +42,9 @@ int run_preflight(const UpdateOptions& options, Job& job) {
     const auto ranks =
         job.world().all_gather(describe_rank(hosts[static_cast<std::size_t>(job.world().rank())]), job.deadline());
     const auto method = options.method == MethodChoice::sharded ? Method::sharded : Method::broadcast;
-    std::string transports;
+    const auto wanted = name_of(options.transport);
+    std::string transports, refusals;
+    bool usable = false;
     for (const auto transport : transport_names()) {
       std::string reason;
       try {
@@ -44,16 +55,22 @@ int run_preflight(const UpdateOptions& options, Job& job) {
       const auto reasons = job.world().all_gather(reason, job.deadline());
       const auto first =
           std::find_if(reasons.begin(), reasons.end(), [](const std::string& text) { return !text.empty(); });
-      transports += first == reasons.end()
-                        ? fmt::format("  {:<8} usable\n", transport)
-                        : fmt::format("  {:<8} not usable: rank {}: {}\n", transport, first - reasons.begin(), *first);
+      const bool considered = wanted == "auto" || wanted == transport;
+      if (first == reasons.end()) {
+        transports += fmt::format("  {:<8} usable\n", transport);
+        usable = usable || considered;
+      } else {
+        const auto refusal = fmt::format("rank {}: {}", first - reasons.begin(), *first);
+        transports += fmt::format("  {:<8} not usable: {}\n", transport, refusal);
+        if (considered) refusals += fmt::format("{}{}: {}", refusals.empty() ? "" : "; ", transport, refusal);
+      }
     }
-    if (!job.trainer()) return;
-    fmt::print("# weightcast preflight: 1 trainer + {} x tp {} engine ranks, memory {}, method {}\n", options.dp,
-               peers.tp, name(peers.placement.kind), name(method));
-    fmt::print("rank  role     host                     cores  memory: free of total    gpu\n");
-    for (const auto& rank : ranks) fmt::print("{}\n", rank);
-    fmt::print("transports\n{}", transports);
+    if (job.trainer()) print_table(options, peers, method, ranks, transports);
+    agree(job.world(), "preflight", job.deadline(), [&] {
+      if (usable) return;
+      throw Error(ExitCode::config, "no transport can be used. " + refusals,
+                  "choose another with --transport, or --transport auto");
+    });
   };
   return job.run(body, [](const std::optional<Error>&) {});
 }

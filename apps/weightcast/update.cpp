@@ -13,6 +13,7 @@
 #include "readers.hpp"
 #include "sample.hpp"
 #include "serving.hpp"
+#include "stop.hpp"
 #include "trace.hpp"
 #include "update_options.hpp"
 #include "update_table.hpp"
@@ -100,7 +101,10 @@ class Update {
       if (job_.trainer()) {
         const bool both = options_.repeat > 1;
         Progress progress("loading weights", model.size_bytes() * (both ? 2 : 1));
-        const auto add = [&](std::uint64_t bytes) { progress.add(bytes); };
+        const auto add = [&](std::uint64_t bytes) {
+          stop_if_asked();
+          progress.add(bytes);
+        };
         trainer_ = std::make_unique<Trainer>(plan_, placement_);
         trainer_->load(*target_, threads_, add);
         if (both) trainer_->load(*initial_, threads_, add);
@@ -134,7 +138,10 @@ class Update {
   UpdateGroup& group() const { return trainer_ ? trainer_->group() : engine_->group(); }
 
   static ReadReference reader(const WeightSource& source) {
-    return [&source](std::size_t p, std::uint64_t offset, std::span<std::byte> to) { source.read(p, offset, to); };
+    return [&source](std::size_t p, std::uint64_t offset, std::span<std::byte> to) {
+      stop_if_asked();
+      source.read(p, offset, to);
+    };
   }
 
   /// The weights that the last update brought.
@@ -147,6 +154,7 @@ class Update {
     if (engine_) readers.emplace(*engine_, plan_.model, options_.readers);
     callers.barrier(job_.deadline());
     for (std::uint64_t i = 0; i < options_.repeat; ++i) {
+      job_.stop_if_asked(callers, i);
       if (trainer_) {
         publish(i);
         continue;
@@ -270,6 +278,8 @@ class Update {
   void snapshot() {
     const auto& model = plan_.model;
     const auto deadline = job_.deadline_for(model.size_bytes());
+    job_.stop_if_asked(options_.repeat);
+    obey_signals();  // a file that is half written must go at once
     if (job_.trainer()) fmt::print(stderr, "writing {}\n", printable(options_.snapshot));
     agree(job_.world(), "snapshot", deadline, [&] {
       // One replica writes: they all hold the same.

@@ -31,7 +31,8 @@ CommandSpec update_command() {
                   {"timeout", "DURATION", "the longest that any wait may take", "60s"},
                   {"json", "FILE", "write a report"},
                   {"trace", "FILE", "write a timeline of all ranks"},
-                  {"preflight", "", "show and check ranks, hosts, devices and transports, then stop"}},
+                  {"preflight", "",
+                   "show ranks, hosts, devices and transports, check that --transport can be used, then stop"}},
       .parallel = true,
   };
 }

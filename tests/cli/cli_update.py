@@ -224,6 +224,13 @@ class Success(Workplace):
         self.assertRegex(done.stdout, r"(?m)^  direct +usable$")
         self.assertRegex(done.stdout, r"(?m)^  mpi +usable$")
 
+    def test_preflight_checks_the_transport(self):
+        self.assertEqual(mpirun(3, "update", "--preflight", "--transport=mpi").returncode, 0)
+        done = mpirun(3, "update", "--preflight", "--transport=nccl")
+        self.assertEqual(done.returncode, CONFIG, done.stderr)
+        self.assertEqual(done.stderr.count("weightcast: error: no transport can be used. nccl: rank 0: "), 1, done.stderr)
+        self.assertRegex(done.stdout, r"(?m)^  mpi +usable$")
+
     def test_options_from_variables_and_a_file(self):
         config = self.write("settings.ini", "transport = mpi\nmethod = broadcast\nrepeat = 2\n")
         report, _ = self.update(3, "--config", config, env={"WEIGHTCAST_METHOD": "sharded"})
@@ -575,6 +582,21 @@ class Faults(Workplace):
                     self.no_leftovers()
                 elif os.path.exists(self.report_path):  # mpirun woke the trainer before it killed it
                     self.report(self.report_path)
+
+    def test_a_signal_ends_the_job_between_updates(self):
+        """One rank is told, all leave; SIGUSR1 to mpirun goes to every rank."""
+        for target, number in ((2, signal.SIGUSR1), (0, signal.SIGTERM), (1, signal.SIGINT), (None, signal.SIGUSR1)):
+            with self.subTest(rank=target, signal=number):
+                job = self.begin()
+                os.kill(self.processes()[target], number)
+                self.assertEqual(job.wait(timeout=30), DEADLINE, self.text("stderr"))
+                self.everybody_is_gone()
+                self.no_leftovers()
+                report = self.report(self.report_path)
+                self.assertEqual({u["result"] for u in report["updates"]}, {"committed"})
+                self.assertEqual(report["error"]["message"], f"stopped by {number.name} after {len(report['updates'])} updates")
+                self.assertEqual(self.text("stderr").count("weightcast: error: "), 1, self.text("stderr"))
+                os.remove(self.report_path)
 
     def test_an_interrupt_leaves_no_processes(self):
         for number in (signal.SIGINT, signal.SIGTERM):
