@@ -65,11 +65,10 @@ int Job::run(FunctionRef<void()> body, FunctionRef<void(const std::optional<Erro
 }
 
 void Job::stop_if_asked(std::uint64_t updates) const {
-  const auto number = world_.max(static_cast<std::uint64_t>(noted_signal()), deadline());
-  if (number == 0) return;
-  auto error = stopped_by(static_cast<int>(number), fmt::format("after {} updates", updates));
-  error.set_reach(Error::Reach::everybody);
-  throw error;
+  agree(world_, "next update", deadline(), [&] {
+    if (const int number = noted_signal(); number != 0)
+      throw stopped_by(number, fmt::format("after {} updates", updates));
+  });
 }
 
 std::uint64_t tensor_parallel_size(const std::optional<std::uint64_t>& tp, std::uint64_t dp, int world) {

@@ -572,7 +572,10 @@ class Faults(Workplace):
                 os.kill(self.processes()[rank], signal.SIGSTOP)
                 self.assertEqual(job.wait(timeout=60), DEADLINE, self.text("stderr"))
                 block = self.text("stderr")
-                self.assertEqual(block.count("weightcast: error: "), 1, block)
+                blocks = block.split("weightcast: error: ")[1:]
+                if rank == 0 and len(blocks) == 2:  # mpirun woke the trainer before it killed it: it may complain, too
+                    self.assertIn("where  rank 0, host ", blocks.pop(1))
+                self.assertEqual(len(blocks), 1, block)
                 self.assertRegex(block, rf"weightcast: error: .*\brank {rank}\b")
                 self.assertRegex(block, rf"(?m)^  where  rank {rank}, .*stage ")
                 self.everybody_is_gone()
@@ -594,7 +597,7 @@ class Faults(Workplace):
                 self.no_leftovers()
                 report = self.report(self.report_path)
                 self.assertEqual({u["result"] for u in report["updates"]}, {"committed"})
-                self.assertEqual(report["error"]["message"], f"stopped by {number.name} after {len(report['updates'])} updates")
+                self.assertIn(f"stopped by {number.name} after {len(report['updates'])} updates", report["error"]["message"])
                 self.assertEqual(self.text("stderr").count("weightcast: error: "), 1, self.text("stderr"))
                 os.remove(self.report_path)
 
