@@ -64,8 +64,8 @@ int Job::run(FunctionRef<void()> body, FunctionRef<void(const std::optional<Erro
   return static_cast<int>(error->code());
 }
 
-void Job::stop_if_asked(std::uint64_t updates) const {
-  agree(world_, "next update", deadline(), [&] {
+void Job::stop_if_asked(const Communicator& callers, std::uint64_t updates) const {
+  agree(callers, "next update", deadline(), [&] {
     if (const int number = noted_signal(); number != 0)
       throw stopped_by(number, fmt::format("after {} updates", updates));
   });

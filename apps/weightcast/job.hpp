@@ -35,9 +35,8 @@ class Job {
   /// is lost.
   int run(FunctionRef<void()> body, FunctionRef<void(const std::optional<Error>&)> finish);
 
-  /// Ends the job on all ranks alike, Error(deadline), when any of them has noted a signal. Collective; between
-  /// updates.
-  void stop_if_asked(std::uint64_t updates) const;
+  /// Error(deadline) on all `callers` when any of them has noted a signal. Collective over them; between updates.
+  void stop_if_asked(const Communicator& callers, std::uint64_t updates) const;
 
  private:
   MpiEnvironment environment_;

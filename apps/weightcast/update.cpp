@@ -278,7 +278,7 @@ class Update {
   void snapshot() {
     const auto& model = plan_.model;
     const auto deadline = job_.deadline_for(model.size_bytes());
-    job_.stop_if_asked(options_.repeat);
+    job_.stop_if_asked(job_.world(), options_.repeat);
     obey_signals();  // a file that is half written must go at once
     if (job_.trainer()) fmt::print(stderr, "writing {}\n", printable(options_.snapshot));
     agree(job_.world(), "snapshot", deadline, [&] {
