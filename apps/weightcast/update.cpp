@@ -101,10 +101,7 @@ class Update {
       if (job_.trainer()) {
         const bool both = options_.repeat > 1;
         Progress progress("loading weights", model.size_bytes() * (both ? 2 : 1));
-        const auto add = [&](std::uint64_t bytes) {
-          stop_if_asked();
-          progress.add(bytes);
-        };
+        const auto add = [&](std::uint64_t bytes) { stop_if_asked(), progress.add(bytes); };
         trainer_ = std::make_unique<Trainer>(plan_, placement_);
         trainer_->load(*target_, threads_, add);
         if (both) trainer_->load(*initial_, threads_, add);
