@@ -30,7 +30,7 @@ struct TpWorker::Reading {
     waited_s = watch.elapsed_s();
     return held;
   }
-  std::scoped_lock<std::mutex> turn;
+  std::scoped_lock<FairMutex> turn;
   double waited_s = 0;
   ParameterStore::Pin pin;
 };

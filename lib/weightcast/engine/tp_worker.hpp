@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "weightcast/engine/command_channel.hpp"
+#include "weightcast/engine/fair_mutex.hpp"
 #include "weightcast/engine/model_runner.hpp"
 
 namespace weightcast {
@@ -72,7 +73,7 @@ class TpWorker {
   ModelRunner* runner_;
   UpdateGroup* group_ = nullptr;
   std::optional<CommandChannel> control_, read_;  // with more than one rank
-  std::mutex reading_;                            // of the first rank's side of read_
+  FairMutex reading_;                             // of the first rank's side of read_
   std::uint64_t requests_ = 0;
   std::string lost_;  // why read_ cannot be used any more
 };
