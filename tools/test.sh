@@ -12,6 +12,7 @@ table of the tests per tier. Needs no terminal and no GPU; safe to run again.
   host    all tiers: unit, cli, mpi, fault, fuzz (the corpora replayed), interop
   demo    the demo model is made and must continue an English sentence
   asan    the unit tier under AddressSanitizer and UBSan
+  tsan    the store, the engine and 200 updates under read load, under ThreadSanitizer
   fuzz    ten seconds per fuzz target, where clang is installed
   cuda    compiles and links the program, where nvcc and NCCL are installed
 
@@ -107,6 +108,8 @@ check host
 if [[ -z $quick ]]; then
   build asan -- --target tests/unit/all
   check asan
+  build tsan --
+  check tsan
 
   if command -v clang++ >/dev/null; then
     build fuzz -- --target tests/fuzz/all
@@ -124,7 +127,7 @@ if [[ -z $quick ]]; then
 fi
 
 say "results after $((SECONDS - start)) s"
-python3 tools/count_tests.py build/host/tests.xml build/asan/tests.xml
+python3 tools/count_tests.py build/host/tests.xml build/asan/tests.xml build/tsan/tests.xml
 ((${#notes[@]} == 0)) || printf '%s\n' "${notes[@]}"
 if ((${#failed[@]})); then
   echo "FAILED: ${failed[*]}"

@@ -28,7 +28,8 @@ Readers::Readers(Engine& engine, const Model& model, std::uint64_t count)
 }
 
 void Readers::read(const std::stop_token& stop, std::size_t reader) {
-  std::optional<Stopwatch> refused;
+  Stopwatch since_refusal;
+  bool refused = false;
   for (std::size_t n = reader; !stop.stop_requested(); ++n) {
     const auto served = served_.load();
     const bool updating = updating_;
@@ -49,12 +50,13 @@ void Readers::read(const std::stop_token& stop, std::size_t reader) {
         check({version, static_cast<std::int64_t>(parameter)},
               digest_bytes(std::as_bytes(std::span(answer.values)), 0));
       }
-      if (refused) waited_s = refused->elapsed_s();
-      refused.reset();
+      if (refused) waited_s = since_refusal.elapsed_s();
+      refused = false;
       note(watch.elapsed_s(), waited_s, updating || updating_, version < served);
     } catch (const Error& error) {
       if (error.code() == ExitCode::busy) {  // one slot, and it is being overwritten
-        if (!refused) refused.emplace();
+        if (!refused) since_refusal.lap();
+        refused = true;
         Patience().pause();
         continue;
       }
