@@ -213,6 +213,36 @@ TEST(TrainerFill, ATiedHeadMustBeTheEmbedding) {
   EXPECT_THAT(refusal(trainer, loop), HasSubstr("lm_head.weight is not the memory of the embedding"));
 }
 
+TEST(TrainerFill, TensorsComeOneByOneInAnyOrderBetweenTables) {
+  const auto plan = make_test_plan(DType::BF16, true);
+  Trainer trainer(plan);
+  trainer.reserve();
+  const Loop old(plan.model, DType::F32, 1), loop(plan.model, DType::F32, 2);
+  trainer.fill(0, old.tensors);
+  for (const auto& tensor : loop.tensors)
+    EXPECT_EQ(trainer.put(0, tensor), static_cast<std::size_t>(plan.model.find(tensor.info.name)));
+  expect_filled(plan, loop, trainer.source(0));
+  trainer.fill(0, old.tensors);
+  expect_filled(plan, old, trainer.source(0));
+
+  const auto refused = [&](TrainingTensor tensor) {
+    EXPECT_THROW(trainer.put(0, tensor), Error);
+    expect_filled(plan, old, trainer.source(0));
+  };
+  auto tensor = loop.tensors.front();
+  tensor.info.shape.push_back(1);
+  refused(tensor);
+  tensor = loop.tensors.front();
+  tensor.info.dtype = DType::F64;
+  refused(tensor);
+  tensor = loop.tensors.front();
+  tensor.info.name = "no.such.weight";
+  refused(tensor);
+  tensor.info.name = "lm_head.weight";
+  refused(tensor);
+  EXPECT_THROW(trainer.fill(0, {}), Error) << "nothing at all";
+}
+
 TEST(TrainerFill, AFilledCopyReplacesWhatWasClaimedOfALoadedOne) {
   const auto plan = make_test_plan(DType::BF16);
   Trainer trainer(plan);

@@ -96,6 +96,15 @@ std::optional<TpCommand> CommandChannel::next(const std::stop_token& stop) const
   return command;
 }
 
+bool CommandChannel::arrived(Deadline deadline) const {
+  for (Patience patience;; patience.pause()) {
+    int flag = 0;
+    check_mpi(MPI_Iprobe(0, tag_command, comm_.get(), &flag, MPI_STATUS_IGNORE), "MPI_Iprobe");
+    if (flag != 0) return true;
+    if (deadline.passed()) return false;
+  }
+}
+
 void CommandChannel::reply(TpReply reply, std::span<const std::byte> payload, Deadline deadline) const {
   reply.size_bytes = payload.size();
   Message::send(comm_, bytes_of(reply), 0, tag_reply).wait(deadline, "sending a reply");

@@ -54,6 +54,8 @@ class CommandChannel {
   /// Other ranks: the next command. Waits for as long as it takes, because an idle engine is no error; nothing when
   /// `stop` was requested.
   std::optional<TpCommand> next(const std::stop_token& stop) const;
+  /// Waits until a command is there, so that next() does not wait; false when none came until `deadline`.
+  bool arrived(Deadline deadline) const;
   void reply(TpReply reply, std::span<const std::byte> payload, Deadline deadline) const;
 
  private:

@@ -41,13 +41,25 @@ std::size_t Trainer::reserve() {
   return versions_.size() - 1;
 }
 
-void Trainer::fill(std::size_t source, std::span<const TrainingTensor> tensors, Deadline deadline) {
+Trainer::Version& Trainer::to_fill(std::size_t source) {
   if (source >= versions_.size())
     fail(ExitCode::config, "there is no version {} to fill: there are {}", source, versions_.size());
+  return *versions_[source];
+}
+
+void Trainer::fill(std::size_t source, std::span<const TrainingTensor> tensors, Deadline deadline) {
+  auto& version = to_fill(source);
   const auto ticket = admission_.enter(any_version);  // not while it is sent
-  auto& version = *versions_[source];
   fill_.run(tensors, version.buffer.region(), deadline);
   version.claimed.clear();
+}
+
+std::size_t Trainer::put(std::size_t source, const TrainingTensor& tensor, Deadline deadline) {
+  auto& version = to_fill(source);
+  const auto ticket = admission_.enter(any_version);
+  const auto index = fill_.put(tensor, version.buffer.region(), deadline);
+  version.claimed.clear();
+  return index;
 }
 
 void Trainer::init_parameter_update_group(

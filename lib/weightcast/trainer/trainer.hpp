@@ -36,6 +36,9 @@ class Trainer {
   /// update.
   void fill(std::size_t source, std::span<const TrainingTensor> tensors, Deadline deadline = Deadline::after(60));
 
+  /// One tensor of them, for loops that never have all at hand (see SourceFill::put()). Its index in the model.
+  std::size_t put(std::size_t source, const TrainingTensor& tensor, Deadline deadline = Deadline::after(60));
+
   /// Joins the update group as rank 0; the engines serve `served_version` already. Collective (see UpdateGroup).
   void init_parameter_update_group(
       const Communicator& parent, const GroupOptions& options, std::uint64_t served_version,
@@ -66,6 +69,8 @@ class Trainer {
     std::vector<Digest> claimed;
   };
   std::unique_ptr<Version> make_version(const std::string& purpose) const;
+  /// Error(config) when there is no such version.
+  Version& to_fill(std::size_t source);
   UpdateResult update(std::size_t source, std::uint64_t version, std::size_t first, std::size_t count);
 
   const TransferPlan* plan_;

@@ -8,6 +8,7 @@
 #include <exception>
 #include <mutex>
 
+#include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
 
 namespace weightcast {
@@ -47,7 +48,7 @@ SourceFill::SourceFill(const TransferPlan& plan) : plan_(&plan) {
 
 void SourceFill::match(std::span<const TrainingTensor> tensors) {
   const auto same = [](const TrainingTensor& tensor, const TensorInfo& info) { return tensor.info == info; };
-  if (std::equal(tensors.begin(), tensors.end(), matched_.begin(), matched_.end(), same)) return;
+  if (!matched_.empty() && std::equal(tensors.begin(), tensors.end(), matched_.begin(), matched_.end(), same)) return;
   matched_.clear();
   std::vector<TensorInfo> given, as_sent;
   for (const auto& tensor : tensors) {
@@ -73,6 +74,7 @@ void SourceFill::check_memory(std::span<const TrainingTensor> tensors, const Reg
     if (!good) problems.push_back(fmt::format("{} {}", tensor.info.name, problem));
   };
   for (const auto index : match_.source) {
+    if (index < 0) continue;
     const auto& tensor = tensors[static_cast<std::size_t>(index)];
     const auto address = reinterpret_cast<std::uintptr_t>(tensor.data);
     const bool on_gpu = tensor.placement.kind == MemoryKind::cuda;
@@ -125,6 +127,7 @@ void SourceFill::fill_by_gpu(std::span<const TrainingTensor> tensors, const Regi
   to_.clear();
   sizes_.clear();
   for (std::size_t p = 0; p < match_.source.size(); ++p) {
+    if (match_.source[p] < 0) continue;
     const auto& tensor = tensors[static_cast<std::size_t>(match_.source[p])];
     const auto& info = plan_->model.parameters[p].info;
     std::byte* const to = region.data + plan_->source_offsets[p];
@@ -143,6 +146,31 @@ void SourceFill::fill_by_gpu(std::span<const TrainingTensor> tensors, const Regi
 
 void SourceFill::run(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline) {
   match(tensors);
+  fill(tensors, region, deadline);
+}
+
+std::size_t SourceFill::put(const TrainingTensor& tensor, const Region& region, Deadline deadline) {
+  const auto& parameters = plan_->model.parameters;
+  const auto found = plan_->model.find(tensor.info.name);
+  if (found < 0) fail(ExitCode::bad_data, "the model has no parameter {}", printable(tensor.info.name));
+  const auto index = static_cast<std::size_t>(found);
+  const auto& expected = parameters[index].info;
+  if (tensor.info.name != expected.name)
+    fail(ExitCode::bad_data, "{} is tied to {}, which brings it", tensor.info.name, expected.name);
+  const bool rounded = tensor.info.dtype == DType::F32 && narrow_float(expected.dtype);
+  if (tensor.info.shape != expected.shape || (tensor.info.dtype != expected.dtype && !rounded)) {
+    fail(ExitCode::bad_data, "{} is {} here and {} in the model", expected.name, tensor.info.describe(),
+         expected.describe());
+  }
+  matched_.clear();
+  match_ = {};
+  match_.source.assign(parameters.size(), -1);
+  match_.source[index] = 0;
+  fill({&tensor, 1}, region, deadline);
+  return index;
+}
+
+void SourceFill::fill(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline) {
   check_memory(tensors, region);
   if (!workers_) {
     staging_.resize(available_cores());
@@ -155,8 +183,8 @@ void SourceFill::run(std::span<const TrainingTensor> tensors, const Region& regi
     try {
       auto& staging = staging_[next_staging++];
       for (auto i = next_step++; i < steps_.size(); i = next_step++) {
-        const auto source = static_cast<std::size_t>(match_.source[steps_[i].parameter]);
-        fill_by_host(steps_[i], tensors[source], region, staging);
+        const auto source = match_.source[steps_[i].parameter];
+        if (source >= 0) fill_by_host(steps_[i], tensors[static_cast<std::size_t>(source)], region, staging);
       }
     } catch (...) {
       next_step = steps_.size();

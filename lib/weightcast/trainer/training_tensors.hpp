@@ -33,6 +33,9 @@ class SourceFill {
   /// Error(bad_data) listing every missing, unknown, duplicate, mis-shaped and mistyped tensor (at most 20, then a
   /// count), or those whose memory cannot be read; then the region is untouched. Error(deadline) from a GPU.
   void run(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline);
+  /// The same for one tensor; the other parameters stay as they are. Its index in the model. Error(bad_data) also for
+  /// an lm_head.weight that is tied: its embedding brings it.
+  std::size_t put(const TrainingTensor& tensor, const Region& region, Deadline deadline);
 
  private:
   /// A piece of a parameter, in elements.
@@ -41,6 +44,7 @@ class SourceFill {
     std::uint64_t first = 0, count = 0;
   };
   void match(std::span<const TrainingTensor> tensors);
+  void fill(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline);
   void check_memory(std::span<const TrainingTensor> tensors, const Region& region) const;
   void fill_by_host(const Step& step, const TrainingTensor& tensor, const Region& region,
                     std::vector<std::byte>& staging) const;
@@ -49,7 +53,7 @@ class SourceFill {
   const TransferPlan* plan_;
   std::vector<Step> steps_;
   std::vector<TensorInfo> matched_;  // the table that match_ belongs to: a loop gives the same one every time
-  TensorMatch match_;
+  TensorMatch match_;                // source is -1 for what is not filled
   std::vector<std::vector<std::byte>> staging_;  // by thread, for what goes between host and GPU
   std::optional<Workers> workers_;
   gpu::Stream stream_;             // of the last region's GPU

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "weightcast/core/deadline.hpp"
+#include "weightcast/core/parallel.hpp"
+#include "weightcast/device/memory.hpp"
+#include "weightcast/plan/transfer_plan.hpp"
+
+namespace weightcast {
+
+/// A tensor where an engine of somebody else keeps it.
+struct ForeignTensor {
+  TensorInfo info;  ///< a parameter's name and this rank's shard of it, or a whole engine tensor
+  std::byte* data = nullptr;
+  std::uint64_t row_pitch_bytes = 0;  ///< 0: dense
+  Placement placement = {};
+};
+
+/// Brings a slot's weights to where another engine keeps its own.
+class Destinations {
+ public:
+  /// For the slots of this rank, which are at `placement`. `plan` must outlive it.
+  Destinations(const TransferPlan& plan, std::size_t tp_rank, Placement placement);
+
+  /// Says where the weights go, from the next copy() on. Error(config) listing every missing, unknown, repeated,
+  /// overlapping, mis-shaped and mistyped tensor and all memory that cannot be used (at most 20, then a count).
+  void resolve(std::span<const ForeignTensor> tensors);
+
+  /// Copies a slot to all of them: on the host on all cores of this process, on a GPU by the GPU. Returns when they
+  /// hold it. Error(deadline) or Error(unavailable) from a GPU: then their content is unspecified.
+  void copy(const Region& slot, Deadline deadline);
+
+ private:
+  /// Rows that are dense in the slot, `pitch` apart where they go. All in bytes.
+  struct Step {
+    std::uint64_t offset = 0, row_bytes = 0, rows = 0, pitch = 0;
+    std::byte* data = nullptr;
+  };
+  struct Problems;
+  /// What of the slot has this name and shape, and which parameters that is.
+  std::optional<Step> find(const ForeignTensor& tensor, std::vector<std::size_t>& parameters, Problems& problems) const;
+  void copy_on_gpu(const Region& slot, Deadline deadline);
+
+  const TransferPlan* plan_;
+  std::size_t tp_rank_;
+  Placement placement_;
+  std::vector<Step> steps_;
+  std::optional<Workers> workers_;
+  gpu::Stream stream_;
+};
+
+/// Shape of the part of parameter `index` that a tensor-parallel rank holds.
+std::vector<std::uint64_t> shard_shape(const TransferPlan& plan, std::size_t tp_rank, std::size_t index);
+/// Shape of an engine tensor, as the tensors have it that it is made of: of one dimension, or of two.
+std::vector<std::uint64_t> engine_tensor_shape(const TransferPlan& plan, const EngineTensor& tensor);
+
+}  // namespace weightcast

@@ -1,0 +1,212 @@
+#include <atomic>
+#include <cmath>
+#include <memory>
+
+#include "weightcast/capi/handle.hpp"
+#include "weightcast/engine/model_runner.hpp"
+#include "weightcast/telemetry/stopwatch.hpp"
+
+using namespace weightcast;
+
+struct wc_engine {
+  explicit wc_engine(const wc_options* options)
+      : member(options, false), destinations(member.plan, member.tp_rank(), member.group.placement) {
+    agree(member.comm, "start", member.long_deadline(),
+          [&] { runner.emplace(member.plan, member.tp_rank(), member.commit, member.group.placement); });
+    group = std::make_unique<UpdateGroup>(member.comm, member.plan, member.group, std::vector<const Buffer*>(),
+                                          &runner->store());
+    bell.emplace(group->group(), member.deadline());
+    for (const auto& tensor : member.plan.engine_tensors) shapes.push_back(engine_tensor_shape(member.plan, tensor));
+  }
+
+  /// Takes part in the next update; nothing when the trainer has left.
+  std::optional<UpdateResult> receive(double wait_s, CheckClaim check) {
+    constexpr double forever_s = 1e9;
+    if (closed) return std::nullopt;
+    if (!bell->arrived(Deadline::after(wait_s < 0 ? forever_s : std::min(wait_s, forever_s)))) {
+      throw Error(ExitCode::busy, fmt::format("the trainer has not begun an update within {} s", wait_s),
+                  "call again when you like: nothing is lost");
+    }
+    closed = bell->next({})->verb == TpCommand::Verb::shutdown;
+    if (closed) return std::nullopt;
+    return runner->update(*group, false, check);
+  }
+
+  Membership member;
+  Destinations destinations;
+  std::optional<ModelRunner> runner;
+  std::unique_ptr<UpdateGroup> group;
+  std::optional<CommandChannel> bell;
+  std::vector<std::vector<std::uint64_t>> shapes;  // of engine tensors
+  bool closed = false;
+  bool foreign = false;               // the last update went to the caller's tensors,
+  std::uint64_t foreign_version = 0;  // and this is what they hold
+  std::atomic<std::size_t> pins{0};
+  std::optional<Error> lost;
+};
+
+struct wc_pin {
+  wc_engine* engine;
+  ParameterStore::Pin pin;
+};
+
+namespace {
+
+void expect_receive(double wait_s, const wc_update* update) {
+  expect_argument(update, "update");
+  expect_size(update->size, sizeof(wc_update), "wc_update");
+  if (std::isnan(wait_s)) fail(ExitCode::usage, "wait_s is not a number");
+}
+
+void write_closed(wc_update* update) {
+  write_update(update, {}, 0);
+  update->closed = 1;
+}
+
+/// From what the served slots hold, on all ranks of the replica.
+std::string digest_of_replica(wc_engine& engine) {
+  const auto& plan = engine.member.plan;
+  const auto& replica = engine.group->replica();
+  const auto deadline = engine.member.long_deadline();
+  std::vector<Digest> shards, all(plan.tp * plan.model.parameters.size());
+  agree(replica, "digest", deadline, [&] {
+    const auto pin = engine.runner->store().pin("wc_engine_digest()");
+    shards = engine.runner->digests(pin, 0, plan.model.parameters.size(), deadline);
+  });
+  const auto bytes = replica.gather(std::as_bytes(std::span(shards)), 0, deadline);
+  Digest digest;
+  if (replica.rank() == 0) {
+    std::memcpy(all.data(), bytes.data(), bytes.size());
+    for (std::size_t i = 0; i < shards.size(); ++i) {
+      for (std::size_t t = 1; t < plan.tp; ++t) all[i] += all[t * shards.size() + i];
+    }
+    digest = digest_of_model(plan.model, std::span(all).first(shards.size()));
+  }
+  replica.broadcast(std::as_writable_bytes(std::span(&digest, 1)), 0, deadline);
+  return digest.hex();
+}
+
+}  // namespace
+
+int wc_engine_create(const wc_options* options, wc_engine** engine) {
+  return guarded([&] {
+    expect_argument(engine, "the handle");
+    *engine = std::make_unique<wc_engine>(options).release();
+  });
+}
+
+int wc_receive(wc_engine* engine, double wait_s, wc_update* update) {
+  return guarded(engine, [&] {
+    expect_receive(wait_s, update);
+    const auto result = engine->receive(wait_s, {});
+    if (!result) return write_closed(update);
+    engine->foreign = false;
+    write_update(update, *result, 0);
+  });
+}
+
+int wc_receive_into(wc_engine* engine, double wait_s, const wc_tensor* tensors, size_t count, wc_update* update) {
+  return guarded(engine, [&] {
+    expect_receive(wait_s, update);
+    const auto table = read_table(tensors, count);
+    // In PREPARE, so that a table that does not fit is refused by all.
+    const auto result = engine->receive(wait_s, [&](const UpdateClaim&) { engine->destinations.resolve(table); });
+    if (!result) return write_closed(update);
+    const Stopwatch watch;
+    engine->foreign = true;
+    engine->foreign_version = 0;  // until all of them hold it
+    const auto deadline = engine->member.long_deadline();
+    agree(engine->group->replica(), "copy", deadline, [&] {
+      const auto pin = engine->runner->store().pin("wc_receive_into()");
+      engine->destinations.copy(pin.slot(), deadline);
+    });
+    engine->foreign_version = result->version;
+    write_update(update, *result, watch.elapsed_s());
+  });
+}
+
+int wc_engine_version(wc_engine* engine, uint64_t* version) {
+  return guarded([&] {
+    expect_argument(engine, "the handle");
+    expect_argument(version, "version");
+    *version = engine->foreign ? engine->foreign_version : engine->runner->store().served().value_or(0);
+  });
+}
+
+int wc_pin_served(wc_engine* engine, wc_pin** pin) {
+  return guarded([&] {
+    expect_argument(engine, "the handle");
+    expect_argument(pin, "pin");
+    *pin = new wc_pin{engine, engine->runner->store().pin("a wc_pin")};
+    ++engine->pins;
+  });
+}
+
+int wc_pin_version(const wc_pin* pin, uint64_t* version) {
+  return guarded([&] {
+    expect_argument(pin, "pin");
+    expect_argument(version, "version");
+    *version = pin->pin.version().id;
+  });
+}
+
+void wc_unpin(wc_pin* pin) {
+  if (pin == nullptr) return;
+  auto& pins = pin->engine->pins;
+  delete pin;
+  --pins;
+}
+
+int wc_engine_tensor_count(const wc_engine* engine, size_t* count) {
+  return guarded([&] {
+    expect_argument(engine, "the handle");
+    expect_argument(count, "count");
+    *count = engine->shapes.size();
+  });
+}
+
+int wc_engine_tensor(const wc_engine* engine, const wc_pin* pin, size_t index, wc_tensor* tensor) {
+  return guarded([&] {
+    expect_argument(engine, "the handle");
+    expect_argument(tensor, "tensor");
+    expect_size(tensor->size, sizeof(wc_tensor), "wc_tensor");
+    if (index >= engine->shapes.size())
+      fail(ExitCode::usage, "there is no engine tensor {}: there are {}", index, engine->shapes.size());
+    if (pin != nullptr && pin->engine != engine) fail(ExitCode::usage, "the pin is of another engine");
+    const auto& planned = engine->member.plan.engine_tensors[index];
+    const auto& shape = engine->shapes[index];
+    const auto placement = engine->member.group.placement;
+    *tensor = {.size = sizeof(wc_tensor),
+               .name = planned.name.c_str(),
+               .dtype = name(planned.dtype).data(),  // of a literal
+               .shape = shape.data(),
+               .dimensions = shape.size(),
+               .data = pin == nullptr ? nullptr : pin->pin.slot().data + planned.offset,
+               .row_pitch_bytes = 0,
+               .memory = placement.kind == MemoryKind::cuda ? WC_CUDA : WC_HOST,
+               .device = placement.kind == MemoryKind::cuda ? placement.gpu : 0};
+  });
+}
+
+int wc_engine_digest(wc_engine* engine, char digest[33]) {
+  return guarded(engine, [&] {
+    expect_argument(digest, "digest");
+    const auto text = digest_of_replica(*engine);
+    text.copy(digest, 32);
+    digest[32] = '\0';
+  });
+}
+
+int wc_engine_lost(const wc_engine* engine) {
+  return engine != nullptr && engine->lost ? 1 : 0;
+}
+
+int wc_engine_destroy(wc_engine* engine) {
+  return guarded([&] {
+    if (engine == nullptr) return;
+    if (engine->pins != 0)
+      throw Error(ExitCode::busy, fmt::format("{} pins are held on this engine", engine->pins.load()),
+                  "wc_unpin() them first");
+    delete engine;
+  });
+}

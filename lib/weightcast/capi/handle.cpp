@@ -1,0 +1,243 @@
+#include "weightcast/capi/handle.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+
+#include "weightcast/core/bytes.hpp"
+
+namespace weightcast {
+namespace {
+
+thread_local std::string last_error;
+bool initialised_here = false;
+
+constexpr double day_s = 86400;
+
+std::string text_of(const Error& error) {
+  const auto& origin = error.origin();
+  std::string text = error.what();
+  if (origin.rank >= 0 && !text.starts_with("rank")) {
+    text = fmt::format("rank {}{}{}, stage {}: {}", origin.rank, origin.host.empty() ? "" : " on ", origin.host,
+                       origin.stage, text);
+  }
+  return error.hint().empty() ? text : fmt::format("{}\n{}", text, error.hint());
+}
+
+/// Notes the exception in flight. Call inside a catch block.
+Error note_error() {
+  auto error = current_error();
+  last_error = text_of(error);
+  return error;
+}
+
+void expect_mpi() {
+  int initialised = 0, finalized = 0, level = MPI_THREAD_SINGLE;
+  MPI_Initialized(&initialised);
+  MPI_Finalized(&finalized);
+  if (initialised == 0 || finalized != 0) {
+    throw Error(ExitCode::config,
+                finalized != 0 ? "MPI is finalized already"
+                               : fmt::format("MPI is not initialised (the library here is {})", wc_mpi_library()),
+                "call wc_init() first; when your program has initialised MPI, it uses another MPI library than this");
+  }
+  MPI_Query_thread(&level);
+  if (level < MPI_THREAD_SERIALIZED)
+    throw Error(ExitCode::config, "MPI was initialised without threads",
+                "initialise it with MPI_THREAD_SERIALIZED or MPI_THREAD_MULTIPLE");
+}
+
+MPI_Comm communicator(const wc_options& options) {
+  if (options.comm_name != nullptr) {
+    if (std::string_view(options.comm_name) != "world")
+      throw Error(ExitCode::usage, fmt::format("no communicator is called {}", printable(options.comm_name)),
+                  "the name is \"world\"; give any other communicator as `comm`");
+    return MPI_COMM_WORLD;
+  }
+  static_assert(sizeof(MPI_Fint) == sizeof(int));
+  const auto comm = MPI_Comm_f2c(options.comm);
+  if (comm == MPI_COMM_NULL || comm == MPI_Comm{})
+    throw Error(ExitCode::usage, fmt::format("{} is not a communicator", options.comm),
+                "give what MPI_Comm_c2f() gives");
+  return comm;
+}
+
+Placement placement_of(int memory, int device) {
+  if (memory == WC_HOST) return {};
+  if (memory == WC_CUDA) return {MemoryKind::cuda, device};
+  throw Error(ExitCode::usage, fmt::format("there is no memory of kind {}", memory), "it is WC_HOST or WC_CUDA");
+}
+
+GroupOptions read_options(const wc_options& options) {
+  GroupOptions group;
+  const auto check = [](bool good, std::string_view what) {
+    if (!good) fail(ExitCode::usage, "options: {}", what);
+  };
+  group.placement = placement_of(options.memory, options.device);
+  if (options.timeout_s != 0) group.timeout_s = options.timeout_s;
+  check(group.timeout_s > 0 && group.timeout_s <= day_s, "timeout_s is not between 0 and a day");
+  check(options.slots >= 0 && options.slots <= 2, "slots is not 1 or 2");
+  if (options.transport != nullptr) group.transport = options.transport;
+  const std::string_view method = options.method != nullptr ? options.method : "sharded";
+  check(method == "sharded" || method == "broadcast", "method is not sharded or broadcast");
+  if (method == "broadcast") group.method = Method::broadcast;
+  return group;
+}
+
+}  // namespace
+
+int guarded(FunctionRef<void()> body) noexcept {
+  try {
+    try {
+      body();
+      return WC_OK;
+    } catch (...) {
+      return static_cast<int>(note_error().code());
+    }
+  } catch (...) {  // no memory for the text
+    last_error.clear();
+    return WC_UNAVAILABLE;
+  }
+}
+
+void unless_lost(std::optional<Error>& lost, FunctionRef<void()> body) {
+  if (lost) throw Error(lost->code(), fmt::format("this group has lost a rank: {}", lost->what()), lost->hint());
+  try {
+    body();
+  } catch (const Error& error) {
+    if (error.reach() == Error::Reach::lost) lost = error;
+    throw;
+  }
+}
+
+void expect_argument(const void* argument, std::string_view what) {
+  if (argument == nullptr) fail(ExitCode::usage, "{} may not be NULL", what);
+}
+
+void expect_size(std::size_t given, std::size_t expected, std::string_view type) {
+  if (given == expected) return;
+  throw Error(ExitCode::usage, fmt::format("a {} has size {}, not {}", type, given, expected),
+              "initialise it with its _INIT macro, of the header that belongs to this library");
+}
+
+ForeignTensor read_tensor(const wc_tensor& tensor) {
+  constexpr std::size_t dimension_limit = 8;
+  expect_size(tensor.size, sizeof(wc_tensor), "wc_tensor");
+  expect_argument(tensor.name, "the name of a tensor");
+  expect_argument(tensor.dtype, "the dtype of a tensor");
+  if (tensor.dimensions > 0) expect_argument(tensor.shape, "the shape of a tensor");
+  const auto dtype = dtype_from_name(tensor.dtype);
+  if (!dtype) {
+    throw Error(ExitCode::usage,
+                fmt::format("{} has the unknown dtype {}", printable(tensor.name), printable(tensor.dtype)),
+                "dtypes are written as in safetensors: BF16, F16, F32, ...");
+  }
+  if (tensor.dimensions > dimension_limit)
+    fail(ExitCode::usage, "{} has {} dimensions", printable(tensor.name), tensor.dimensions);
+  ForeignTensor result{{tensor.name, *dtype, {tensor.shape, tensor.shape + tensor.dimensions}},
+                       static_cast<std::byte*>(tensor.data),
+                       tensor.row_pitch_bytes,
+                       placement_of(tensor.memory, tensor.device)};
+  if (!result.info.size_bytes()) fail(ExitCode::bad_data, "{} is too large", printable(tensor.name));
+  return result;
+}
+
+std::vector<ForeignTensor> read_table(const wc_tensor* tensors, std::size_t count) {
+  expect_argument(tensors, "the table of tensors");
+  std::vector<ForeignTensor> table;
+  table.reserve(count);
+  for (std::size_t i = 0; i < count; ++i) table.push_back(read_tensor(tensors[i]));
+  return table;
+}
+
+void write_update(wc_update* update, const UpdateResult& result, double local_s) {
+  if (update == nullptr) return;
+  *update = {.size = sizeof(wc_update),
+             .version = result.version,
+             .closed = 0,
+             .digest = {},
+             .local_s = local_s,
+             .prepare_s = result.prepare_s,
+             .stage_s = result.stage_s,
+             .verify_s = result.verify_s,
+             .vote_s = result.vote_s,
+             .commit_s = result.commit_s,
+             .egress_bytes = result.egress_bytes};
+  if (result.digest) result.digest->hex().copy(update->digest, sizeof update->digest - 1);
+}
+
+Membership::Membership(const wc_options* options, bool trainer) {
+  expect_argument(options, "options");
+  expect_size(options->size, sizeof(wc_options), "wc_options");
+  expect_argument(options->model, "options.model");
+  group = read_options(*options);
+  if (options->slots == 1) commit = CommitMode::in_place;
+  expect_mpi();
+  comm = Communicator::duplicate(communicator(*options));
+  agree(comm, "start", deadline(), [&] {
+    if (comm.rank() != 0 && trainer)
+      fail(ExitCode::config, "wc_trainer_create() on rank {}: the trainer is rank 0 of the communicator", comm.rank());
+    if (comm.rank() == 0 && !trainer) fail(ExitCode::config, "wc_engine_create() on rank 0, which is the trainer's");
+    const auto engines = static_cast<std::uint64_t>(comm.size()) - 1;
+    group.dp = std::max<std::uint64_t>(options->dp, 1);
+    group.tp = options->tp != 0 ? options->tp : engines / group.dp;
+    if (group.tp == 0 || group.dp > engines || engines % group.dp != 0 || group.tp != engines / group.dp) {
+      throw Error(ExitCode::config,
+                  fmt::format("tp {} x dp {} does not make the {} engine ranks of a communicator of {}", options->tp,
+                              group.dp, engines, comm.size()),
+                  "start 1 + tp * dp processes");
+    }
+    if (group.placement.kind == MemoryKind::cuda && (group.placement.gpu < 0 || group.placement.gpu >= gpu::count())) {
+      throw Error(ExitCode::config,
+                  gpu::count() == 0
+                      ? fmt::format("there is no GPU {}: {}", group.placement.gpu, gpu::why_none())
+                      : fmt::format("there is no GPU {}: this process sees {}", group.placement.gpu, gpu::count()),
+                  "choose another device, or the host's memory");
+    }
+    plan = make_plan(build_model(load_model_config(options->model)), group.tp, group.dp);
+  });
+}
+
+}  // namespace weightcast
+
+using weightcast::guarded;
+
+const char* wc_version(void) {
+  return WEIGHTCAST_VERSION;
+}
+
+const char* wc_mpi_library(void) {
+  static const auto text = [] {
+    std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> buffer{};
+    int length = 0;
+    MPI_Get_library_version(buffer.data(), &length);
+    return buffer;
+  }();
+  return text.data();
+}
+
+const char* wc_last_error(void) {
+  return weightcast::last_error.c_str();
+}
+
+int wc_init(void) {
+  return guarded([] {
+    int initialised = 0, level = 0;
+    MPI_Initialized(&initialised);
+    if (initialised == 0) {
+      weightcast::check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &level), "MPI_Init_thread");
+      MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+      weightcast::initialised_here = true;
+    }
+    weightcast::expect_mpi();
+  });
+}
+
+int wc_finalize(void) {
+  return guarded([] {
+    int finalized = 0;
+    MPI_Finalized(&finalized);
+    if (weightcast::initialised_here && finalized == 0) weightcast::check_mpi(MPI_Finalize(), "MPI_Finalize");
+  });
+}

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "weightcast/capi/destinations.hpp"
+#include "weightcast/capi/weightcast.h"
+#include "weightcast/comm/communicator.hpp"
+#include "weightcast/engine/command_channel.hpp"
+#include "weightcast/update/update_group.hpp"
+
+/// What the functions of weightcast.h have in common: exceptions become a status, structs of C become values.
+namespace weightcast {
+
+/// Runs `body`: WC_OK, or the status of what it threw, whose text wc_last_error() then has.
+int guarded(FunctionRef<void()> body) noexcept;
+/// Error(usage) saying that `what` may not be null.
+void expect_argument(const void* argument, std::string_view what);
+/// Runs `body`, unless a rank was `lost`, which is noted here when it happens.
+void unless_lost(std::optional<Error>& lost, FunctionRef<void()> body);
+/// guarded() for a call on a handle that communicates.
+template <typename Handle>
+int guarded(Handle* handle, FunctionRef<void()> body) noexcept {
+  return guarded([&] {
+    expect_argument(handle, "the handle");
+    unless_lost(handle->lost, body);
+  });
+}
+
+/// Error(usage) unless a struct of the caller's has the size that it has here.
+void expect_size(std::size_t given, std::size_t expected, std::string_view type);
+
+/// Error(usage) for null or unknown fields; Error(bad_data) when the shape overflows.
+ForeignTensor read_tensor(const wc_tensor& tensor);
+std::vector<ForeignTensor> read_table(const wc_tensor* tensors, std::size_t count);
+/// `local_s`: see wc_update. Nothing when `update` is null.
+void write_update(wc_update* update, const UpdateResult& result, double local_s);
+
+/// This process in an update group that is being formed: everything that one rank can find out without the others.
+struct Membership {
+  /// Collective over the communicator of `options`: all throw, or none, but for Error(usage) and a missing MPI.
+  Membership(const wc_options* options, bool trainer);
+
+  std::size_t tp_rank() const { return (static_cast<std::size_t>(comm.rank()) - 1) % plan.tp; }
+  Deadline deadline() const noexcept { return Deadline::after(group.timeout_s); }
+  /// For work on all weights that is not communication.
+  Deadline long_deadline() const noexcept {
+    return deadline().plus(static_cast<double>(plan.model.size_bytes()) / 50e6);
+  }
+
+  Communicator comm;
+  TransferPlan plan;
+  GroupOptions group;
+  CommitMode commit = CommitMode::swap;
+};
+
+}  // namespace weightcast

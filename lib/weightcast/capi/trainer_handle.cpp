@@ -1,0 +1,135 @@
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "weightcast/capi/handle.hpp"
+#include "weightcast/telemetry/stopwatch.hpp"
+#include "weightcast/trainer/trainer.hpp"
+
+using namespace weightcast;
+
+struct wc_trainer {
+  explicit wc_trainer(const wc_options* options) : member(options, true), trainer(member.plan, member.group.placement) {
+    agree(member.comm, "start", member.long_deadline(), [&] { weights = trainer.reserve(); });
+    trainer.init_parameter_update_group(member.comm, member.group, 0);
+    bell.emplace(trainer.group().group(), member.deadline());
+  }
+
+  void expect_next(std::uint64_t version) const {
+    if (open != 0) fail(ExitCode::busy, "version {} is open: version {} must wait", open, version);
+    if (version <= published)
+      fail(ExitCode::config, "version {} does not come after version {}, which was published", version, published);
+  }
+  void publish(std::uint64_t version, double local_s, wc_update* update) {
+    bell->send({.verb = TpCommand::Verb::update, .version = version}, member.deadline());
+    const auto result = trainer.update_weights(weights, version);
+    published = version;
+    write_update(update, result, local_s);
+  }
+
+  Membership member;
+  Trainer trainer;
+  std::optional<CommandChannel> bell;  // tells engines, who wait for it, what is about to happen
+  std::size_t weights = 0;
+  std::uint64_t published = 0, open = 0;  // versions; 0: none
+  std::vector<bool> given;                // of the open version, by parameter
+  double put_s = 0;
+  std::optional<Error> lost;
+};
+
+namespace {
+
+TrainingTensor training_tensor(const ForeignTensor& tensor) {
+  const auto& info = tensor.info;
+  if (tensor.row_pitch_bytes != 0 && !info.shape.empty() && info.shape[0] > 1 &&
+      tensor.row_pitch_bytes != *info.size_bytes() / info.shape[0]) {
+    throw Error(ExitCode::bad_data,
+                fmt::format("{} is not dense: its rows are {} bytes apart", info.name, tensor.row_pitch_bytes),
+                "give the trainer's tensors dense, row after row");
+  }
+  return {info, tensor.data, tensor.placement};
+}
+
+void expect_complete(const wc_trainer& trainer) {
+  constexpr std::size_t reported_limit = 20;
+  std::vector<std::string> missing;
+  for (std::size_t p = 0; p < trainer.given.size(); ++p) {
+    if (!trainer.given[p]) missing.push_back(trainer.member.plan.model.parameters[p].info.name);
+  }
+  if (missing.empty()) return;
+  const auto count = missing.size();
+  if (count > reported_limit) {
+    missing.resize(reported_limit);
+    missing.push_back(fmt::format("and {} more", count - reported_limit));
+  }
+  throw Error(ExitCode::bad_data,
+              fmt::format("version {} lacks parameters:\n  {}", trainer.open, fmt::join(missing, "\n  ")),
+              "wc_put() each of them, then commit");
+}
+
+}  // namespace
+
+int wc_trainer_create(const wc_options* options, wc_trainer** trainer) {
+  return guarded([&] {
+    expect_argument(trainer, "trainer");
+    *trainer = std::make_unique<wc_trainer>(options).release();
+  });
+}
+
+int wc_publish(wc_trainer* trainer, uint64_t version, const wc_tensor* tensors, size_t count, wc_update* update) {
+  return guarded(trainer, [&] {
+    if (update != nullptr) expect_size(update->size, sizeof(wc_update), "wc_update");
+    trainer->expect_next(version);
+    const Stopwatch watch;
+    std::vector<TrainingTensor> table;
+    for (const auto& tensor : read_table(tensors, count)) table.push_back(training_tensor(tensor));
+    trainer->trainer.fill(trainer->weights, table, trainer->member.long_deadline());
+    trainer->publish(version, watch.elapsed_s(), update);
+  });
+}
+
+int wc_begin(wc_trainer* trainer, uint64_t version) {
+  return guarded(trainer, [&] {
+    trainer->expect_next(version);
+    trainer->given.assign(trainer->member.plan.model.parameters.size(), false);
+    trainer->put_s = 0;
+    trainer->open = version;
+  });
+}
+
+int wc_put(wc_trainer* trainer, const wc_tensor* tensor) {
+  return guarded(trainer, [&] {
+    expect_argument(tensor, "tensor");
+    if (trainer->open == 0) fail(ExitCode::config, "wc_put() before wc_begin()");
+    const Stopwatch watch;
+    const auto index =
+        trainer->trainer.put(trainer->weights, training_tensor(read_tensor(*tensor)), trainer->member.long_deadline());
+    trainer->given[index] = true;
+    trainer->put_s += watch.elapsed_s();
+  });
+}
+
+int wc_commit(wc_trainer* trainer, wc_update* update) {
+  return guarded(trainer, [&] {
+    if (update != nullptr) expect_size(update->size, sizeof(wc_update), "wc_update");
+    if (trainer->open == 0) fail(ExitCode::config, "wc_commit() before wc_begin()");
+    expect_complete(*trainer);
+    trainer->publish(trainer->open, trainer->put_s, update);
+    trainer->open = 0;
+  });
+}
+
+int wc_abort(wc_trainer* trainer) {
+  return guarded(trainer, [&] { trainer->open = 0; });
+}
+
+int wc_trainer_lost(const wc_trainer* trainer) {
+  return trainer != nullptr && trainer->lost ? 1 : 0;
+}
+
+void wc_trainer_destroy(wc_trainer* trainer) {
+  const std::unique_ptr<wc_trainer> owner(trainer);
+  if (!owner || owner->lost) return;
+  guarded([&] { owner->bell->send({.verb = TpCommand::Verb::shutdown}, owner->member.deadline()); });
+}

@@ -1,0 +1,395 @@
+// The C interface between processes: both ways to receive, what is refused, and what a failure leaves alone.
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <mpi.h>
+
+#include <cstring>
+
+#include "harness/model_bytes.hpp"
+#include "weightcast/capi/weightcast.h"
+
+namespace weightcast {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::Not;
+
+int world_rank() {
+  int rank = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  return rank;
+}
+int world_size() {
+  int size = 0;
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  return size;
+}
+
+/// A table for the C interface, and memory for what it points to.
+class Table {
+ public:
+  void add(const std::string& name, std::vector<std::uint64_t> shape, void* data, std::uint64_t pitch = 0,
+           const char* dtype = "BF16") {
+    entries_.push_back({name, dtype, std::move(shape), data, pitch});
+  }
+  const std::vector<wc_tensor>& view() {
+    view_.clear();
+    for (const auto& entry : entries_) {
+      view_.push_back({.size = sizeof(wc_tensor),
+                       .name = entry.name.c_str(),
+                       .dtype = entry.dtype.c_str(),
+                       .shape = entry.shape.data(),
+                       .dimensions = entry.shape.size(),
+                       .data = entry.data,
+                       .row_pitch_bytes = entry.pitch,
+                       .memory = WC_HOST,
+                       .device = 0});
+    }
+    return view_;
+  }
+  struct Entry {
+    std::string name, dtype;
+    std::vector<std::uint64_t> shape;
+    void* data;
+    std::uint64_t pitch;
+  };
+  std::vector<Entry>& entries() { return entries_; }
+
+ private:
+  std::vector<Entry> entries_;
+  std::vector<wc_tensor> view_;
+};
+
+/// Trainer and engines of the model `tiny`, all engine ranks one replica, and versions that everybody can make.
+class CapiTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (world_size() < 2) GTEST_SKIP() << "needs an engine rank";
+    MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);  // as weightcast.h asks
+    plan = make_plan(build_model(load_model_config("tiny")), static_cast<std::uint64_t>(world_size()) - 1, 1);
+    options.model = "tiny";
+    options.timeout_s = 20;
+  }
+  void TearDown() override {
+    wc_trainer_destroy(trainer);
+    EXPECT_EQ(wc_engine_destroy(engine), WC_OK) << wc_last_error();
+  }
+
+  bool is_trainer() const { return world_rank() == 0; }
+  std::size_t tp_rank() const { return static_cast<std::size_t>(world_rank()) - 1; }
+
+  int create() { return is_trainer() ? wc_trainer_create(&options, &trainer) : wc_engine_create(&options, &engine); }
+  int publish(std::uint64_t version, wc_update* result) {
+    const auto bytes = harness::model_bytes(plan.model, version);
+    Table table;
+    for (std::size_t p = 0; p < bytes.size(); ++p) {
+      const auto& info = plan.model.parameters[p].info;
+      table.add(info.name, info.shape, const_cast<std::byte*>(bytes[p].data()));
+    }
+    return wc_publish(trainer, version, table.view().data(), table.view().size(), result);
+  }
+  /// The engine's own slots hold exactly this version.
+  void expect_served(std::uint64_t version) {
+    const auto slot = harness::slot_of(plan, tp_rank(), harness::model_bytes(plan.model, version));
+    wc_pin* pin = nullptr;
+    std::uint64_t held = 0;
+    std::size_t count = 0;
+    ASSERT_EQ(wc_pin_served(engine, &pin), WC_OK) << wc_last_error();
+    EXPECT_EQ(wc_pin_version(pin, &held), WC_OK);
+    EXPECT_EQ(held, version);
+    EXPECT_EQ(wc_engine_tensor_count(engine, &count), WC_OK);
+    EXPECT_EQ(count, plan.engine_tensors.size());
+    for (std::size_t i = 0; i < count; ++i) {
+      wc_tensor tensor = WC_TENSOR_INIT;
+      ASSERT_EQ(wc_engine_tensor(engine, pin, i, &tensor), WC_OK);
+      const auto& planned = plan.engine_tensors[i];
+      EXPECT_EQ(tensor.name, planned.name);
+      EXPECT_STREQ(tensor.dtype, "BF16");
+      EXPECT_EQ(tensor.shape[0], planned.shape.rows);
+      EXPECT_EQ(std::memcmp(tensor.data, slot.data() + planned.offset, planned.size_bytes), 0) << planned.name;
+    }
+    wc_tensor beyond = WC_TENSOR_INIT;
+    EXPECT_EQ(wc_engine_tensor(engine, pin, count, &beyond), WC_USAGE);
+    EXPECT_EQ(wc_engine_destroy(engine), WC_BUSY);
+    wc_unpin(pin);
+  }
+
+  TransferPlan plan;
+  wc_options options = WC_OPTIONS_INIT;
+  wc_trainer* trainer = nullptr;
+  wc_engine* engine = nullptr;
+  wc_update update = WC_UPDATE_INIT;
+};
+
+TEST_F(CapiTest, PublishesIntoTheEnginesOwnMemory) {
+  ASSERT_EQ(create(), WC_OK) << wc_last_error();
+  std::uint64_t held = 99;
+  if (is_trainer()) {
+    MPI_Barrier(MPI_COMM_WORLD);
+  } else {
+    wc_pin* pin = nullptr;
+    EXPECT_EQ(wc_pin_served(engine, &pin), WC_BUSY);
+    EXPECT_EQ(wc_engine_version(engine, &held), WC_OK);
+    EXPECT_EQ(held, 0u);
+    EXPECT_EQ(wc_receive(engine, 0, &update), WC_BUSY);
+    EXPECT_THAT(wc_last_error(), HasSubstr("has not begun"));
+    MPI_Barrier(MPI_COMM_WORLD);
+  }
+  for (const std::uint64_t version : {1, 2, 7}) {
+    ASSERT_EQ(is_trainer() ? publish(version, &update) : wc_receive(engine, WC_FOREVER, &update), WC_OK)
+        << wc_last_error();
+    EXPECT_EQ(update.version, version);
+    EXPECT_EQ(update.closed, 0);
+    const auto expected =
+        digest_of_model(plan.model, harness::digests_of(harness::model_bytes(plan.model, version))).hex();
+    EXPECT_EQ(std::string(update.digest), expected);
+    if (is_trainer()) {
+      EXPECT_EQ(update.egress_bytes, plan.egress_bytes());
+      continue;
+    }
+    expect_served(version);
+    char digest[33];
+    ASSERT_EQ(wc_engine_digest(engine, digest), WC_OK) << wc_last_error();
+    EXPECT_EQ(std::string(digest), expected);
+  }
+  if (is_trainer()) {
+    EXPECT_EQ(publish(7, &update), WC_CONFIG);
+    EXPECT_THAT(wc_last_error(), HasSubstr("version 7"));
+    wc_trainer_destroy(std::exchange(trainer, nullptr));
+    return;
+  }
+  for (int again = 0; again < 2; ++again) {
+    EXPECT_EQ(wc_receive(engine, WC_FOREVER, &update), WC_OK);
+    EXPECT_EQ(update.closed, 1);
+    EXPECT_EQ(update.version, 0u);
+  }
+}
+
+TEST_F(CapiTest, PiecesAreSentWithTheCommitAndNotBefore) {
+  ASSERT_EQ(create(), WC_OK) << wc_last_error();
+  if (!is_trainer()) {
+    ASSERT_EQ(wc_receive(engine, WC_FOREVER, &update), WC_OK) << wc_last_error();
+    return expect_served(3);
+  }
+  const auto bytes = harness::model_bytes(plan.model, 3);
+  const auto& parameters = plan.model.parameters;
+  std::vector<std::byte> scratch;
+  const auto put = [&](std::size_t p, const char* dtype = "BF16") {
+    scratch = bytes[p];
+    Table table;
+    table.add(parameters[p].info.name, parameters[p].info.shape, scratch.data(), 0, dtype);
+    const int status = wc_put(trainer, table.view().data());
+    std::fill(scratch.begin(), scratch.end(), std::byte{0xee});  // the caller's to use again
+    return status;
+  };
+  EXPECT_EQ(put(0), WC_CONFIG);
+  EXPECT_EQ(wc_commit(trainer, nullptr), WC_CONFIG);
+  EXPECT_EQ(wc_begin(trainer, 0), WC_CONFIG);
+  ASSERT_EQ(wc_begin(trainer, 2), WC_OK);
+  EXPECT_EQ(put(0), WC_OK);
+  EXPECT_EQ(wc_abort(trainer), WC_OK);
+  ASSERT_EQ(wc_begin(trainer, 3), WC_OK);
+  EXPECT_EQ(wc_begin(trainer, 4), WC_BUSY);
+  EXPECT_EQ(publish(4, &update), WC_BUSY);
+  for (std::size_t p = parameters.size(); p-- > 0;) {
+    if (p == 0) continue;
+    EXPECT_EQ(put(p), WC_OK) << wc_last_error();
+  }
+  EXPECT_EQ(put(1, "F64"), WC_BAD_DATA);
+  EXPECT_EQ(wc_commit(trainer, &update), WC_BAD_DATA) << "parameter 0 was put for an aborted version only";
+  EXPECT_THAT(wc_last_error(), AllOf(HasSubstr(parameters[0].info.name), Not(HasSubstr(parameters[1].info.name))));
+  EXPECT_EQ(put(0), WC_OK);
+  EXPECT_EQ(wc_commit(trainer, &update), WC_OK) << wc_last_error();
+  EXPECT_EQ(update.version, 3u);
+  EXPECT_GT(update.local_s, 0);
+}
+
+TEST_F(CapiTest, ATrainersTableThatDoesNotFitIsItsOwnAffair) {
+  ASSERT_EQ(create(), WC_OK) << wc_last_error();
+  if (!is_trainer()) {
+    ASSERT_EQ(wc_receive(engine, WC_FOREVER, &update), WC_OK) << wc_last_error();
+    return expect_served(1);
+  }
+  const auto bytes = harness::model_bytes(plan.model, 1);
+  Table table;
+  for (std::size_t p = 0; p < bytes.size(); ++p) {
+    const auto& info = plan.model.parameters[p].info;
+    table.add(info.name, info.shape, const_cast<std::byte*>(bytes[p].data()));
+  }
+  const auto refused = [&](const Table::Entry& first) {
+    table.entries()[0] = first;
+    return wc_publish(trainer, 1, table.view().data(), table.view().size(), &update);
+  };
+  const auto good = table.entries()[0];
+  EXPECT_EQ(refused({good.name, "BF16", {3, 5}, good.data, 0}), WC_BAD_DATA);
+  EXPECT_THAT(wc_last_error(), HasSubstr(good.name));
+  EXPECT_EQ(refused({"no.such.weight", "BF16", good.shape, good.data, 0}), WC_BAD_DATA);
+  EXPECT_THAT(wc_last_error(), AllOf(HasSubstr(good.name + " is missing"), HasSubstr("no.such.weight")));
+  EXPECT_EQ(refused({good.name, "bf16", good.shape, good.data, 0}), WC_USAGE);
+  EXPECT_THAT(wc_last_error(), HasSubstr("bf16"));
+  EXPECT_EQ(refused({good.name, "BF16", good.shape, good.data, 256}), WC_BAD_DATA);
+  EXPECT_THAT(wc_last_error(), HasSubstr("not dense"));
+  EXPECT_EQ(publish(1, &update), WC_OK) << wc_last_error();
+}
+
+TEST_F(CapiTest, RanksThatDoNotAgreeFormNoGroup) {
+  options.timeout_s = 5;
+  if (world_rank() == 1) options.method = "broadcast";
+  EXPECT_EQ(create(), WC_CONFIG);
+  EXPECT_THAT(wc_last_error(), HasSubstr("method"));
+  options.method = nullptr;
+  options.tp = 64;
+  EXPECT_EQ(create(), WC_CONFIG);
+  EXPECT_THAT(wc_last_error(), HasSubstr("tp 64"));
+  options.tp = 0;
+  if (is_trainer()) options.model = "/no/such/folder";
+  EXPECT_EQ(create(), WC_USAGE);
+  EXPECT_THAT(wc_last_error(), AllOf(HasSubstr("rank 0"), HasSubstr("/no/such/folder")));
+  options.model = "tiny";
+  EXPECT_EQ(wc_engine_create(&options, &engine), WC_CONFIG);
+  EXPECT_THAT(wc_last_error(), HasSubstr("rank 0, which is the trainer's"));
+  options.comm_name = "moon";
+  EXPECT_EQ(create(), WC_USAGE);
+  options.comm_name = nullptr;
+  options.comm = 123456;
+  EXPECT_EQ(create(), WC_USAGE);
+  EXPECT_EQ(trainer, nullptr);
+  EXPECT_EQ(engine, nullptr);
+}
+
+/// Engines with tensors of their own: every third parameter's rows are padded, attention is fused.
+class CapiDestinationsTest : public CapiTest {
+ protected:
+  void SetUp() override {
+    CapiTest::SetUp();
+    if (IsSkipped() || is_trainer()) return;
+    options.slots = 1;
+    for (const auto& tensor : plan.engine_tensors) {
+      const bool fused = tensor.parameters.size() == 3;  // qkv_proj
+      if (fused) add(tensor.name, {tensor.shape.rows, tensor.shape.columns}, tensor.offset, false);
+      for (const auto p : tensor.parameters) {
+        const auto& rule = plan.model.parameters[p];
+        const auto part = shard_of(rule, plan.tp, tp_rank());
+        std::vector<std::uint64_t> shape{part.rows};
+        if (rule.info.shape.size() == 2) shape.push_back(part.columns);
+        if (!fused) add(rule.info.name, shape, plan.ranks[tp_rank()].shards[p].destination, p % 3 == 1);
+      }
+    }
+  }
+
+  void add(const std::string& name, const std::vector<std::uint64_t>& shape, std::uint64_t offset, bool padded) {
+    const auto row_bytes = 2 * (shape.size() == 2 ? shape[1] : 1), pitch = padded ? row_bytes + 6 : row_bytes;
+    auto& memory = memory_.emplace_back(shape[0] * pitch, std::byte{0x77});
+    table.add(name, shape, memory.data(), padded ? pitch : 0);
+    offsets_.push_back(offset);
+  }
+
+  int receive() {
+    const auto& view = table.view();
+    return wc_receive_into(engine, WC_FOREVER, view.data(), view.size(), &update);
+  }
+
+  /// The caller's tensors hold exactly this version, and nothing is written between their rows; 0: nothing at all.
+  void expect_held(std::uint64_t version) {
+    std::uint64_t claimed = 99;
+    EXPECT_EQ(wc_engine_version(engine, &claimed), WC_OK);
+    EXPECT_EQ(claimed, version);
+    const auto slot = harness::slot_of(plan, tp_rank(), harness::model_bytes(plan.model, version));
+    for (std::size_t i = 0; i < memory_.size(); ++i) {
+      const auto& shape = table.entries()[i].shape;
+      const auto row_bytes = 2 * (shape.size() == 2 ? shape[1] : 1), pitch = memory_[i].size() / shape[0];
+      std::vector<std::byte> expected(memory_[i].size(), std::byte{0x77});
+      for (std::uint64_t row = 0; row < shape[0] && version != 0; ++row)
+        std::memcpy(expected.data() + row * pitch, slot.data() + offsets_[i] + row * row_bytes, row_bytes);
+      EXPECT_TRUE(memory_[i] == expected) << table.entries()[i].name;
+    }
+  }
+
+  Table table;
+
+ private:
+  std::vector<std::vector<std::byte>> memory_;
+  std::vector<std::uint64_t> offsets_;
+};
+
+TEST_F(CapiDestinationsTest, ReceivesIntoTensorsOfTheCaller) {
+  ASSERT_EQ(create(), WC_OK) << wc_last_error();
+  for (const std::uint64_t version : {1, 2, 3}) {
+    ASSERT_EQ(is_trainer() ? publish(version, &update) : receive(), WC_OK) << wc_last_error();
+    EXPECT_EQ(update.version, version);
+    if (!is_trainer()) expect_held(version);
+  }
+}
+
+TEST_F(CapiDestinationsTest, AWrongTableIsRefusedByAllWithEveryDifference) {
+  ASSERT_EQ(create(), WC_OK) << wc_last_error();
+  ASSERT_EQ(is_trainer() ? publish(1, &update) : receive(), WC_OK) << wc_last_error();
+  auto good = table.entries();
+  const bool guilty = world_rank() == world_size() - 1;
+  if (guilty) {
+    auto& entries = table.entries();
+    const auto find = [&](std::string_view name) {
+      return std::find_if(entries.begin(), entries.end(), [&](const auto& entry) { return entry.name == name; });
+    };
+    find("model.layers.0.self_attn.qkv_proj.weight")->shape[0] += 1;
+    find("model.layers.0.mlp.down_proj.weight")->dtype = "F16";
+    find("model.layers.1.mlp.down_proj.weight")->data = nullptr;
+    find("model.layers.2.mlp.down_proj.weight")->data = find("model.layers.2.mlp.up_proj.weight")->data;
+    find("model.layers.2.self_attn.o_proj.weight")->name = "no.such.weight";
+    find("model.norm.weight")->data = static_cast<std::byte*>(find("model.norm.weight")->data) + 1;
+    entries.push_back(*find("model.layers.1.input_layernorm.weight"));
+  }
+  ASSERT_EQ(is_trainer() ? publish(2, &update) : receive(), WC_CONFIG);
+  EXPECT_THAT(std::string(wc_last_error()),
+              AllOf(HasSubstr("model.layers.0.self_attn.qkv_proj.weight is BF16 ["),
+                    HasSubstr("but this rank holds BF16 ["), HasSubstr("model.layers.0.mlp.down_proj.weight is F16 ["),
+                    HasSubstr("model.layers.1.mlp.down_proj.weight has no data"), HasSubstr("overlaps another tensor"),
+                    HasSubstr("no.such.weight: the model has neither"), HasSubstr("model.norm.weight is not aligned"),
+                    HasSubstr("model.layers.1.input_layernorm.weight is given twice")));
+  EXPECT_THAT(wc_last_error(), HasSubstr("model.layers.2.self_attn.o_proj.weight is missing"));
+  EXPECT_THAT(wc_last_error(), HasSubstr(fmt::format("tp rank {}", world_size() - 2)));
+  table.entries() = good;
+  if (!is_trainer()) expect_held(1);
+  ASSERT_EQ(is_trainer() ? publish(2, &update) : receive(), WC_OK) << wc_last_error();
+  if (!is_trainer()) expect_held(2);
+}
+
+TEST_F(CapiDestinationsTest, AFailedUpdateLeavesTheTensorsAlone) {
+  options.timeout_s = 0.5;
+  ASSERT_EQ(create(), WC_OK) << wc_last_error();
+  ASSERT_EQ(is_trainer() ? publish(1, &update) : receive(), WC_OK) << wc_last_error();
+  // Somebody reads the only slot of one rank, so that it cannot be overwritten in time.
+  wc_pin* pin = nullptr;
+  if (world_rank() == 1) {
+    ASSERT_EQ(wc_pin_served(engine, &pin), WC_OK) << wc_last_error();
+  }
+  EXPECT_EQ(is_trainer() ? publish(2, &update) : receive(), WC_DEADLINE);
+  EXPECT_THAT(wc_last_error(), HasSubstr("still read"));
+  EXPECT_FALSE(wc_engine_lost(engine) || wc_trainer_lost(trainer));
+  if (!is_trainer()) expect_held(1);
+  wc_unpin(pin);
+  ASSERT_EQ(is_trainer() ? publish(2, &update) : receive(), WC_OK) << wc_last_error();
+  if (!is_trainer()) expect_held(2);
+}
+
+TEST_F(CapiDestinationsTest, ALostRankIsReportedByEveryCallFromThenOn) {
+  if (world_size() == 2) GTEST_SKIP() << "needs a rank that neither publishes nor gets lost";
+  options.timeout_s = 0.2;
+  ASSERT_EQ(create(), WC_OK) << wc_last_error();
+  ASSERT_EQ(is_trainer() ? publish(1, &update) : receive(), WC_OK) << wc_last_error();
+  // The last rank does not answer.
+  if (world_rank() != world_size() - 1) {
+    EXPECT_EQ(is_trainer() ? publish(2, &update) : receive(), WC_DEADLINE);
+    EXPECT_THAT(wc_last_error(), HasSubstr(fmt::format("rank {} did not answer", world_size() - 1)));
+    EXPECT_TRUE(wc_engine_lost(engine) || wc_trainer_lost(trainer));
+    EXPECT_EQ(is_trainer() ? publish(3, &update) : receive(), WC_DEADLINE);
+    EXPECT_THAT(wc_last_error(), HasSubstr("has lost a rank"));
+  }
+  if (!is_trainer()) expect_held(1);
+  MPI_Barrier(MPI_COMM_WORLD);
+}
+
+}  // namespace
+}  // namespace weightcast
