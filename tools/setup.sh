@@ -22,7 +22,7 @@ build_packages=(
   libgtest-dev libgmock-dev librapidcheck-dev
   python3 python3-venv ca-certificates
 )
-test_packages=(hdf5-tools)
+test_packages=(hdf5-tools python3-numpy python3-mpi4py)
 
 packages=("${build_packages[@]}")
 for argument in "$@"; do

@@ -1,0 +1,196 @@
+#!/usr/bin/env python3
+"""tools/python/weightcast.py with numpy and mpi4py, under mpiexec: rank 0 publishes the model `tiny`, the other ranks are
+its engine. Exit code 77: numpy or mpi4py is not there.
+
+usage: mpiexec -n 2 python3 python_capi.py
+"""
+
+import pathlib
+import sys
+import traceback
+
+try:
+    import numpy as np
+    from mpi4py import MPI
+except ImportError as error:
+    print(f"skipped: {error} (Debian: python3-numpy, python3-mpi4py)")
+    sys.exit(77)
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools/python"))
+import weightcast  # noqa: E402
+
+COMM = MPI.COMM_WORLD
+TRAINER, TP, TP_RANK = COMM.rank == 0, COMM.size - 1, COMM.rank - 1
+LAYERS, HIDDEN, Q, KV, FFN, VOCABULARY = 3, 64, 64, 16, 96, 200
+SHAPES = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,),
+          "lm_head.weight": (VOCABULARY, HIDDEN)}
+for layer in range(LAYERS):
+    SHAPES |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in {
+        "input_layernorm": (HIDDEN,), "post_attention_layernorm": (HIDDEN,), "self_attn.q_proj": (Q, HIDDEN),
+        "self_attn.k_proj": (KV, HIDDEN), "self_attn.v_proj": (KV, HIDDEN), "self_attn.o_proj": (HIDDEN, Q),
+        "mlp.gate_proj": (FFN, HIDDEN), "mlp.up_proj": (FFN, HIDDEN), "mlp.down_proj": (HIDDEN, FFN)}.items()}
+
+
+def masters(version):
+    """Every fp32 weight of a version, the same on all ranks."""
+    random = np.random.default_rng(version)
+    return {name: random.standard_normal(shape, dtype=np.float32) for name, shape in SHAPES.items()}
+
+
+def to_bf16(values):
+    bits = values.view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+
+
+def shard(name, whole):
+    """What this engine rank holds of a parameter."""
+    part = slice(TP_RANK * whole.shape[0] // TP, (TP_RANK + 1) * whole.shape[0] // TP)
+    if name.endswith("norm.weight"):
+        return whole
+    if name in ("model.embed_tokens.weight", "lm_head.weight"):  # padded to a multiple of 64
+        rows = 256 // TP
+        return whole[TP_RANK * rows:(TP_RANK + 1) * rows]
+    if "o_proj" in name or "down_proj" in name:
+        columns = whole.shape[1] // TP
+        return whole[:, TP_RANK * columns:(TP_RANK + 1) * columns]
+    return whole[part]
+
+
+def refuses(code, text, call):
+    """`call` must fail like this."""
+    try:
+        call()
+    except weightcast.WeightcastError as error:
+        assert error.code == code and text in error.message and not error.lost, (error.code, error.message)
+        return
+    raise AssertionError(f"not refused: {text}")
+
+
+def join(model="tiny", **options):
+    return (weightcast.Trainer if TRAINER else weightcast.Engine)(model, timeout_s=20, **options)
+
+
+def engines_own_memory():
+    with join() as end:
+        for version in (1, 2):
+            if TRAINER:
+                update = end.publish(version, masters(version))  # rounded to bf16
+                digests = COMM.bcast(update.digest)
+                assert update.version == version and update.egress_bytes > 0 and update.total_s > 0
+                continue
+            if version == 1:
+                refuses(weightcast.Code.BUSY, "serves no version", lambda: end.serving().__enter__())
+            update = end.receive()
+            digests = COMM.bcast(None)
+            assert end.version == update.version == version and update.digest == digests == end.digest()
+            expected = {name: to_bf16(values) for name, values in masters(version).items()}
+            with end.serving() as weights:
+                assert weights.version == version
+                for layer in range(LAYERS):
+                    fused = [shard(name, expected[name]) for name in
+                             (f"model.layers.{layer}.self_attn.{part}_proj.weight" for part in "qkv")]
+                    held = weights[f"model.layers.{layer}.self_attn.qkv_proj.weight"]
+                    assert held.dtype == "BF16" and held.device == "cpu"
+                    assert np.array_equal(held.numpy().view(np.uint16), np.concatenate(fused))
+                assert np.array_equal(weights["model.norm.weight"].numpy().view(np.uint16),
+                                      expected["model.norm.weight"])
+        if TRAINER:
+            end.close()
+        else:
+            assert end.receive() is None and end.receive() is None
+
+
+def destinations():
+    """Into arrays of the caller: what is refused, what is strided, what stays."""
+    arrays, padded = {}, {}
+    if not TRAINER:
+        for name, shape in SHAPES.items():
+            part = shard(name, np.zeros(shape, np.uint16))
+            if "mlp.up_proj" in name:  # rows of a wider array
+                padded[name] = np.full((part.shape[0], part.shape[1] + 5), 7, np.uint16)
+                arrays[name] = padded[name][:, :part.shape[1]]
+            else:
+                arrays[name] = np.zeros(part.shape, np.uint16)
+    table = {name: (array, "BF16") for name, array in arrays.items()}
+
+    def expect_held(version):
+        whole = {name: to_bf16(values) for name, values in masters(version).items()}
+        for name, array in arrays.items():
+            assert np.array_equal(array, shard(name, whole[name])), name
+        assert all((array[:, -5:] == 7).all() for array in padded.values())
+
+    with join(**({} if TRAINER else {"destinations": table})) as end:
+        def step(version):
+            return end.publish(version, masters(version).items()) if TRAINER else end.receive()
+
+        if not TRAINER:
+            refuses(weightcast.Code.BUSY, "has not begun", lambda: end.receive(wait_s=0))
+        COMM.barrier()
+        assert step(1).version == 1
+        expect_held(1)
+        if TP_RANK == TP - 1:
+            table["model.norm.weight"] = (arrays["model.norm.weight"][1:], "BF16")
+            table["no.such.weight"] = table.pop("lm_head.weight")
+        for text in ("model.norm.weight is BF16 [63]", "no.such.weight", "lm_head.weight is missing"):
+            refuses(weightcast.Code.CONFIG, text, lambda: step(2))
+        expect_held(1)
+        table |= {name: (array, "BF16") for name, array in arrays.items()}
+        table.pop("no.such.weight", None)
+        assert step(2).version == 2
+        expect_held(2)
+
+
+def pieces():
+    with join() as end:
+        if not TRAINER:
+            assert end.receive().version == 5
+            return
+        whole = masters(5)
+        refuses(weightcast.Code.CONFIG, "before wc_begin()", end.commit)
+        end.begin(4)
+        end.put("model.norm.weight", whole["model.norm.weight"])
+        end.abort()
+        end.begin(5)
+        for name, values in whole.items():
+            if name != "model.norm.weight":
+                end.put(name, values)
+        refuses(weightcast.Code.BAD_DATA, "model.norm.weight", end.commit)
+        end.put("model.norm.weight", (to_bf16(whole["model.norm.weight"]), "BF16"))
+        assert end.commit().version == 5
+
+
+def refusals():
+    """Of one rank alone: the others notice nothing."""
+    usage, name = weightcast.Code.USAGE, "model.norm.weight"
+    with join() as end:
+        if TRAINER:
+            for text, value in (("array of uint16", np.zeros(4, np.uint16)), ("is a list", [1.0]),
+                                ("rows are not contiguous", np.zeros((4, 6), np.float32).T),
+                                ("rows are not contiguous", np.zeros((4, 6), np.float32)[:, ::2]),
+                                ("not F32", (np.zeros(4, np.uint16), "F32")), ("<c8", np.zeros(4, np.complex64))):
+                refuses(usage, text, lambda value=value: end.publish(1, {name: value}))
+            refuses(weightcast.Code.BAD_DATA, "embed_tokens.weight is missing", lambda: end.publish(1, {}))
+            refuses(weightcast.Code.BAD_DATA, "not dense", lambda: end.publish(
+                1, masters(1) | {"lm_head.weight": np.zeros((VOCABULARY, HIDDEN + 1), np.float32)[:, :HIDDEN]}))
+            assert end.publish(1, masters(1)).version == 1
+        else:
+            assert end.receive().version == 1
+    end.close()
+    refuses(weightcast.Code.CONFIG, "closed", lambda: end.publish(1, {}) if TRAINER else end.receive())
+    refuses(usage, "no device", lambda: join(device="tpu"))
+    refuses(usage, "no/such/model", lambda: join(model="no/such/model"))
+    if not TRAINER:
+        frozen = np.zeros(4, np.float32)
+        frozen.flags.writeable = False
+        refuses(usage, "read-only", lambda: weightcast._Table({name: frozen}, write=True))
+
+
+for case in (engines_own_memory, destinations, pieces, refusals):
+    try:
+        case()
+    except BaseException:  # the other ranks wait for this one
+        traceback.print_exc()
+        COMM.Abort(1)
+    COMM.barrier()
+    if TRAINER:
+        print(f"{case.__name__}: as expected")

@@ -1,0 +1,446 @@
+"""Weights from a trainer to engines, all ranks or none: weightcast for Python, over its C interface (weightcast.h).
+
+Rank 0 of an MPI communicator is the trainer, every other rank an engine rank; each in a process of its own:
+
+    with weightcast.Trainer("model/config.json") as trainer:                    # rank 0
+        for version, batch in enumerate(batches, 1):
+            step(model, batch)
+            trainer.publish(version, model.state_dict())                        # fp32 masters are rounded to bf16
+
+    with weightcast.Engine("model/config.json", destinations=model.state_dict()) as engine:   # the others
+        while engine.receive():                                                 # until the trainer leaves
+            sample(model)                                                       # with the new weights
+
+Tensors are taken where they are, without copies: torch tensors, numpy arrays, and whatever else has
+__cuda_array_interface__ or __array_interface__. numpy has no bfloat16: give (array of uint16, "BF16"). Calls that move
+weights wait for torch's work on the GPU first; whoever uses another library's streams synchronises them before.
+
+An engine without destinations keeps two versions in memory of its own: see Engine.serving().
+
+Errors are WeightcastError. An update that fails leaves the old version where it was, on all ranks, which all raise the
+same error; go on and publish again. Only when a rank is lost (error.lost) is the job over: then call comm.Abort().
+Start programs with `python3 -m mpi4py`, so that any other uncaught exception ends all ranks, too.
+
+The library is $WEIGHTCAST_LIBRARY, or libweightcast.so.1 beside this file, or where `cmake --install` or a build in
+build/host or build/cuda puts it. It must use the MPI library that mpi4py uses. Nothing here is thread-safe, but for
+serving(); other Python threads run during all calls.
+"""
+
+import contextlib
+import ctypes
+import enum
+import functools
+import os
+import pathlib
+import sys
+from typing import NamedTuple, Optional
+
+__all__ = ["Code", "Engine", "Served", "Tensor", "Trainer", "Update", "WeightcastError"]
+
+
+class Code(enum.IntEnum):
+    """Why something failed: the exit codes of the program weightcast."""
+    USAGE = 64
+    BAD_DATA = 65
+    NO_INPUT = 66
+    UNAVAILABLE = 69
+    INTERNAL = 70
+    CANT_CREATE = 73
+    IO_ERROR = 74
+    BUSY = 75
+    MISMATCH = 76
+    CONFIG = 78
+    DEADLINE = 124
+
+
+class WeightcastError(Exception):
+    """What failed, and what to do about it. `code` is a Code; `lost`: a rank is out of reach, and the job is over."""
+
+    def __init__(self, code, message, lost=False):
+        super().__init__(message)
+        self.code = Code(code)
+        self.message = message
+        self.lost = lost
+
+
+class Update(NamedTuple):
+    """How an update went, in seconds of this rank."""
+    version: int
+    digest: str           # of the whole model; the same on trainer and engines
+    local_s: float        # trainer: bringing the tensors together; engine: copying into its destinations
+    prepare_s: float
+    stage_s: float
+    verify_s: float
+    vote_s: float
+    commit_s: float
+    egress_bytes: int     # trainer: what left it
+
+    @property
+    def total_s(self):
+        """All of it."""
+        return self.local_s + self.prepare_s + self.stage_s + self.verify_s + self.vote_s + self.commit_s
+
+
+class _Options(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t), ("model", ctypes.c_char_p), ("comm_name", ctypes.c_char_p),
+                ("comm", ctypes.c_int), ("memory", ctypes.c_int), ("device", ctypes.c_int), ("tp", ctypes.c_uint64),
+                ("dp", ctypes.c_uint64), ("slots", ctypes.c_int), ("transport", ctypes.c_char_p),
+                ("method", ctypes.c_char_p), ("timeout_s", ctypes.c_double)]
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t), ("name", ctypes.c_char_p), ("dtype", ctypes.c_char_p),
+                ("shape", ctypes.POINTER(ctypes.c_uint64)), ("dimensions", ctypes.c_size_t), ("data", ctypes.c_void_p),
+                ("row_pitch_bytes", ctypes.c_uint64), ("memory", ctypes.c_int), ("device", ctypes.c_int)]
+
+
+class _Update(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t), ("version", ctypes.c_uint64), ("closed", ctypes.c_int),
+                ("digest", ctypes.c_char * 33),
+                *((name, ctypes.c_double) for name in
+                  ("local_s", "prepare_s", "stage_s", "verify_s", "vote_s", "commit_s")),
+                ("egress_bytes", ctypes.c_uint64)]
+
+    def __init__(self):
+        super().__init__(ctypes.sizeof(_Update))
+
+    def value(self):
+        return Update(self.version, self.digest.decode(), self.local_s, self.prepare_s, self.stage_s, self.verify_s,
+                      self.vote_s, self.commit_s, self.egress_bytes)
+
+
+def _candidates():
+    if "WEIGHTCAST_LIBRARY" in os.environ:
+        return [pathlib.Path(os.environ["WEIGHTCAST_LIBRARY"])]
+    here = pathlib.Path(__file__).resolve().parent
+    folders = [here, here.parents[1], here.parents[1] / "build/host/lib", here.parents[1] / "build/cuda/lib"]
+    return [folder / "libweightcast.so.1" for folder in folders]
+
+
+@functools.lru_cache(maxsize=None)
+def _library():
+    candidates = _candidates()
+    path = next((candidate for candidate in candidates if candidate.exists()), None)
+    if path is None:
+        raise WeightcastError(Code.NO_INPUT, "libweightcast.so is not there: looked for "
+                              + ", ".join(map(str, candidates)) + "\nbuild it, or name it in WEIGHTCAST_LIBRARY")
+    library = ctypes.CDLL(str(path))
+    for text in ("wc_version", "wc_mpi_library", "wc_last_error"):
+        getattr(library, text).restype = ctypes.c_char_p
+    handle, u64, table, update = ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(_Tensor), ctypes.POINTER(_Update)
+    for name, arguments in {
+            "wc_trainer_create": [ctypes.POINTER(_Options), ctypes.POINTER(handle)],
+            "wc_engine_create": [ctypes.POINTER(_Options), ctypes.POINTER(handle)],
+            "wc_publish": [handle, u64, table, ctypes.c_size_t, update],
+            "wc_begin": [handle, u64], "wc_put": [handle, table], "wc_commit": [handle, update], "wc_abort": [handle],
+            "wc_receive": [handle, ctypes.c_double, update],
+            "wc_receive_into": [handle, ctypes.c_double, table, ctypes.c_size_t, update],
+            "wc_engine_version": [handle, ctypes.POINTER(u64)], "wc_pin_served": [handle, ctypes.POINTER(handle)],
+            "wc_pin_version": [handle, ctypes.POINTER(u64)], "wc_unpin": [handle],
+            "wc_engine_tensor_count": [handle, ctypes.POINTER(ctypes.c_size_t)],
+            "wc_engine_tensor": [handle, handle, ctypes.c_size_t, table],
+            "wc_engine_digest": [handle, ctypes.c_char_p], "wc_trainer_lost": [handle], "wc_engine_lost": [handle],
+            "wc_trainer_destroy": [handle], "wc_engine_destroy": [handle]}.items():
+        getattr(library, name).argtypes = arguments
+    library.wc_unpin.restype = library.wc_trainer_destroy.restype = None
+    return library
+
+
+def _check(status, lost=False):
+    if status:
+        raise WeightcastError(status, _library().wc_last_error().decode(errors="replace"), lost)
+
+
+_HOST, _CUDA = 0, 1
+# What torch and numpy call the dtypes of safetensors.
+_TORCH_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
+_NUMPY_DTYPES = {"<f2": "F16", "<f4": "F32", "<f8": "F64"}
+_SIZES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+
+
+def _usage(message):
+    return WeightcastError(Code.USAGE, message)
+
+
+def _look_at(name, value, write):
+    """(dtype, shape, strides in bytes or None, address, memory, device) of a tensor of any library."""
+    explicit = None
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], str):
+        value, explicit = value
+    if hasattr(value, "data_ptr"):  # torch
+        kind, layout = str(value.dtype).rpartition(".")[2], str(value.layout)
+        if layout != "torch.strided" or value.device.type not in ("cpu", "cuda"):
+            raise _usage(f"{name} is a torch tensor of layout {layout} on {value.device}: dense ones on cpu or cuda are "
+                         "taken")
+        dtype, size = explicit or _TORCH_DTYPES.get(kind), value.element_size()
+        strides = tuple(size * stride for stride in value.stride())
+        memory, device = (_CUDA, value.device.index) if value.device.type == "cuda" else (_HOST, 0)
+        shape, address = tuple(value.shape), value.data_ptr()
+    else:
+        cuda = getattr(value, "__cuda_array_interface__", None)
+        interface = cuda or getattr(value, "__array_interface__", None)
+        if interface is None:
+            raise _usage(f"{name} is a {type(value).__name__}: a torch tensor, a numpy array or anything with "
+                         "__cuda_array_interface__ is taken")
+        kind = interface["typestr"]
+        dtype, size = explicit or _NUMPY_DTYPES.get(kind), int(kind[2:])
+        shape, strides = interface["shape"], interface.get("strides")
+        address, read_only = interface["data"]
+        if write and read_only:
+            raise _usage(f"{name} cannot be a destination: it is read-only")
+        memory, device = (_CUDA, _device_of(value)) if cuda else (_HOST, 0)
+    if dtype is None or _SIZES.get(dtype, size) != size:
+        raise _usage(f"{name} has elements of type {kind}, which is not {dtype or 'a known floating type'}"
+                     + ("" if explicit else '; for bf16 in numpy give (array of uint16, "BF16")'))
+    return dtype, size, shape, strides, address, memory, device
+
+
+def _device_of(value):
+    """The GPU of an array that has __cuda_array_interface__ only."""
+    device = getattr(value, "device", None)  # cupy
+    return int(getattr(device, "id", 0))
+
+
+def _row_pitch(name, size, shape, strides):
+    """Bytes from row to row; 0 for a dense tensor."""
+    if strides is None or 0 in shape:
+        return 0
+    dense, expected = True, size
+    for extent, stride in zip(reversed(shape), reversed(strides)):
+        dense = dense and (extent == 1 or stride == expected)
+        expected *= extent
+    if dense:
+        return 0
+    inner = [stride for extent, stride in zip(shape[1:], strides[1:]) if extent > 1]
+    if len(shape) > 2 or any(stride != size for stride in inner) or strides[0] < 0:
+        raise _usage(f"{name} of shape {list(shape)} has strides of {list(strides)} bytes: its rows are not contiguous. "
+                     "Give it .contiguous(), or the memory that it is a view of")
+    return strides[0]
+
+
+class _Table:
+    """Tensors as the C interface takes them; lives as long as the call."""
+
+    def __init__(self, tensors, write):
+        items = list(tensors.items() if hasattr(tensors, "items") else tensors)
+        self.entries = (_Tensor * max(len(items), 1))()
+        self.count = len(items)
+        self._values = items  # keeps their memory alive
+        gpus = set()
+        for entry, (name, value) in zip(self.entries, items):
+            dtype, size, shape, strides, address, memory, device = _look_at(name, value, write)
+            extents = (ctypes.c_uint64 * max(len(shape), 1))(*shape)
+            entry.size, entry.name, entry.dtype = ctypes.sizeof(_Tensor), name.encode(), dtype.encode()
+            entry.shape, entry.dimensions, entry.data = extents, len(shape), address
+            entry.row_pitch_bytes = _row_pitch(name, size, shape, strides)
+            entry.memory, entry.device = memory, device
+            if memory == _CUDA:
+                gpus.add(device)
+        torch = sys.modules.get("torch")
+        for gpu in gpus if torch is not None and torch.cuda.is_initialized() else ():
+            torch.cuda.synchronize(gpu)  # what writes or reads these tensors is done
+
+
+def _placement(device):
+    """(memory, device) of "cpu", "cuda", "cuda:1" or a torch.device."""
+    kind, _, ordinal = str(device).partition(":")
+    if kind == "cpu" and not ordinal:
+        return _HOST, 0
+    if kind != "cuda" or (ordinal and not ordinal.isdigit()):
+        raise _usage(f'there is no device {device}: it is "cpu", "cuda" or "cuda:N"')
+    if ordinal:
+        return _CUDA, int(ordinal)
+    torch = sys.modules.get("torch")
+    return _CUDA, torch.cuda.current_device() if torch is not None and torch.cuda.is_available() else 0
+
+
+class _Handle:
+    """What trainer and engine have in common: joining, leaving, errors."""
+    _kind = ""
+
+    def __init__(self, model, comm, device, tp, dp, slots, transport, method, timeout_s):
+        from mpi4py import MPI
+        library = _library()
+        mine, theirs = library.wc_mpi_library().decode(), MPI.Get_library_version().rstrip("\0")
+        if mine != theirs:
+            raise WeightcastError(Code.CONFIG, f"libweightcast.so and mpi4py use two MPI libraries:\n  {mine}\n  "
+                                  f"{theirs}\nbuild mpi4py with the MPI of this machine (pip install --no-binary "
+                                  "mpi4py mpi4py), or take the distribution's python3-mpi4py")
+        self.comm = MPI.COMM_WORLD if comm is None else comm
+        memory, ordinal = _placement(device)
+        options = _Options(ctypes.sizeof(_Options), os.fspath(model).encode(), None, self.comm.py2f(), memory, ordinal,
+                           tp or 0, dp, slots, transport.encode(), method.encode(), timeout_s)
+        self._handle = ctypes.c_void_p()
+        _check(getattr(library, f"wc_{self._kind}_create")(options, self._handle))
+
+    def _call(self, name, *arguments):
+        if self._handle is None:
+            raise WeightcastError(Code.CONFIG, f"this {type(self).__name__} is closed")
+        status = getattr(_library(), name)(self._handle, *arguments)
+        _check(status, status != 0 and self.lost)
+
+    @property
+    def lost(self):
+        """Whether a rank of the group is out of reach: then nothing but comm.Abort() helps."""
+        return self._handle is not None and bool(getattr(_library(), f"wc_{self._kind}_lost")(self._handle))
+
+    def close(self):
+        """Leaves the group and frees its memory. Engines are told when the trainer leaves."""
+        if self._handle is not None:
+            self._destroy()
+            self._handle = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class Trainer(_Handle):
+    """The sending end, on rank 0 of `comm` (an mpi4py communicator; default: the world).
+
+    `model` is a config.json, a folder with one, or a named shape. Weights are put together on `device` ("cpu" or
+    "cuda:N", of the same kind on all ranks) before they are sent. `tp` and `dp` shape the engines: by default one
+    tensor-parallel engine of all other ranks. `timeout_s` is for each stage of an update. Collective.
+    """
+    _kind = "trainer"
+
+    def __init__(self, model, comm=None, *, device="cpu", tp=None, dp=1, transport="auto", method="sharded",
+                 timeout_s=60.0):
+        super().__init__(model, comm, device, tp, dp, 0, transport, method, timeout_s)
+
+    def _destroy(self):
+        _library().wc_trainer_destroy(self._handle)
+
+    def publish(self, version, tensors) -> Update:
+        """Sends all parameters as `version` (higher than the last): a mapping of Hugging Face names, or pairs, such as
+        model.state_dict(). Masters in fp32 are rounded to the model's bf16 or fp16. Collective; returns when all ranks
+        have voted to serve it. Tensors that do not fit the model are refused with a list, and engines notice nothing."""
+        table, update = _Table(tensors, write=False), _Update()
+        self._call("wc_publish", version, table.entries, table.count, update)
+        return update.value()
+
+    def begin(self, version):
+        """Opens a version whose tensors come one by one: put() each, then commit() or abort(). Local."""
+        self._call("wc_begin", version)
+
+    def put(self, name, tensor):
+        """Copies one tensor into the open version. Local; the tensor's memory is free again afterwards."""
+        self._call("wc_put", _Table([(name, tensor)], write=False).entries)
+
+    def commit(self) -> Update:
+        """Sends the open version, as publish() does."""
+        update = _Update()
+        self._call("wc_commit", update)
+        return update.value()
+
+    def abort(self):
+        """Forgets the open version, if there is one. Local."""
+        self._call("wc_abort")
+
+
+class Tensor:
+    """An engine tensor of a served version: where it is, not a copy. Valid until serving() ends."""
+
+    def __init__(self, entry, version_owner):
+        self.name, self.dtype = entry.name.decode(), entry.dtype.decode()
+        self.shape = tuple(entry.shape[i] for i in range(entry.dimensions))
+        self.address = entry.data
+        self.device = "cpu" if entry.memory == _HOST else f"cuda:{entry.device}"
+        self._owner = version_owner
+
+    def _interface(self):
+        typestr = next((kind for kind, name in _NUMPY_DTYPES.items() if name == self.dtype), "<i2")  # bf16 as bits
+        return {"shape": self.shape, "typestr": typestr, "data": (self.address, False), "version": 3}
+
+    def numpy(self):
+        """As a read-only numpy array on the host, without a copy; bf16 as int16."""
+        import numpy
+        if self.device != "cpu":
+            raise _usage(f"{self.name} is on {self.device}: use torch()")
+        self.__array_interface__ = self._interface()
+        array = numpy.asarray(self)
+        array.flags.writeable = False
+        return array
+
+    def torch(self):
+        """As a torch tensor, without a copy. Not to be written to."""
+        import torch
+        if self.device == "cpu":
+            self.__array_interface__ = self._interface()
+            import numpy
+            tensor = torch.from_numpy(numpy.asarray(self))
+        else:
+            self.__cuda_array_interface__ = self._interface()
+            tensor = torch.as_tensor(self, device=self.device)
+        return tensor.view(torch.bfloat16) if self.dtype == "BF16" else tensor
+
+
+class Served(dict):
+    """The engine tensors of one version, by name: fused and sharded, as `weightcast plan` lists them."""
+    version: int = 0
+
+
+class Engine(_Handle):
+    """A receiving rank; arguments as for Trainer. Every rank of an engine is one of these, and calls what it calls.
+
+    `destinations`: this rank's own tensors (a mapping, such as model.state_dict()), each the shard of a parameter or a
+    whole fused engine tensor, together all of them. receive() overwrites them when all ranks have verified and voted;
+    whatever fails, they hold the old version. Without destinations the engine keeps two versions itself: serving().
+    """
+    _kind = "engine"
+
+    def __init__(self, model, comm=None, *, destinations=None, device="cpu", tp=None, dp=1, transport="auto",
+                 method="sharded", timeout_s=60.0):
+        self._destinations = destinations
+        super().__init__(model, comm, device, tp, dp, 2 if destinations is None else 1, transport, method, timeout_s)
+
+    def _destroy(self):
+        _check(_library().wc_engine_destroy(self._handle))
+
+    def receive(self, wait_s: Optional[float] = None) -> Optional[Update]:
+        """Takes part in the trainer's next update, once the trainer begins it: waits as long as that takes, or up to
+        `wait_s` seconds (then WeightcastError with Code.BUSY, and nothing is lost). None: the trainer has left."""
+        update = _Update()
+        wait_s = -1.0 if wait_s is None else max(wait_s, 0.0)
+        if self._destinations is None:
+            self._call("wc_receive", wait_s, update)
+        else:
+            table = _Table(self._destinations, write=True)
+            self._call("wc_receive_into", wait_s, table.entries, table.count, update)
+        return None if update.closed else update.value()
+
+    @property
+    def version(self):
+        """What is served, or what the destinations hold; 0: nothing yet."""
+        version = ctypes.c_uint64()
+        self._call("wc_engine_version", version)
+        return version.value
+
+    @contextlib.contextmanager
+    def serving(self):
+        """A Served of the current version, which stays as it is until the end of the `with`, whatever is received
+        meanwhile. Any thread. Code.BUSY when nothing is served."""
+        pin, version, count, entry = ctypes.c_void_p(), ctypes.c_uint64(), ctypes.c_size_t(), _Tensor()
+        self._call("wc_pin_served", pin)
+        try:
+            served = Served()
+            _check(_library().wc_pin_version(pin, version))
+            served.version = version.value
+            self._call("wc_engine_tensor_count", count)
+            for index in range(count.value):
+                entry.size = ctypes.sizeof(_Tensor)
+                self._call("wc_engine_tensor", pin, index, entry)
+                tensor = Tensor(entry, self)
+                served[tensor.name] = tensor
+            yield served
+        finally:
+            _library().wc_unpin(pin)
+
+    def digest(self):
+        """Digest of the whole model, computed now from what the served slots of all ranks of this engine hold.
+        Collective over them."""
+        text = ctypes.create_string_buffer(33)
+        self._call("wc_engine_digest", text)
+        return text.value.decode()
