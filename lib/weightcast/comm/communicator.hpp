@@ -86,8 +86,9 @@ inline constexpr double grace_s = 5.0;
 /// Error(unavailable) with MPI's own text if an MPI call failed.
 void check_mpi(int status, std::string_view call);
 
-/// What a waiting rank does between two polls: gives its core away at once, and naps (200 us) when the wait gets long.
-/// How long is long depends on whether the host's ranks have a core each.
+/// What a waiting rank does between two polls: yields, and when the wait gets long naps, a quarter of the time waited
+/// so far, at most 200 us. How long is long depends on whether the host's ranks have a core each: where they do not, a
+/// yielding rank keeps the core from the one that it waits for.
 class Patience {
  public:
   void pause() noexcept;
