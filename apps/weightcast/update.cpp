@@ -198,8 +198,9 @@ class Update {
              options_.commit == CommitChoice::swap ? total.commit_s : total.total_s(),
              total.egress_bytes,
              total.staging_bytes};
-    } catch (...) {
-      if (options_.commit == CommitChoice::in_place) row.result = "dirty";
+    } catch (const Error& error) {
+      const bool untouched = error.origin().stage == "prepare";
+      if (options_.commit == CommitChoice::in_place && !untouched) row.result = "dirty";
       report_.updates.push_back(row);
       throw;
     }

@@ -278,7 +278,7 @@ class Success(Workplace):
             self.assertEqual((row["verify"], row["wrong"], row["group_warmup"]), ("all", 0, True))
             self.assertEqual("layers" in row, row["granularity"] == "parameter")
             for layer in row.get("layers", []) + row.get("stages", []):
-                self.assertEqual((layer["cold"]["calls"], layer["warm"]["calls"]), (30, 90))
+                self.assertEqual((layer["cold"]["calls"], layer["warm"]["calls"]), (30, 120))  # 3 timed, 1 before the last
                 self.assertLessEqual(layer["warm"]["own_median_s"], layer["warm"]["p99_s"])
                 self.assertIn(f" {layer['layer']} ", done.stdout)
         lines = done.stdout.splitlines()

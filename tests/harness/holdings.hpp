@@ -10,6 +10,12 @@
 
 namespace weightcast::testing_harness {
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool sanitized = true;  // malloc is theirs, and they keep memory that was freed
+#else
+inline constexpr bool sanitized = false;
+#endif
+
 /// What a process has, at one moment.
 struct Holdings {
   std::uint64_t gpu_allocations = gpu::allocations(), resident_bytes = 0, descriptors = 0, gpu_free_bytes = 0;

@@ -48,10 +48,7 @@ void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
   std::free(memory);
 }
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool sanitized = true;  // malloc is theirs, and they keep memory that was freed
-#else
-constexpr bool sanitized = false;
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 extern "C" {
 void* __libc_malloc(std::size_t size);                     // NOLINT: glibc's name
 void* __libc_calloc(std::size_t count, std::size_t size);  // NOLINT
@@ -75,6 +72,7 @@ namespace weightcast {
 namespace {
 
 using testing_harness::Holdings;
+using testing_harness::sanitized;
 using testing_harness::slack_bytes;
 using testing_harness::UpdateRig;
 
