@@ -119,8 +119,8 @@ if [[ -z $quick ]]; then
   fi
 
   if command -v nvcc >/dev/null && echo '#include <nccl.h>' | nvcc -x cu -E - >/dev/null 2>&1; then
-    build cuda -DWEIGHTCAST_TESTS=OFF -- --target weightcast
-    notes+=("cuda: the program compiles and links")
+    build cuda -- --target gpu_tests
+    notes+=("cuda: the program and its tests compile and link")
   else
     notes+=("cuda: no nvcc or no NCCL here, so nothing was compiled for GPUs")
   fi
