@@ -12,6 +12,12 @@ include(GNUInstallDirs)
 target_link_options(weightcast PRIVATE -Wl,--disable-new-dtags -Wl,--as-needed)
 set_target_properties(weightcast PROPERTIES INSTALL_RPATH "$ORIGIN/../lib")
 install(TARGETS weightcast RUNTIME_DEPENDENCY_SET weightcast_libraries RUNTIME DESTINATION bin)
+# For programs in C and Python: the library, include/weightcast/capi/weightcast.h, and the module that finds the library
+# from where it is.
+set_target_properties(weightcast_capi PROPERTIES INSTALL_RPATH "$ORIGIN")
+install(TARGETS weightcast_capi RUNTIME_DEPENDENCY_SET weightcast_libraries LIBRARY DESTINATION lib
+        FILE_SET HEADERS DESTINATION include)
+install(FILES ${PROJECT_SOURCE_DIR}/tools/python/weightcast.py DESTINATION lib/weightcast/python)
 install(RUNTIME_DEPENDENCY_SET weightcast_libraries
   PRE_INCLUDE_REGEXES "^lib(hdf5_openmpi|sz|aec|boost_program_options|fmt|xxhash)\\.so"
   PRE_EXCLUDE_REGEXES ".*"
