@@ -9,7 +9,7 @@ usage: tools/setup.sh [--tests]
 Installs the Debian or Ubuntu packages that are missing: as root with apt-get, otherwise with sudo, otherwise it
 prints the command to run and stops. Does nothing when all are there.
 
-  --tests   also the packages that only the tests need
+  --tests   also the packages that only the tests need, Slurm among them (its services are not started)
 
 Exit code 0: everything is there; 69: something is missing and this user cannot install it.
 TEXT
@@ -22,7 +22,10 @@ build_packages=(
   libgtest-dev libgmock-dev librapidcheck-dev
   python3 python3-venv ca-certificates
 )
-test_packages=(hdf5-tools python3-numpy python3-mpi4py)
+test_packages=(
+  hdf5-tools python3-numpy python3-mpi4py
+  environment-modules slurmctld slurmd slurm-client munge # their services are not started
+)
 
 packages=("${build_packages[@]}")
 for argument in "$@"; do
@@ -62,7 +65,17 @@ else
 fi
 echo "setup: installing them with ${as_root[*]:+sudo }apt-get" >&2
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+policy=/usr/sbin/policy-rc.d # what Debian asks before it starts a service that it has just installed
+own_policy=
+clean_up() {
+  rm -f "$log"
+  [[ -z $own_policy ]] || "${as_root[@]}" rm -f "$policy"
+}
+trap clean_up EXIT
+if [[ ! -e $policy ]]; then
+  own_policy=1
+  printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" install -m 755 /dev/stdin "$policy"
+fi
 if ! { "${as_root[@]}" apt-get update &&
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive "${install[@]}"; } >"$log" 2>&1; then
   tail -n 20 "$log" >&2

@@ -57,20 +57,12 @@ done
 [[ $action != run ]] || ((${#command[@]})) || stop 64 "run needs -- COMMAND"
 export PATH=$PATH:/usr/sbin:/sbin
 
-# Ends the processes with these ids, and waits until they are gone.
-end_processes() {
-  local pid tries
-  for pid in "$@"; do kill -TERM "$pid" 2>/dev/null || true; done
-  for pid in "$@"; do
-    for ((tries = 0; tries < 30; ++tries)); do
-      kill -0 "$pid" 2>/dev/null || continue 2
-      sleep 0.1
-    done
-    kill -KILL "$pid" 2>/dev/null || true
-  done
+# The process of this daemon, if it lives and is ours: its command line names our folder.
+pids_of() {
+  local pid
+  pid=$(cat "$dir/$1.pid" 2>/dev/null) || return 0
+  ! grep -qF "$dir" "/proc/$pid/cmdline" 2>/dev/null || echo "$pid"
 }
-
-pids_of() { cat "$dir"/"$1".pid 2>/dev/null || true; }
 
 # Everything that runs in the mount namespace of one of the virtual nodes: slurmd, its job steps, their children.
 inside_nodes() {
@@ -87,13 +79,15 @@ inside_nodes() {
 
 down() {
   [[ -e $dir/slurm.conf ]] || stop 64 "$dir is not the folder of a sandbox"
-  # shellcheck disable=SC2046  # process ids
-  {
-    end_processes $(pids_of slurmctld)
-    end_processes $(pids_of 'slurmd.*')
-    end_processes $(inside_nodes)
-    end_processes $(pids_of munged)
-  }
+  local pids tries
+  for ((tries = 0; tries < 100; ++tries)); do  # a process may be about to start another one
+    pids=$(pids_of slurmctld; pids_of munged; inside_nodes)
+    [[ -n $pids ]] || break
+    # shellcheck disable=SC2086  # process ids
+    kill -KILL $pids 2>/dev/null || true
+    sleep 0.05
+  done
+  [[ -z $pids ]] || stop 69 "these processes do not end: $pids"
   rm -rf "$dir"
 }
 
