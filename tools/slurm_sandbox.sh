@@ -93,8 +93,8 @@ down() {
 
 free_ports() {
   python3 - "$1" <<'PYTHON'
-import socket, sys
-for first in range(20000, 32000, 64):
+import random, socket, sys
+for first in random.sample(range(20000, 32000, 64), 100):
     try:
         sockets = [socket.socket() for _ in range(int(sys.argv[1]))]
         for i, s in enumerate(sockets):
