@@ -168,6 +168,7 @@ start_node() {
     readlink /proc/self/ns/mnt >>"$1/namespaces"
     export TMPDIR=$1/$2/tmp
     exec slurmd -D -f "$1/slurm.conf" -N "$2"' slurmd "$dir" "$node" </dev/null >"$dir/$node.log" 2>&1 &
+  disown # bash need not say how it ended
 }
 
 up() {
