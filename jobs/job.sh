@@ -136,6 +136,7 @@ place() {
       used=$(sort -u "$OUTPUT/hosts" | wc -l)
       export SLURM_HOSTFILE=$OUTPUT/hosts
       unset SLURM_NTASKS_PER_NODE  # the hosts say it
+      export PMIX_MCA_gds=${PMIX_MCA_gds:-hash}  # else Open MPI 4.1.4 crashes in MPI_Init now and then
       launcher=(srun --mpi=pmix --nodes="$used" --ntasks="${#hosts[@]}" --distribution=arbitrary --kill-on-bad-exit=1)
       ;;
     *) stop 64 "LAUNCHER is mpirun or srun, not $LAUNCHER" ;;

@@ -24,7 +24,7 @@ PROGRAM = ""
 USAGE, NO_INPUT, CONFIG, DEADLINE, SKIPPED = 64, 66, 78, 124, 77
 # What a site's MPI would be told: the network between the virtual nodes is the loopback device.
 NETWORK = {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,vader,tcp", "OMPI_MCA_btl_tcp_if_include": "lo",
-           "OMPI_MCA_oob_tcp_if_include": "lo", "OMPI_MCA_mpi_yield_when_idle": "1", "PMIX_MCA_gds": "hash"}
+           "OMPI_MCA_oob_tcp_if_include": "lo", "OMPI_MCA_mpi_yield_when_idle": "1"}
 ENDLESS = "--model tiny --repeat 1000000 --granularity parameter --timeout 15s"
 
 
@@ -129,8 +129,8 @@ class Jobs(Sandbox):
     """Every script, on one node and on two, with mpirun and with srun: COMPLETED, and the reports verified."""
 
     def completed(self, job):
-        """The id of a job when it has ended well. One in a hundred starts of Open MPI 4.1.4 under srun on a busy machine ends in
-        MPI_Init, in btl_tcp (a message of a faster peer arrives before its handler is there): such a job gets a second chance."""
+        """The id of a job when it has ended well. Three of 300 starts of Open MPI 4.1.4 under srun on a busy machine crashed in
+        MPI_Init, in btl_tcp (none of 450 with PMIX_MCA_gds=hash, which job.sh sets): such a job gets a second chance."""
         if self.wait(job) != ("COMPLETED", 0) and "failed during shared memory initialization" in self.text(job, 10000):
             script, options, variables = self.submitted[job]
             job = self.submit(script, *options, **variables)
@@ -270,7 +270,7 @@ class BadInput(Sandbox):
         self.refused(CONFIG, "no node with room for replica 2 of tp 3", "--nodes=2", "--ntasks-per-node=5", TP=3, DP=3)
 
     def test_missing_things(self):
-        self.refused(CONFIG, "has no module command", MODULES="openmpi/4.1")
+        self.refused(CONFIG, "job: error: ", MODULES="nosuch/1.0")  # no such module, or no module command at all
         self.refused(CONFIG, "cannot load the module nosuch/1.0", MODULES="nosuch/1.0", **{"BASH_FUNC_module%%": "() { false; }"})
         self.refused(NO_INPUT, "there is no program /no/such", PROGRAM="/no/such/weightcast")
         self.refused(NO_INPUT, "cannot open /no/such/model", TARGET="/no/such/model")
