@@ -153,7 +153,7 @@ begin() {
   trap 'write_run $?' EXIT
   load_modules
   command -v "$LAUNCHER" >/dev/null || stop 66 "there is no $LAUNCHER on $(hostname): set MODULES or LAUNCHER"
-  [[ -x $PROGRAM ]] || stop 66 "there is no program $PROGRAM on $(hostname): build it, or set PROGRAM"
+  command -v "$PROGRAM" >/dev/null || stop 66 "there is no program $PROGRAM on $(hostname): build it, or set PROGRAM"
   [[ ${TP:=} =~ ^([1-9][0-9]*)?$ && ${DP:=1} =~ ^[1-9][0-9]*$ ]] || stop 64 "TP and DP are positive numbers"
   export OMPI_MCA_hwloc_base_binding_policy=none  # a rank has several threads
   if ((EUID == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
