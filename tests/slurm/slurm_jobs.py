@@ -196,7 +196,7 @@ class Endings(Sandbox):
         self.assertEqual((run["exit_code"], run["stopped_by"]), (DEADLINE, name))
         report = self.output(job)
         self.assertEqual((report["ok"], report["exit_code"]), (False, DEADLINE))
-        self.assertRegex(report["error"]["message"], rf"stopped by SIG(USR1|TERM) after {len(report['updates'])} updates")
+        self.assertRegex(report["error"]["message"], rf"stopped by {'SIGUSR1' if name == 'SIGUSR1' else 'SIG(USR1|TERM)'} after {len(report['updates'])} updates")
         self.assertEqual({u["result"] for u in report["updates"]}, {"committed"})
 
     def test_signals(self):
