@@ -116,6 +116,7 @@ void Options::read_environment(std::span<const std::string> environment, const s
     if (!line.starts_with(variable_prefix)) continue;
     const std::size_t equals = line.find('=');
     const std::string variable = line.substr(0, equals);
+    if (variable == "WEIGHTCAST_LIBRARY") continue;  // the Python module's
     const auto name = names.find(variable);
     if (name == names.end()) {
       throw Error(ExitCode::config, fmt::format("the environment variable {} is unknown", printable(variable)),

@@ -19,6 +19,16 @@ struct wc_engine {
     for (const auto& tensor : member.plan.engine_tensors) shapes.push_back(engine_tensor_shape(member.plan, tensor));
   }
 
+  ~wc_engine() {
+    // The trainer's goodbye must not outlive the channel: MPI would give it to a later one.
+    constexpr double goodbye_s = 5;
+    if (closed || lost) return;
+    try {
+      if (bell->arrived(Deadline::after(goodbye_s))) bell->next({});
+    } catch (const Error&) {  // NOLINT(bugprone-empty-catch): then the trainer is not in a state to say it
+    }
+  }
+
   /// Takes part in the next update; nothing when the trainer has left.
   std::optional<UpdateResult> receive(double wait_s, CheckClaim check) {
     constexpr double forever_s = 1e9;

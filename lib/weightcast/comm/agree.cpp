@@ -78,6 +78,13 @@ void receive(const Communicator& comm, void* data, std::size_t bytes, int peer, 
   }
 }
 
+/// What is thrown when talking to `peer` ended in `error`.
+Reason lost_reason(const Error& error, int peer, std::string_view stage) {
+  auto lost = error.code() == ExitCode::deadline ? silence(fmt::format("rank {}", peer), stage) : error;
+  lost.set_reach(Error::Reach::lost);
+  return make_reason(lost, stage, peer, {});
+}
+
 /// "rank 3", "ranks 1-4, 7".
 std::string name_ranks(const std::vector<int>& sorted) {
   std::string text;
@@ -132,19 +139,21 @@ void judge(const Communicator& comm, std::string_view stage, Deadline deadline, 
       receive(comm, &theirs, sizeof theirs, peer, tag_reason, patience.plus(1));
       reasons.push_back(theirs);
     } catch (const Error& error) {
-      const bool late = error.code() == ExitCode::deadline;
-      auto silent = late ? silence(fmt::format("rank {}", peer), stage) : error;
-      silent.set_reach(Error::Reach::lost);
-      reasons.push_back(make_reason(silent, stage, peer, {}));
+      reasons.push_back(lost_reason(error, peer, stage));
     }
   }
   const auto reason = verdict(std::move(reasons), comm.size());
+  auto outcome = reason;
   for (int peer = 1; peer < comm.size(); ++peer) {
     if (reason.lost != 0 && reason.rank == peer) continue;
-    send(comm, &reason.code, sizeof reason.code, peer, tag_verdict, patience.plus(1));
-    if (reason.code != 0) send(comm, &reason, sizeof reason, peer, tag_verdict_reason, patience.plus(1));
+    try {
+      send(comm, &reason.code, sizeof reason.code, peer, tag_verdict, patience.plus(1));
+      if (reason.code != 0) send(comm, &reason, sizeof reason, peer, tag_verdict_reason, patience.plus(1));
+    } catch (const Error& error) {  // it answered, and then stopped
+      if (outcome.lost == 0) outcome = lost_reason(error, peer, stage);
+    }
   }
-  if (reason.code != 0) throw_reason(reason);
+  if (outcome.code != 0) throw_reason(outcome);
 }
 
 /// Everybody else's side.
@@ -159,9 +168,7 @@ void report(const Communicator& comm, std::string_view stage, Deadline deadline,
     if (failed == 0) return;
     receive(comm, &reason, sizeof reason, 0, tag_verdict_reason, patience);
   } catch (const Error& error) {
-    auto lost = error.code() == ExitCode::deadline ? silence("rank 0", stage) : error;
-    lost.set_reach(Error::Reach::lost);
-    reason = make_reason(lost, stage, 0, {});
+    reason = lost_reason(error, 0, stage);
   }
   throw_reason(reason);
 }

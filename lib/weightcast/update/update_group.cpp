@@ -30,9 +30,7 @@ Manifest make_manifest(const TransferPlan& plan, const GroupOptions& options) {
                        {"transport", options.transport},
                        {"method", std::string(name(options.method))},
                        {"proof", options.proof == Proof::digests ? "digests" : "none"},
-                       {"mpi", mpi_library()},
-                       {"cuda", gpu::cuda_version()},
-                       {"nccl", gpu::nccl_version()}};
+                       {"mpi", mpi_library()}};
   return manifest;
 }
 

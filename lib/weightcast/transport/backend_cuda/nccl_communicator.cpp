@@ -117,6 +117,13 @@ std::optional<std::string> refuse_nccl(const Peers& peers) {
 }
 
 std::vector<ncclUniqueId> share_ids(const Peers& peers, std::size_t count, Deadline deadline) {
+  const auto versions = peers.group->all_gather(gpu::nccl_version(), deadline);
+  for (std::size_t rank = 1; rank < versions.size(); ++rank) {
+    if (versions[rank] != versions[0])
+      throw Error(ExitCode::config,
+                  fmt::format("NCCL is {} on rank 0 and {} on rank {}", versions[0], versions[rank], rank),
+                  "let all ranks load the same libnccl.so.2: see LD_LIBRARY_PATH, and what PyTorch brings along");
+  }
   std::vector<ncclUniqueId> ids(count);
   auto status = ncclSuccess;
   if (peers.trainer()) {

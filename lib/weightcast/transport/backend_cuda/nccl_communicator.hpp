@@ -48,7 +48,8 @@ class NcclCommunicator {
 /// Why these peers cannot use NCCL, or nothing.
 std::optional<std::string> refuse_nccl(const Peers& peers);
 
-/// `count` ids made by the trainer, on all ranks of the group. Collective; may throw on one rank only.
+/// `count` ids made by the trainer, on all ranks of the group. Collective; may throw on one rank only. Error(config) on
+/// all of them when they have different versions of NCCL.
 std::vector<ncclUniqueId> share_ids(const Peers& peers, std::size_t count, Deadline deadline);
 
 inline cudaStream_t cuda(const gpu::Stream& stream) noexcept {
