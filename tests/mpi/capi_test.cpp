@@ -8,6 +8,7 @@
 
 #include "harness/model_bytes.hpp"
 #include "weightcast/capi/weightcast.h"
+#include "weightcast/device/memory.hpp"
 
 namespace weightcast {
 namespace {
@@ -27,6 +28,11 @@ int world_size() {
   return size;
 }
 
+/// Where this rank's tensors are.
+Placement placement_of(MemoryKind kind) {
+  return kind == MemoryKind::cuda ? Placement(kind, world_rank() % gpu::count()) : Placement();
+}
+
 /// A table for the C interface, and memory for what it points to.
 class Table {
  public:
@@ -34,6 +40,7 @@ class Table {
            const char* dtype = "BF16") {
     entries_.push_back({name, dtype, std::move(shape), data, pitch});
   }
+  explicit Table(Placement placement = {}) : placement_(placement) {}
   const std::vector<wc_tensor>& view() {
     view_.clear();
     for (const auto& entry : entries_) {
@@ -44,8 +51,8 @@ class Table {
                        .dimensions = entry.shape.size(),
                        .data = entry.data,
                        .row_pitch_bytes = entry.pitch,
-                       .memory = WC_HOST,
-                       .device = 0});
+                       .memory = placement_.kind == MemoryKind::cuda ? WC_CUDA : WC_HOST,
+                       .device = placement_.gpu});
     }
     return view_;
   }
@@ -58,19 +65,24 @@ class Table {
   std::vector<Entry>& entries() { return entries_; }
 
  private:
+  Placement placement_;
   std::vector<Entry> entries_;
   std::vector<wc_tensor> view_;
 };
 
 /// Trainer and engines of the model `tiny`, all engine ranks one replica, and versions that everybody can make.
-class CapiTest : public testing::Test {
+class CapiTest : public testing::TestWithParam<MemoryKind> {
  protected:
   void SetUp() override {
     if (world_size() < 2) GTEST_SKIP() << "needs an engine rank";
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);  // as weightcast.h asks
     plan = make_plan(build_model(load_model_config("tiny")), static_cast<std::uint64_t>(world_size()) - 1, 1);
+    if (GetParam() == MemoryKind::cuda && gpu::count() == 0) GTEST_SKIP() << gpu::why_none();
+    placement = placement_of(GetParam());
     options.model = "tiny";
     options.timeout_s = 20;
+    options.memory = GetParam() == MemoryKind::cuda ? WC_CUDA : WC_HOST;
+    options.device = placement.gpu;
   }
   void TearDown() override {
     wc_trainer_destroy(trainer);
@@ -83,10 +95,13 @@ class CapiTest : public testing::Test {
   int create() { return is_trainer() ? wc_trainer_create(&options, &trainer) : wc_engine_create(&options, &engine); }
   int publish(std::uint64_t version, wc_update* result) {
     const auto bytes = harness::model_bytes(plan.model, version);
-    Table table;
+    std::vector<Buffer> memory;
+    Table table(placement);
     for (std::size_t p = 0; p < bytes.size(); ++p) {
       const auto& info = plan.model.parameters[p].info;
-      table.add(info.name, info.shape, const_cast<std::byte*>(bytes[p].data()));
+      memory.push_back(Buffer::allocate(placement, bytes[p].size(), false, "a test"));
+      write_region(memory.back().region(), 0, bytes[p]);
+      table.add(info.name, info.shape, memory.back().region().data);
     }
     return wc_publish(trainer, version, table.view().data(), table.view().size(), result);
   }
@@ -108,7 +123,9 @@ class CapiTest : public testing::Test {
       EXPECT_EQ(tensor.name, planned.name);
       EXPECT_STREQ(tensor.dtype, "BF16");
       EXPECT_EQ(tensor.shape[0], planned.shape.rows);
-      EXPECT_EQ(std::memcmp(tensor.data, slot.data() + planned.offset, planned.size_bytes), 0) << planned.name;
+      std::vector<std::byte> bytes(planned.size_bytes);
+      read_region({static_cast<std::byte*>(tensor.data), bytes.size(), placement.kind, placement.gpu}, 0, bytes);
+      EXPECT_EQ(std::memcmp(bytes.data(), slot.data() + planned.offset, bytes.size()), 0) << planned.name;
     }
     wc_tensor beyond = WC_TENSOR_INIT;
     EXPECT_EQ(wc_engine_tensor(engine, pin, count, &beyond), WC_USAGE);
@@ -117,13 +134,14 @@ class CapiTest : public testing::Test {
   }
 
   TransferPlan plan;
+  Placement placement;
   wc_options options = WC_OPTIONS_INIT;
   wc_trainer* trainer = nullptr;
   wc_engine* engine = nullptr;
   wc_update update = WC_UPDATE_INIT;
 };
 
-TEST_F(CapiTest, PublishesIntoTheEnginesOwnMemory) {
+TEST_P(CapiTest, PublishesIntoTheEnginesOwnMemory) {
   ASSERT_EQ(create(), WC_OK) << wc_last_error();
   std::uint64_t held = 99;
   if (is_trainer()) {
@@ -167,7 +185,7 @@ TEST_F(CapiTest, PublishesIntoTheEnginesOwnMemory) {
   }
 }
 
-TEST_F(CapiTest, PiecesAreSentWithTheCommitAndNotBefore) {
+TEST_P(CapiTest, PiecesAreSentWithTheCommitAndNotBefore) {
   ASSERT_EQ(create(), WC_OK) << wc_last_error();
   if (!is_trainer()) {
     ASSERT_EQ(wc_receive(engine, WC_FOREVER, &update), WC_OK) << wc_last_error();
@@ -206,7 +224,7 @@ TEST_F(CapiTest, PiecesAreSentWithTheCommitAndNotBefore) {
   EXPECT_GT(update.local_s, 0);
 }
 
-TEST_F(CapiTest, ATrainersTableThatDoesNotFitIsItsOwnAffair) {
+TEST_P(CapiTest, ATrainersTableThatDoesNotFitIsItsOwnAffair) {
   ASSERT_EQ(create(), WC_OK) << wc_last_error();
   if (!is_trainer()) {
     ASSERT_EQ(wc_receive(engine, WC_FOREVER, &update), WC_OK) << wc_last_error();
@@ -234,7 +252,7 @@ TEST_F(CapiTest, ATrainersTableThatDoesNotFitIsItsOwnAffair) {
   EXPECT_EQ(publish(1, &update), WC_OK) << wc_last_error();
 }
 
-TEST_F(CapiTest, RanksThatDoNotAgreeFormNoGroup) {
+TEST_P(CapiTest, RanksThatDoNotAgreeFormNoGroup) {
   options.timeout_s = 5;
   if (world_rank() == 1) options.method = "broadcast";
   EXPECT_EQ(create(), WC_CONFIG);
@@ -259,6 +277,19 @@ TEST_F(CapiTest, RanksThatDoNotAgreeFormNoGroup) {
   EXPECT_EQ(engine, nullptr);
 }
 
+TEST_P(CapiTest, AnEngineThatLeavesRefusesWhatIsPublished) {
+  ASSERT_EQ(create(), WC_OK) << wc_last_error();
+  if (is_trainer()) {
+    EXPECT_EQ(publish(1, &update), WC_UNAVAILABLE);
+    EXPECT_THAT(wc_last_error(), HasSubstr("left the group"));
+    EXPECT_FALSE(wc_trainer_lost(trainer));
+  } else if (tp_rank() == 0) {
+    EXPECT_EQ(wc_engine_destroy(std::exchange(engine, nullptr)), WC_OK) << wc_last_error();
+  } else {
+    EXPECT_EQ(wc_receive(engine, WC_FOREVER, &update), WC_UNAVAILABLE);
+  }
+}
+
 /// Engines with tensors of their own: every third parameter's rows are padded, attention is fused.
 class CapiDestinationsTest : public CapiTest {
  protected:
@@ -266,6 +297,7 @@ class CapiDestinationsTest : public CapiTest {
     CapiTest::SetUp();
     if (IsSkipped() || is_trainer()) return;
     options.slots = 1;
+    table = Table(placement);
     for (const auto& tensor : plan.engine_tensors) {
       const bool fused = tensor.parameters.size() == 3;  // qkv_proj
       if (fused) add(tensor.name, {tensor.shape.rows, tensor.shape.columns}, tensor.offset, false);
@@ -281,8 +313,10 @@ class CapiDestinationsTest : public CapiTest {
 
   void add(const std::string& name, const std::vector<std::uint64_t>& shape, std::uint64_t offset, bool padded) {
     const auto row_bytes = 2 * (shape.size() == 2 ? shape[1] : 1), pitch = padded ? row_bytes + 6 : row_bytes;
-    auto& memory = memory_.emplace_back(shape[0] * pitch, std::byte{0x77});
-    table.add(name, shape, memory.data(), padded ? pitch : 0);
+    memory_.push_back(Buffer::allocate(placement, shape[0] * pitch, false, "a test"));
+    const auto region = memory_.back().region();
+    write_region(region, 0, std::vector<std::byte>(region.size_bytes, std::byte{0x77}));
+    table.add(name, shape, region.data, padded ? pitch : 0);
     offsets_.push_back(offset);
   }
 
@@ -299,22 +333,23 @@ class CapiDestinationsTest : public CapiTest {
     const auto slot = harness::slot_of(plan, tp_rank(), harness::model_bytes(plan.model, version));
     for (std::size_t i = 0; i < memory_.size(); ++i) {
       const auto& shape = table.entries()[i].shape;
-      const auto row_bytes = 2 * (shape.size() == 2 ? shape[1] : 1), pitch = memory_[i].size() / shape[0];
-      std::vector<std::byte> expected(memory_[i].size(), std::byte{0x77});
+      std::vector<std::byte> held(memory_[i].region().size_bytes), expected(held.size(), std::byte{0x77});
+      read_region(memory_[i].region(), 0, held);
+      const auto row_bytes = 2 * (shape.size() == 2 ? shape[1] : 1), pitch = held.size() / shape[0];
       for (std::uint64_t row = 0; row < shape[0] && version != 0; ++row)
         std::memcpy(expected.data() + row * pitch, slot.data() + offsets_[i] + row * row_bytes, row_bytes);
-      EXPECT_TRUE(memory_[i] == expected) << table.entries()[i].name;
+      EXPECT_TRUE(held == expected) << table.entries()[i].name;
     }
   }
 
   Table table;
 
  private:
-  std::vector<std::vector<std::byte>> memory_;
+  std::vector<Buffer> memory_;
   std::vector<std::uint64_t> offsets_;
 };
 
-TEST_F(CapiDestinationsTest, ReceivesIntoTensorsOfTheCaller) {
+TEST_P(CapiDestinationsTest, ReceivesIntoTensorsOfTheCaller) {
   ASSERT_EQ(create(), WC_OK) << wc_last_error();
   for (const std::uint64_t version : {1, 2, 3}) {
     ASSERT_EQ(is_trainer() ? publish(version, &update) : receive(), WC_OK) << wc_last_error();
@@ -323,7 +358,7 @@ TEST_F(CapiDestinationsTest, ReceivesIntoTensorsOfTheCaller) {
   }
 }
 
-TEST_F(CapiDestinationsTest, AWrongTableIsRefusedByAllWithEveryDifference) {
+TEST_P(CapiDestinationsTest, AWrongTableIsRefusedByAllWithEveryDifference) {
   ASSERT_EQ(create(), WC_OK) << wc_last_error();
   ASSERT_EQ(is_trainer() ? publish(1, &update) : receive(), WC_OK) << wc_last_error();
   auto good = table.entries();
@@ -356,7 +391,7 @@ TEST_F(CapiDestinationsTest, AWrongTableIsRefusedByAllWithEveryDifference) {
   if (!is_trainer()) expect_held(2);
 }
 
-TEST_F(CapiDestinationsTest, AFailedUpdateLeavesTheTensorsAlone) {
+TEST_P(CapiDestinationsTest, AFailedUpdateLeavesTheTensorsAlone) {
   options.timeout_s = 0.5;
   ASSERT_EQ(create(), WC_OK) << wc_last_error();
   ASSERT_EQ(is_trainer() ? publish(1, &update) : receive(), WC_OK) << wc_last_error();
@@ -374,7 +409,7 @@ TEST_F(CapiDestinationsTest, AFailedUpdateLeavesTheTensorsAlone) {
   if (!is_trainer()) expect_held(2);
 }
 
-TEST_F(CapiDestinationsTest, ALostRankIsReportedByEveryCallFromThenOn) {
+TEST_P(CapiDestinationsTest, ALostRankIsReportedByEveryCallFromThenOn) {
   if (world_size() == 2) GTEST_SKIP() << "needs a rank that neither publishes nor gets lost";
   options.timeout_s = 0.2;
   ASSERT_EQ(create(), WC_OK) << wc_last_error();
@@ -389,7 +424,13 @@ TEST_F(CapiDestinationsTest, ALostRankIsReportedByEveryCallFromThenOn) {
   }
   if (!is_trainer()) expect_held(1);
   MPI_Barrier(MPI_COMM_WORLD);
+  if (world_rank() == world_size() - 1) engine = nullptr;  // who is lost does not clean up
 }
+
+INSTANTIATE_TEST_SUITE_P(Host, CapiTest, testing::Values(MemoryKind::host));
+INSTANTIATE_TEST_SUITE_P(Host, CapiDestinationsTest, testing::Values(MemoryKind::host));
+INSTANTIATE_TEST_SUITE_P(Gpu, CapiTest, testing::Values(MemoryKind::cuda));
+INSTANTIATE_TEST_SUITE_P(Gpu, CapiDestinationsTest, testing::Values(MemoryKind::cuda));
 
 }  // namespace
 }  // namespace weightcast

@@ -110,7 +110,7 @@ class _Update(ctypes.Structure):
 
 
 def _candidates():
-    if "WEIGHTCAST_LIBRARY" in os.environ:
+    if os.environ.get("WEIGHTCAST_LIBRARY"):
         return [pathlib.Path(os.environ["WEIGHTCAST_LIBRARY"])]
     here = pathlib.Path(__file__).resolve().parent
     folders = [here, here.parents[1], here.parents[1] / "build/host/lib", here.parents[1] / "build/cuda/lib"]

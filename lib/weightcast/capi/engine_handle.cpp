@@ -1,5 +1,6 @@
 #include <atomic>
 #include <cmath>
+#include <list>
 #include <memory>
 
 #include "weightcast/capi/handle.hpp"
@@ -19,16 +20,6 @@ struct wc_engine {
     for (const auto& tensor : member.plan.engine_tensors) shapes.push_back(engine_tensor_shape(member.plan, tensor));
   }
 
-  ~wc_engine() {
-    // The trainer's goodbye must not outlive the channel: MPI would give it to a later one.
-    constexpr double goodbye_s = 5;
-    if (closed || lost) return;
-    try {
-      if (bell->arrived(Deadline::after(goodbye_s))) bell->next({});
-    } catch (const Error&) {  // NOLINT(bugprone-empty-catch): then the trainer is not in a state to say it
-    }
-  }
-
   /// Takes part in the next update; nothing when the trainer has left.
   std::optional<UpdateResult> receive(double wait_s, CheckClaim check) {
     constexpr double forever_s = 1e9;
@@ -40,6 +31,22 @@ struct wc_engine {
     closed = bell->next({})->verb == TpCommand::Verb::shutdown;
     if (closed) return std::nullopt;
     return runner->update(*group, false, check);
+  }
+
+  /// Waits for the trainer to leave, too, and refuses what it publishes until then: a message that nobody receives
+  /// would be taken for one of a later group's.
+  ~wc_engine() {
+    constexpr double goodbye_s = 5;
+    const auto deadline = Deadline::after(goodbye_s);
+    while (!closed && !lost && group && bell) {
+      const auto status = guarded(this, [&] {
+        receive(deadline.remaining_s(),
+                [](const UpdateClaim&) { fail(ExitCode::unavailable, "an engine rank has left the group"); });
+      });
+      if (status == WC_BUSY) break;
+    }
+    static std::list<CommandChannel> abandoned;
+    if (!closed && bell) abandoned.push_back(std::move(*bell));
   }
 
   Membership member;

@@ -214,8 +214,9 @@ WC_API int wc_engine_digest(wc_engine *engine, char digest[33]);
 
 /* 1 when a rank of the group is lost, 0 otherwise and for NULL. */
 WC_API int wc_engine_lost(const wc_engine *engine);
-/* Leaves the group and frees everything. It waits a few seconds for the other ranks to leave, too. WC_BUSY, and nothing
- * is done, while there are pins. NULL is fine. */
+/* Leaves the group and frees everything. It waits a few seconds for the other ranks to leave, too, and refuses what the
+ * trainer publishes meanwhile (WC_UNAVAILABLE on all ranks). WC_BUSY, and nothing is done, while there are pins. NULL is
+ * fine. */
 WC_API int wc_engine_destroy(wc_engine *engine);
 
 #ifdef __cplusplus
