@@ -133,7 +133,7 @@ one_rank_per_gpu() {
 # Never fails: what cannot be learnt is null.
 describe_host() {
   WEIGHTCAST=$weightcast COMMIT=${COMMIT:-} "$python" - "$output/host.json" <<'PYTHON'
-import datetime, json, os, platform, subprocess, sys
+import datetime, json, os, platform, re, subprocess, sys
 
 def says(*command):
     try:
@@ -153,7 +153,7 @@ host = {
     "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     "commit": os.environ["COMMIT"] or says("git", "describe", "--always", "--dirty", "--abbrev=40"),
     "gpus": [dict(zip(keys.split(","), line.split(", "))) for line in table.splitlines()],
-    "links": (says("nvidia-smi", "topo", "-m") or "").splitlines(),
+    "links": re.sub(r"\x1b\[\d*m", "", says("nvidia-smi", "topo", "-m") or "").splitlines(),
     "weightcast": (says(os.environ["WEIGHTCAST"], "--version") or "").splitlines(),
     "torch": json.loads(torch) if torch else None,
     "kernel": platform.release(),
