@@ -210,6 +210,7 @@ class SoftFailure : public testing::TestWithParam<Setting> {
 
   /// One failure, and what must be true after it. False when it was not, on any rank: then the group is not used again.
   bool survives(const Failure& failure) {
+    EXPECT_TRUE(rig->serves(version, weights_of(version)));  // by now: the thread that serves may be a moment behind
     const auto digest = rig->engine ? rig->engine->store().pin().version().digest : std::nullopt;
     fault = {.kind = failure.fault, .ranks = failure.guilty, .parameter = 3, .byte = 5, .bit = 4};
     const auto error = attempt(failure);
