@@ -5,6 +5,7 @@
 
 #include "weightcast/device/gpu.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
+#include "weightcast/transport/transport.hpp"
 
 namespace weightcast {
 
@@ -25,6 +26,12 @@ class BlockCursor {
  private:
   std::uint64_t first_ = 0, total_ = 0, step_ = 1;
 };
+
+/// Trainer, where the others do the moving: all the work that the witness has.
+inline void do_work(const Batch& batch) noexcept {
+  while (batch.witness != nullptr && batch.witness->work()) {
+  }
+}
 
 /// Consecutive parameters [first, first + count).
 struct Part {

@@ -31,8 +31,7 @@ class DirectHost final : public Transport {
   void run(const Batch& batch, Deadline deadline) override {
     egress_bytes_ = 0;
     if (peers_->trainer()) {
-      while (batch.witness != nullptr && batch.witness->work()) {
-      }
+      do_work(batch);
       egress_bytes_ = plan_->egress_bytes(batch.first_parameter, batch.parameters);
       return;
     }

@@ -64,8 +64,7 @@ class NcclBroadcast final : public Transport {
         slice(steps_[end - 1], end - 1, batch);
         comm_.wait(slice_stream_, deadline, "moving weights");
       }
-      while (peers_->trainer() && batch.witness != nullptr && batch.witness->work()) {
-      }
+      if (peers_->trainer()) do_work(batch);
       comm_.wait(stream_, deadline, "moving weights");
     } catch (...) {
       comm_.abort();
