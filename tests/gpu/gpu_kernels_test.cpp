@@ -80,6 +80,25 @@ void expect_equal_digests(std::uint64_t hidden, std::uint64_t intermediate, std:
       ASSERT_EQ(results[p], digest_of_shard(plan, t, p, slot.data()))
           << plan.model.parameters[p].info.name << " rank " << t;
     }
+    // And of what is copied there in the same pass; nothing else may be touched.
+    gpu::Stream stream(0);
+    held.begin(slot_buffer.region().data);
+    for (std::size_t p = 0; p < parameters; p += 2) {
+      held.copy(p, std::min<std::size_t>(2, parameters - p), source_buffer.region().data, slot_buffer.region().data,
+                stream);
+    }
+    stream.synchronize(deadline, "copies");
+    const auto copied = held.finish(deadline);
+    auto filled = slot;
+    for (std::size_t p = 0; p < parameters; ++p) {
+      const auto& shard = plan.ranks[t].shards[p];
+      copy_rows(filled.data() + shard.destination, shard.destination_pitch, source.data() + shard.source,
+                shard.source_pitch, shard.row_bytes, shard.rows);
+      ASSERT_EQ(copied[p], digest_of_shard(plan, t, p, filled.data())) << plan.model.parameters[p].info.name;
+    }
+    const HostView view(slot_buffer.region());
+    ASSERT_EQ(std::memcmp(view.bytes().data(), filled.data(), filled.size()), 0) << "tp rank " << t << " of " << tp;
+    write_region(slot_buffer.region(), 0, slot);
   }
 }
 
@@ -99,6 +118,7 @@ TEST_F(GpuKernels, AFlippedBitChangesTheDigest) {
                              .offset = 0,
                              .pitch = 100'000,
                              .parameter_pitch = 100'000,
+                             .source = 0,
                              .row_bytes = 100'000,
                              .rows = 1,
                              .result = 0,

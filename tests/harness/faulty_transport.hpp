@@ -23,7 +23,7 @@ struct Fault {
     throw_after,    ///< when everything has moved
     too_late,       ///< its time is up
     nothing_moved,  ///< engine: says that all went well, and has moved nothing
-    bit_flip,       ///< engine: one bit of what has just landed, before anybody looks at it
+    bit_flip,       ///< engine: one bit of what arrives, before anybody looks at it
     unseen,         ///< engine: a piece is not announced, so that the rank cannot vouch for bytes that are right
   };
   Kind kind = Kind::none;
@@ -45,8 +45,8 @@ struct Fault {
 /// Sits between the transport and who digests what arrives.
 class FaultyWitness final : public Witness {
  public:
-  FaultyWitness(Witness* inner, const Fault& fault, const Region& slot, const RankPlan& plan)
-      : inner_(inner), fault_(&fault), slot_(slot), plan_(&plan) {}
+  FaultyWitness(Witness* inner, const Fault& fault, const Region& slot, const TransferPlan& plan, std::size_t tp_rank)
+      : inner_(inner), fault_(&fault), slot_(slot), source_bytes_(plan.source_bytes), plan_(&plan.ranks[tp_rank]) {}
 
   void landed(std::size_t parameter, std::uint64_t first, std::uint64_t size_bytes) noexcept override {
     if (parameter == fault_->parameter && fault_->byte >= first && fault_->byte - first < size_bytes) flip();
@@ -59,23 +59,40 @@ class FaultyWitness final : public Witness {
     }
     if (!unseen()) inner_->landed_on(stream, first, count);
   }
+  bool copy_on(gpu::Stream& stream, const std::byte* source, std::size_t first, std::size_t count) noexcept override {
+    if (fault_->kind == Fault::Kind::unseen) return false;
+    // Nothing comes between the copy and the look at it, so what it copies is another source, with the bit flipped.
+    auto original = slot_;
+    original.data = const_cast<std::byte*>(source);  // NOLINT: only read
+    original.size_bytes = source_bytes_;
+    faulty_source_ = Buffer::allocate({slot_.kind, slot_.gpu}, source_bytes_, false, "a test");
+    write_region(faulty_source_.region(), 0, HostView(original).bytes());
+    const auto& shard = plan_->shards[fault_->parameter];
+    flip(faulty_source_.region(),
+         shard.source + fault_->byte / shard.row_bytes * shard.source_pitch + fault_->byte % shard.row_bytes);
+    return inner_->copy_on(stream, faulty_source_.region().data, first, count);
+  }
   bool work() noexcept override { return inner_->work(); }
 
  private:
   void flip() {
+    flip(slot_, plan_->shards[fault_->parameter].destination + fault_->byte);  // shards land packed
+  }
+  void flip(const Region& memory, std::uint64_t offset) {
     if (fault_->kind != Fault::Kind::bit_flip) return;
-    const auto offset = plan_->shards[fault_->parameter].destination + fault_->byte;  // shards land packed
     std::byte value{};
-    read_region(slot_, offset, {&value, 1});
+    read_region(memory, offset, {&value, 1});
     value ^= static_cast<std::byte>(1 << fault_->bit);
-    write_region(slot_, offset, {&value, 1});
+    write_region(memory, offset, {&value, 1});
   }
   bool unseen() { return fault_->kind == Fault::Kind::unseen && !std::exchange(missed_, true); }
 
   Witness* inner_;
   const Fault* fault_;
   Region slot_;
+  std::uint64_t source_bytes_;
   const RankPlan* plan_;
+  Buffer faulty_source_;  // until the copy is done
   bool missed_ = false;
 };
 
@@ -114,7 +131,7 @@ class FaultyTransport final : public Transport {
       case Kind::nothing_moved: return;
       case Kind::bit_flip:
       case Kind::unseen:
-        FaultyWitness witness(batch.witness, *fault_, endpoints_->sinks[batch.sink], plan_->ranks[peers_->tp_rank()]);
+        FaultyWitness witness(batch.witness, *fault_, endpoints_->sinks[batch.sink], *plan_, peers_->tp_rank());
         part.witness = &witness;
         return inner_->run(part, deadline);
     }

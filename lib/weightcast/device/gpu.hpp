@@ -104,16 +104,22 @@ void copy_batch(void* const* destinations, const void* const* sources, const std
 /// destination of 2, fastest at 16. Nothing for count 0.
 void narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count, const Stream& stream);
 
-/// Part of a shard's digest for digest(): rows of whole 16-byte vectors. `data` is an offset from the base pointer,
-/// `offset` the byte offset of row 0 in the parameter; both pitches in bytes; `result` the index of its sum.
+/// Part of a shard's digest for digest() and copy_and_digest(): rows of whole 16-byte vectors. `data` is an offset from
+/// the base pointer, `offset` the byte offset of row 0 in the parameter; both pitches in bytes; `result` the index of
+/// its sum. `source` is the offset of row 0 from the source pointer; its rows are parameter_pitch apart.
 struct DigestTask {
-  std::uint64_t data = 0, offset = 0, pitch = 0, parameter_pitch = 0;
+  std::uint64_t data = 0, offset = 0, pitch = 0, parameter_pitch = 0, source = 0;
   std::uint32_t row_bytes = 0, rows = 0, result = 0, unused = 0;
 };
 /// Queues the digests of tasks [0, count) at `tasks` (on the GPU): adds to results[2 * result] and results[2 * result +
 /// 1] (on the GPU, see verify/digest.md). Any alignment, fastest at 16 bytes. Nothing for count 0.
 void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
             const Stream& stream);
+/// The same, of rows that it first copies from `source` to `base`: it digests what it reads back from there. The
+/// tasks' rows must not overlap. For a source in the stream's GPU's own memory: in one pass a copy's time, where a copy
+/// and digest() read everything twice.
+void copy_and_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* source, std::byte* base,
+                     std::uint64_t* results, const Stream& stream);
 
 /// Queues zeros, and a small copy of results to pinned host memory.
 void zero(std::byte* device, std::uint64_t size_bytes, const Stream& stream);

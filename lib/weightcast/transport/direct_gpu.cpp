@@ -35,6 +35,9 @@ class DirectGpu final : public Transport {
     if (peers.trainer()) return;
     const auto gpu = peers.placement.gpu;
     stream_ = gpu::Stream(gpu);
+    const auto& gpus = peers.gpus;
+    beside_trainer_ = upstream_.rank() == 0 && !upstream_.announces() &&
+                      gpus[0] == gpus[static_cast<std::size_t>(peers.group->rank())];
     std::vector<gpu::CopyTask> tasks;
     for (std::size_t p = 0; p < upstream_.shards().size(); ++p) single_.push_back(make_pull({p, 1}, tasks));
     std::size_t copies = 0;
@@ -60,6 +63,9 @@ class DirectGpu final : public Transport {
       return;
     }
     const std::byte* const source = upstream_.base(batch);
+    if (beside_trainer_ && batch.witness != nullptr &&
+        batch.witness->copy_on(stream_, source, batch.first_parameter, batch.parameters))
+      return stream_.synchronize(deadline, "copying weights");
     std::byte* const sink = endpoints_->sinks.at(batch.sink).data;
     const bool all = batch.parameters == single_.size();
     const auto pulls = all ? std::span<const Pull>(whole_)
@@ -121,6 +127,7 @@ class DirectGpu final : public Transport {
   std::uint64_t egress_bytes_ = 0;
   Upstream upstream_;  // on engines, as are all below
   gpu::Stream stream_;
+  bool beside_trainer_ = false;       // on its GPU, and no other replica waits
   std::vector<Pull> single_, whole_;  // by parameter; the whole model in parts
   std::vector<gpu::Event> arrivals_;  // of parts that are announced
   Buffer tasks_;

@@ -63,6 +63,13 @@ class Witness {
   /// Engine, device memory: the shards of parameters [first, first + count) are in the sink as soon as what `stream`
   /// has been given so far is done.
   virtual void landed_on(const gpu::Stream& stream, std::size_t first, std::size_t count) noexcept = 0;
+  /// Engine whose GPU also holds the trainer's source, at `source`: queues on `stream` the copies of these shards into
+  /// the sink and sees them on the way, which saves reading them again. False when it cannot: then the transport moves
+  /// them and calls landed_on().
+  virtual bool copy_on(gpu::Stream& /*stream*/, const std::byte* /*source*/, std::size_t /*first*/,
+                       std::size_t /*count*/) noexcept {
+    return false;
+  }
   /// Trainer: does one bounded piece of work while there is nothing to move; false when none is left.
   virtual bool work() noexcept = 0;
 };

@@ -18,6 +18,7 @@ class SlotWitness final : public Witness {
   void begin(const Region& slot, std::size_t first, std::size_t count);
   void landed(std::size_t parameter, std::uint64_t first, std::uint64_t size_bytes) noexcept override;
   void landed_on(const gpu::Stream& stream, std::size_t first, std::size_t count) noexcept override;
+  bool copy_on(gpu::Stream& stream, const std::byte* source, std::size_t first, std::size_t count) noexcept override;
   bool work() noexcept override { return false; }
   /// Waits for the digests of this call's parameters.
   void finish(Deadline deadline);
@@ -29,11 +30,11 @@ class SlotWitness final : public Witness {
  private:
   const TransferPlan* plan_;
   std::size_t tp_rank_;
-  const std::byte* slot_ = nullptr;
+  std::byte* slot_ = nullptr;
   std::size_t first_ = 0, count_ = 0;
   std::vector<Digest> digests_;
   std::optional<GpuDigests> gpu_;
-  std::exception_ptr error_;  // of landed_on(), which may not throw
+  std::exception_ptr error_;  // of landed_on() and copy_on(), which may not throw
 };
 
 /// Trainer: digests what is sent, while it is being sent; where that is `crowded`, after the movement: on a host with

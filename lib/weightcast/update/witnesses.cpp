@@ -31,6 +31,15 @@ void SlotWitness::landed_on(const gpu::Stream& stream, std::size_t first, std::s
   }
 }
 
+bool SlotWitness::copy_on(gpu::Stream& stream, const std::byte* source, std::size_t first, std::size_t count) noexcept {
+  try {
+    gpu_->copy(first, count, source, slot_, stream);
+  } catch (...) {
+    error_ = std::current_exception();
+  }
+  return true;
+}
+
 void SlotWitness::finish(Deadline deadline) {
   if (error_) std::rethrow_exception(error_);
   if (!gpu_) return;

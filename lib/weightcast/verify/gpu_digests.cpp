@@ -13,8 +13,9 @@ void add_tasks(std::vector<gpu::DigestTask>& tasks, const Segment& shard, std::u
                std::uint64_t offset, std::size_t result) {
   const auto add = [&](std::uint64_t at, std::uint64_t row_pitch, std::uint64_t from, std::uint64_t parameter_pitch,
                        std::uint64_t row_bytes, std::uint64_t rows) {
-    tasks.push_back({at, from, row_pitch, parameter_pitch, static_cast<std::uint32_t>(row_bytes),
-                     static_cast<std::uint32_t>(rows), static_cast<std::uint32_t>(result), 0});
+    tasks.push_back({at, from, row_pitch, parameter_pitch, shard.source + (from - offset),
+                     static_cast<std::uint32_t>(row_bytes), static_cast<std::uint32_t>(rows),
+                     static_cast<std::uint32_t>(result), 0});
   };
   if (shard.size_bytes() == 0) return;
   if (shard.contiguous_source() && (pitch == shard.row_bytes || shard.rows <= 1)) {
@@ -89,6 +90,15 @@ void GpuDigests::queue(std::size_t first, std::size_t count, const gpu::Stream* 
   const auto begin = first_task_[first], end = first_task_[first + count];
   gpu::digest(reinterpret_cast<const gpu::DigestTask*>(tasks_.region().data) + begin, end - begin, base_,
               reinterpret_cast<std::uint64_t*>(sums_.region().data), stream_);
+}
+
+void GpuDigests::copy(std::size_t first, std::size_t count, const std::byte* source, std::byte* slot,
+                      gpu::Stream& stream) {
+  stream.after(stream_);  // its sums are zero
+  const auto begin = first_task_[first], end = first_task_[first + count];
+  gpu::copy_and_digest(reinterpret_cast<const gpu::DigestTask*>(tasks_.region().data) + begin, end - begin, source,
+                       slot, reinterpret_cast<std::uint64_t*>(sums_.region().data), stream);
+  stream_.after(stream);
 }
 
 std::span<const Digest> GpuDigests::finish(Deadline deadline) {

@@ -272,4 +272,12 @@ void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base,
   check(launch_digest(tasks, count, base, results, static_cast<cudaStream_t>(stream.handle())), "digest kernel");
 }
 
+void copy_and_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* source, std::byte* base,
+                     std::uint64_t* results, const Stream& stream) {
+  if (count == 0) return;
+  use(stream.gpu());
+  check(launch_copy_and_digest(tasks, count, source, base, results, static_cast<cudaStream_t>(stream.handle())),
+        "copy and digest kernel");
+}
+
 }  // namespace weightcast::gpu

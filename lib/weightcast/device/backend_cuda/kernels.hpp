@@ -4,8 +4,8 @@
 
 #include "weightcast/device/gpu.hpp"
 
-/// The kernels behind copy_strided(), narrow() and digest(). nvcc cannot read fmt's headers, so errors come back as
-/// codes.
+/// The kernels behind copy_strided(), narrow(), digest() and copy_and_digest(). nvcc cannot read fmt's headers, so
+/// errors come back as codes.
 namespace weightcast::gpu {
 
 cudaError_t launch_copy(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination,
@@ -18,5 +18,7 @@ cudaError_t launch_narrow(NarrowFloat to, std::byte* destination, const std::byt
 cudaError_t load_digest_keys();
 cudaError_t launch_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
                           cudaStream_t stream);
+cudaError_t launch_copy_and_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* source,
+                                   std::byte* base, std::uint64_t* results, cudaStream_t stream);
 
 }  // namespace weightcast::gpu

@@ -78,6 +78,9 @@ void narrow(NarrowFloat, std::byte*, const std::byte*, std::uint64_t, const Stre
 void digest(const DigestTask*, std::uint64_t, const std::byte*, std::uint64_t*, const Stream&) {
   none();
 }
+void copy_and_digest(const DigestTask*, std::uint64_t, const std::byte*, std::byte*, std::uint64_t*, const Stream&) {
+  none();
+}
 void zero(std::byte*, std::uint64_t, const Stream&) {
   none();
 }
