@@ -38,8 +38,8 @@ class SlotWitness final : public Witness {
 };
 
 /// Trainer: digests what is sent, while it is being sent; where that is `crowded`, after the movement: on a host with
-/// fewer cores than ranks (then on all cores), on a GPU that an engine shares (processes take turns on it, and each
-/// turn costs).
+/// fewer cores than ranks (then on all cores), on a GPU that all engines share (processes take turns on it, and each
+/// turn costs; an engine across a link takes so much longer that this does not matter).
 class SourceWitness final : public Witness {
  public:
   SourceWitness(const TransferPlan& plan, Placement placement, bool crowded);

@@ -94,7 +94,7 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
       return;
     }
     const auto& gpus = s.peers.gpus;
-    const bool shared = std::find(gpus.begin() + 1, gpus.end(), gpus[0]) != gpus.end();
+    const bool shared = std::all_of(gpus.begin() + 1, gpus.end(), [&](const auto& gpu) { return gpu == gpus[0]; });
     s.source_witness.emplace(plan, options.placement,
                              options.placement.kind == MemoryKind::cuda ? shared : s.group.crowded());
     s.model_digest.emplace(plan.model);
