@@ -7,6 +7,9 @@ namespace {
 
 constexpr std::uint64_t task_bytes = 128 * 1024;  // for each thread block; with 64 KiB a third slower
 constexpr std::uint64_t run_bytes = 16 * 1024;    // for each warp
+// 128 MiB, 0.1 ms: so long the engine's other kernels wait for one that fills the GPU. Two streams take turns, so that
+// one begins while another ends.
+constexpr std::size_t tasks_at_once = 1024;
 
 /// Cuts a shard whose row 0 lies `data` bytes from the base into tasks.
 void add_tasks(std::vector<gpu::DigestTask>& tasks, const Segment& shard, std::uint64_t data, std::uint64_t pitch,
@@ -95,9 +98,14 @@ void GpuDigests::queue(std::size_t first, std::size_t count, const gpu::Stream* 
 void GpuDigests::copy(std::size_t first, std::size_t count, const std::byte* source, std::byte* slot,
                       gpu::Stream& stream) {
   stream.after(stream_);  // its sums are zero
-  const auto begin = first_task_[first], end = first_task_[first + count];
-  gpu::copy_and_digest(reinterpret_cast<const gpu::DigestTask*>(tasks_.region().data) + begin, end - begin, source,
-                       slot, reinterpret_cast<std::uint64_t*>(sums_.region().data), stream);
+  const gpu::Stream* const streams[] = {&stream, &stream_};
+  const auto end = first_task_[first + count];
+  for (std::size_t begin = first_task_[first], i = 0; begin < end; begin += tasks_at_once, ++i) {
+    gpu::copy_and_digest(reinterpret_cast<const gpu::DigestTask*>(tasks_.region().data) + begin,
+                         std::min(tasks_at_once, end - begin), source, slot,
+                         reinterpret_cast<std::uint64_t*>(sums_.region().data), *streams[i % 2]);
+  }
+  stream.after(stream_);
   stream_.after(stream);
 }
 

@@ -30,7 +30,8 @@ class GpuDigests {
   /// Queues parameters [first, first + count), behind what `after` has been given so far (nullptr: at once).
   void queue(std::size_t first, std::size_t count, const gpu::Stream* after);
   /// Of a slot, the one at `slot`: queues on `stream` the copies of these parameters from the trainer's source at
-  /// `source`, in this GPU's memory, and the digests of what was written, in one pass.
+  /// `source`, in this GPU's memory, and the digests of what was written, in one pass. It is queued in pieces, so that
+  /// whoever else uses the GPU gets in between.
   void copy(std::size_t first, std::size_t count, const std::byte* source, std::byte* slot, gpu::Stream& stream);
   /// Waits for all that was queued. Results of parameters that were not queued since begin() are zero.
   std::span<const Digest> finish(Deadline deadline);
