@@ -49,7 +49,7 @@ TEST_F(UpdateTest, TheDigestIsThatOfTheWholeModelWhateverTheTp) {
     EXPECT_EQ(result.digest, expected);
   }
   if (rig.engine) {
-    EXPECT_EQ(rig.engine->store().pin().version().digest, expected);
+    EXPECT_EQ(rig.engine->store().pin(2, rig.deadline()).version().digest, expected);
   }
 }
 

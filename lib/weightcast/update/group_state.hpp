@@ -97,8 +97,8 @@ struct UpdateGroup::State {
   void choose_transport();
   /// Takes a fresh transport of the same kind in place of one that failed.
   void replace_transport();
-  /// Moves the first parameters once into the spare slots, so that connections and buffers exist before the first
-  /// update.
+  /// Moves the first parameters once into the spare slots, on GPUs all of them, so that connections, buffers and
+  /// mappings are ready before the first update.
   void warm_up();
 
   // The stages, in transaction.cpp. Each is what one rank does locally; agree() makes the outcome everybody's.
