@@ -10,6 +10,7 @@ namespace weightcast {
 /// For host memory: engines copy.
 std::unique_ptr<Transport> make_direct_host();
 /// For device memory: engines queue copies on their GPU, contiguous segments by copy engine, strided ones by a kernel.
+/// On the trainer's own GPU they leave them to the witness, where there is one: it digests in the same pass.
 std::unique_ptr<Transport> make_direct_gpu();
 
 inline std::unique_ptr<Transport> make_direct(MemoryKind memory) {
