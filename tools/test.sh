@@ -9,7 +9,8 @@ usage: tools/test.sh [--quick]
 Installs what is missing (tools/setup.sh --tests), builds, runs every test that this machine can run, and ends with a
 table of the tests per tier. Needs no terminal and no GPU; safe to run again.
 
-  host    all tiers: unit, cli, mpi, fault, fuzz (the corpora replayed), interop, slurm, install
+  host    all tiers: unit, cli, mpi, fault, emulated (what GPUs are told, without one), fuzz (the corpora replayed),
+          interop, slurm, install
   demo    the demo model is made and must continue an English sentence
   asan    the unit tier under AddressSanitizer and UBSan
   tsan    the store, the engine and 200 updates under read load, under ThreadSanitizer

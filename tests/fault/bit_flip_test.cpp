@@ -25,8 +25,7 @@ constexpr int flips = 1000;
 struct Case {
   std::string transport;
   MemoryKind memory = MemoryKind::host;
-  bool apart = false;  ///< ranks claim to be on different hosts: with one GPU, NCCL works and direct does not copy and
-                       ///< digest in one pass
+  bool apart = false;  ///< see stand_apart()
 };
 
 void PrintTo(const Case& c, std::ostream* out) {
@@ -37,10 +36,9 @@ class BitFlip : public testing::TestWithParam<Case> {};
 
 TEST_P(BitFlip, InWhatArrivesIsRefused) {
   const auto& param = GetParam();
-  if (param.memory == MemoryKind::cuda && gpu::count() == 0) GTEST_SKIP() << gpu::why_none();
-  ::unsetenv("NCCL_HOSTID");
-  if (param.apart) ::setenv("NCCL_HOSTID", std::to_string(testing_harness::world_rank()).c_str(), 1);
-  ::setenv("NCCL_SOCKET_IFNAME", "lo", 1);
+  if (const auto reason = testing_harness::why_not(param.memory, param.transport); !reason.empty())
+    GTEST_SKIP() << reason;
+  testing_harness::stand_apart(param.apart);
   Fault fault;
   UpdateRig rig({.transport = param.transport, .memory = param.memory}, injecting(fault));
   std::mt19937_64 random(7);

@@ -107,12 +107,10 @@ class SoftFailure : public testing::TestWithParam<Setting> {
   void SetUp() override {
     const int ranks = testing_harness::world_size();
     if (ranks != 3 && ranks != 5) GTEST_SKIP() << "runs on 3 ranks (tp 2) and 5 (tp 2, dp 2)";
-    if (GetParam().memory == MemoryKind::cuda && gpu::count() == 0) GTEST_SKIP() << gpu::why_none();
-    // Ranks that claim to be on different hosts may share a GPU.
-    ::setenv("NCCL_HOSTID", std::to_string(testing_harness::world_rank()).c_str(), 1);
-    ::setenv("NCCL_SOCKET_IFNAME", "lo", 1);
+    if (const auto reason = testing_harness::why_not(GetParam().memory, GetParam().transport); !reason.empty())
+      GTEST_SKIP() << reason;
+    testing_harness::stand_apart(GetParam().transport == "nccl");
   }
-  void TearDown() override { ::unsetenv("NCCL_HOSTID"); }
 
   static void TearDownTestSuite() {
     if (total > 0 && testing_harness::world_rank() == 0)

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <mpi.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -18,6 +19,23 @@
 
 /// Small update groups for the tests under mpiexec: a trainer with random weights and engine ranks that know them too.
 namespace weightcast::testing_harness {
+
+/// Why weights in such memory cannot be moved so on this machine, or nothing.
+inline std::string why_not(MemoryKind memory, std::string_view transport) {
+  if (memory == MemoryKind::cuda && gpu::count() == 0) return gpu::why_none();
+  return transport == "nccl" && gpu::nccl_version() == "not built in" ? "this build has no NCCL" : "";
+}
+
+/// Whether each rank claims to be on a host of its own: then NCCL lets them share a GPU (for the function, never for
+/// timing), and `direct` works as it does between GPUs.
+inline void stand_apart(bool apart) {
+  ::unsetenv("NCCL_HOSTID");
+  if (!apart) return;
+  int rank = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  ::setenv("NCCL_HOSTID", std::to_string(rank).c_str(), 1);
+  ::setenv("NCCL_SOCKET_IFNAME", "lo", 1);
+}
 
 /// Weights from a seeded generator, different in every byte position from seed to seed, and the same on all ranks.
 class RandomWeights final : public WeightSource {

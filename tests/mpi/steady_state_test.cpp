@@ -91,13 +91,9 @@ class SteadyStateTest : public testing::TestWithParam<Case> {
   void SetUp() override {
     if (testing_harness::world_size() < 2) GTEST_SKIP() << "needs an engine rank";
     const auto& param = GetParam();
-    if (param.memory == MemoryKind::cuda && gpu::count() == 0) GTEST_SKIP() << gpu::why_none();
-    // Ranks that claim to be on different hosts may share a GPU: for the function, never for timing.
-    ::unsetenv("NCCL_HOSTID");
-    if (param.transport == "nccl") {
-      ::setenv("NCCL_HOSTID", std::to_string(testing_harness::world_rank()).c_str(), 1);
-      ::setenv("NCCL_SOCKET_IFNAME", "lo", 1);
-    }
+    if (const auto reason = testing_harness::why_not(param.memory, param.transport); !reason.empty())
+      GTEST_SKIP() << reason;
+    testing_harness::stand_apart(param.transport == "nccl");
     rig.emplace(UpdateRig::Settings{.transport = param.transport, .method = param.method, .memory = param.memory});
   }
 

@@ -1,8 +1,6 @@
 // One conformance suite over every transport and method of this build.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-
 #include "harness/replica_set.hpp"
 
 namespace weightcast {
@@ -55,19 +53,13 @@ class TransportTest : public testing::TestWithParam<Case> {
     const auto& param = GetParam();
     const auto engines = static_cast<std::uint64_t>(testing_harness::world_size()) - 1;
     if (engines == 0 || engines % param.dp != 0) GTEST_SKIP() << "needs a multiple of " << param.dp << " engine ranks";
-    // Ranks that claim to be on different hosts may share a GPU: for the function, never for timing.
-    ::unsetenv("NCCL_HOSTID");
-    if (param.transport == "nccl") {
-      ::setenv("NCCL_HOSTID", std::to_string(testing_harness::world_rank()).c_str(), 1);
-      ::setenv("NCCL_SOCKET_IFNAME", "lo", 1);
-    }
+    if (const auto reason = testing_harness::why_not(param.memory, param.transport); !reason.empty())
+      GTEST_SKIP() << reason;
+    testing_harness::stand_apart(param.transport == "nccl");
     group = Communicator::duplicate(MPI_COMM_WORLD);
     plan = make_plan(testing_harness::small_model(param.family), engines / param.dp, param.dp);
     Placement placement;
-    if (param.memory == MemoryKind::cuda) {
-      if (gpu::count() == 0) GTEST_SKIP() << gpu::why_none();
-      placement = {MemoryKind::cuda, testing_harness::world_rank() % gpu::count()};
-    }
+    if (param.memory == MemoryKind::cuda) placement = {MemoryKind::cuda, testing_harness::world_rank() % gpu::count()};
     peers = Peers::meet(group, plan.tp, plan.dp, placement, deadline());
     for (std::uint64_t seed : {1, 2}) weights.push_back(std::make_unique<RandomWeights>(plan.model, seed));
     if (peers.trainer()) {
