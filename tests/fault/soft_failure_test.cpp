@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 
 #include "harness/faulty_transport.hpp"
 #include "harness/update_rig.hpp"
