@@ -1,7 +1,9 @@
 #include "stop.hpp"
 
 #include <fmt/format.h>
+#include <poll.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <csignal>
@@ -43,6 +45,14 @@ void obey_signals() {
 
 int noted_signal() noexcept {
   return noted;
+}
+
+bool ready_to_print() noexcept {
+  pollfd output{STDOUT_FILENO, POLLOUT, 0};
+  while (::poll(&output, 1, 100) <= 0) {
+    if (noted != 0) return false;
+  }
+  return true;
 }
 
 Error stopped_by(int number, std::string_view when) {

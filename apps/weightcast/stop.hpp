@@ -17,6 +17,9 @@ void obey_signals();
 
 /// The last signal that was noted, or 0.
 int noted_signal() noexcept;
+/// Waits until the standard output takes a line; false when a signal is noted meanwhile. mpirun that is told to end
+/// reads no more of what its ranks print, and tells them a second later: a rank in a full pipe would not hear of it.
+bool ready_to_print() noexcept;
 /// The end of a job that was asked to stop by this signal: Error(deadline), with what to do to get all of it.
 Error stopped_by(int number, std::string_view when);
 

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 
+#include "stop.hpp"
 #include "weightcast/core/bytes.hpp"
 
 namespace weightcast {
@@ -23,6 +24,7 @@ void print_update_header(const Report& report, const std::string& initial, const
 }
 
 void print_update_row(const ReportUpdate& row, std::uint64_t model_bytes) {
+  if (!ready_to_print()) return;
   const auto bytes = static_cast<double>(model_bytes);
   fmt::print("{:>7} {:>8} {:>10} {:>10.3f} {:>10.3f} {:>10.3f} {:>10.3f} {:>10.3f} {:>10.3f} {:>8.2f} {:>8.3f}\n",
              row.id, row.version, row.result, row.prepare_s * 1e3, row.stage_s * 1e3, row.verify_s * 1e3,

@@ -12,6 +12,7 @@ namespace weightcast {
 /// `notes` say why transports were passed over; may be empty.
 void print_update_header(const Report& report, const std::string& initial, const std::string& target,
                          VerifyChoice verify, const std::string& notes);
+/// Not when the job is being ended and nobody reads.
 void print_update_row(const ReportUpdate& row, std::uint64_t model_bytes);
 /// The last line counts verified parameters.
 void print_update_summary(const Report& report, VerifyChoice verify);

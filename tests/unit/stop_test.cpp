@@ -1,8 +1,11 @@
 #include "stop.hpp"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <csignal>
+#include <thread>
 
 namespace weightcast {
 namespace {
@@ -37,6 +40,26 @@ TEST(StopTest, a_noted_signal_is_an_error_where_it_is_looked_for) {
   note_signals();
   std::raise(SIGTERM);
   EXPECT_EXIT(obey_signals(), testing::KilledBySignal(SIGTERM), "");
+}
+
+TEST(StopTest, a_full_pipe_does_not_keep_a_rank_from_ending) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto print_into_a_full_pipe = [] {
+    catch_signals();
+    note_signals();
+    int ends[2];
+    if (::pipe2(ends, O_NONBLOCK) != 0 || ::dup2(ends[1], STDOUT_FILENO) < 0) ::_exit(10);
+    if (!ready_to_print()) ::_exit(11);
+    const char block[4096] = {};
+    while (::write(STDOUT_FILENO, block, sizeof(block)) > 0) {
+    }
+    const std::jthread mpirun([] {
+      ::usleep(50'000);
+      ::kill(::getpid(), SIGTERM);
+    });
+    ::_exit(ready_to_print() ? 12 : 0);
+  };
+  EXPECT_EXIT(print_into_a_full_pipe(), testing::ExitedWithCode(0), "");
 }
 
 }  // namespace
