@@ -58,7 +58,7 @@ class UpdateRig {
   std::size_t tp_rank() const { return (static_cast<std::size_t>(world.rank()) - 1) % plan.tp; }
   /// Whether verbs are called on this rank.
   bool caller() const { return trainer != nullptr || tp_rank() == 0; }
-  Deadline deadline() const { return Deadline::after(timeout_s + 2 * grace_s); }
+  Deadline deadline() const { return Deadline::after(2 * timeout_s); }
 
   /// Runs `body` on the callers when all ranks are here: the error that any of them met, on all ranks.
   std::optional<Error> together(FunctionRef<void()> body) {

@@ -2,10 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <thread>
-
 #include "harness/replica_set.hpp"
 #include "weightcast/comm/communicator.hpp"
+#include "weightcast/comm/pulse.hpp"
 
 namespace weightcast {
 namespace {
@@ -101,14 +100,23 @@ TEST(Agree, ForeignExceptionsAndLongTextsTravel) {
   EXPECT_EQ(error->code(), ExitCode::unavailable);
 }
 
-TEST(Agree, ASilentRankIsNamedToAllOthers) {
+TEST(Agree, ASilentRankIsNamedToAllOthersBeforeTheDeadline) {
   if (testing_harness::world_size() < 3) GTEST_SKIP() << "needs a rank that is silent and two that talk of it";
   const auto comm = world();
   const int silent = comm.size() - 1;
-  if (comm.rank() == silent) {
-    std::this_thread::sleep_for(std::chrono::duration<double>(grace_s + 2));
-  } else {
-    const auto error = outcome(comm, 0.1, [] {});
+  if (comm.rank() != silent) {
+    // The last one takes no part until the others have spoken: the barrier below.
+    const auto deadline = Deadline::after(1);
+    std::optional<Error> error;
+    try {
+      agree(comm, "test", deadline, [](Deadline work) {
+        for (Patience patience; !work.passed(); patience.pause()) {  // in vain
+        }
+        fail(ExitCode::deadline, "waited in vain");
+      });
+    } catch (const Error& thrown) {
+      error = thrown;
+    }
     ASSERT_TRUE(error);
     EXPECT_EQ(error->code(), ExitCode::deadline);
     EXPECT_EQ(error->origin().rank, silent);
@@ -116,6 +124,49 @@ TEST(Agree, ASilentRankIsNamedToAllOthers) {
     EXPECT_THAT(error->what(), HasSubstr(fmt::format("rank {}", silent)));
   }
   MPI_Barrier(MPI_COMM_WORLD);
+}
+
+TEST(Pulse, ARankThatFallsSilentIsNamedWhileOthersWork) {
+  if (testing_harness::world_size() < 3) GTEST_SKIP() << "needs a rank that is silent and two that are not";
+  const auto comm = world();
+  const int silent = comm.size() - 1;
+  if (comm.rank() != silent) {
+    const Pulse pulse(comm, "test", 0.3);
+    const auto deadline = Deadline::after(10);  // of a long stage
+    std::optional<Error> error;
+    try {
+      agree(
+          comm, "test", deadline, [] {}, [&] { pulse.check(); });
+    } catch (const Error& thrown) {
+      error = thrown;
+    }
+    EXPECT_FALSE(deadline.passed()) << "slow is not dead, but this one is";
+    ASSERT_TRUE(error);
+    EXPECT_EQ(error->origin().rank, silent);
+    EXPECT_EQ(error->reach(), Error::Reach::lost);
+  }
+  MPI_Barrier(MPI_COMM_WORLD);
+}
+
+TEST(Pulse, NobodyIsLostWhileAllWork) {
+  const auto comm = world();
+  const Pulse pulse(comm, "test", 0.2);
+  const auto end = Deadline::after(0.6);
+  const auto work = [&] {
+    for (Patience patience; !end.passed(); patience.pause()) pulse.check();
+  };
+  EXPECT_NO_THROW(agree(comm, "test", Deadline::after(10), work, [&] { pulse.check(); }));
+}
+
+TEST(StageClock, KnowsTheOutermostStageThatIsOverdue) {
+  StageClock clock;
+  EXPECT_FALSE(clock.overdue(0));
+  {
+    const StageClock::Note outer(&clock, "outer", Deadline::after(0)), inner(&clock, "inner", Deadline::after(100));
+    EXPECT_EQ(clock.overdue(0), "outer");
+    EXPECT_FALSE(clock.overdue(100));
+  }
+  EXPECT_FALSE(clock.overdue(0));
 }
 
 TEST(Communicator, GathersTextsOfDifferentLength) {

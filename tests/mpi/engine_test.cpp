@@ -334,7 +334,7 @@ TEST_F(EngineTest, CallsOutOfOrderAreRefusedByName) {
   UpdateRig rig({});
   const auto load = [&](std::size_t, std::uint64_t, std::span<std::byte>) {};
   if (rig.trainer) {
-    expect_refused({{[&] { rig.trainer->group().receive(); }, "receive() on the trainer"},
+    expect_refused({{[&] { rig.trainer->group().receive(Deadline::after(1)); }, "receive() on the trainer"},
                     {[&] { rig.trainer->update_weights(7, 2); }, "weights 7 were never loaded"}});
     EXPECT_EQ(error_of([&] { rig.trainer->load(rig.seed1, 1); })->code(), ExitCode::config);
   } else {

@@ -1,6 +1,5 @@
 #include <atomic>
 #include <cmath>
-#include <list>
 #include <memory>
 
 #include "weightcast/capi/handle.hpp"
@@ -16,48 +15,23 @@ struct wc_engine {
           [&] { runner.emplace(member.plan, member.tp_rank(), member.commit, member.group.placement); });
     group = std::make_unique<UpdateGroup>(member.comm, member.plan, member.group, std::vector<const Buffer*>(),
                                           &runner->store());
-    bell.emplace(group->group(), member.deadline());
     for (const auto& tensor : member.plan.engine_tensors) shapes.push_back(engine_tensor_shape(member.plan, tensor));
   }
 
   /// Takes part in the next update; nothing when the trainer has left.
   std::optional<UpdateResult> receive(double wait_s, CheckClaim check) {
     constexpr double forever_s = 1e9;
-    if (closed) return std::nullopt;
-    if (!bell->arrived(Deadline::after(wait_s < 0 ? forever_s : std::min(wait_s, forever_s)))) {
-      throw Error(ExitCode::busy, fmt::format("the trainer has not begun an update within {} s", wait_s),
-                  "call again when you like: nothing is lost");
-    }
-    closed = bell->next({})->verb == TpCommand::Verb::shutdown;
-    if (closed) return std::nullopt;
-    return runner->update(*group, false, check);
-  }
-
-  /// Waits for the trainer to leave, too, and refuses what it publishes until then: a message that nobody receives
-  /// would be taken for one of a later group's.
-  ~wc_engine() {
-    constexpr double goodbye_s = 5;
-    const auto deadline = Deadline::after(goodbye_s);
-    while (!closed && !lost && group && bell) {
-      const auto status = guarded(this, [&] {
-        receive(deadline.remaining_s(),
-                [](const UpdateClaim&) { fail(ExitCode::unavailable, "an engine rank has left the group"); });
-      });
-      if (status == WC_BUSY) break;
-    }
-    static std::list<CommandChannel> abandoned;
-    if (!closed && bell) abandoned.push_back(std::move(*bell));
+    return runner->update(*group, {Deadline::after(wait_s < 0 ? forever_s : std::min(wait_s, forever_s))}, false,
+                          check);
   }
 
   Membership member;
   Destinations destinations;
   std::optional<ModelRunner> runner;
   std::unique_ptr<UpdateGroup> group;
-  std::optional<CommandChannel> bell;
   std::vector<std::vector<std::uint64_t>> shapes;  // of engine tensors
-  bool closed = false;
-  bool foreign = false;               // the last update went to the caller's tensors,
-  std::uint64_t foreign_version = 0;  // and this is what they hold
+  bool foreign = false;                            // the last update went to the caller's tensors,
+  std::uint64_t foreign_version = 0;               // and this is what they hold
   std::atomic<std::size_t> pins{0};
   std::optional<Error> lost;
 };

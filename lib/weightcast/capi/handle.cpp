@@ -15,6 +15,21 @@ bool initialised_here = false;
 
 constexpr double day_s = 86400;
 
+/// `text` with the names that options of the program have in wc_options.
+std::string in_words_of_c(std::string text) {
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 6> words{{{"--timeout", "timeout_s"},
+                                                                                {"--transport", "transport"},
+                                                                                {"--commit in-place", "slots = 1"},
+                                                                                {"--gpus", "device"},
+                                                                                {"--device host", "memory = WC_HOST"},
+                                                                                {"--tp", "tp"}}};
+  for (const auto& [option, member] : words) {
+    for (std::size_t at = 0; (at = text.find(option, at)) != text.npos; at += member.size())
+      text.replace(at, option.size(), member);
+  }
+  return text;
+}
+
 std::string text_of(const Error& error) {
   const auto& origin = error.origin();
   std::string text = error.what();
@@ -22,7 +37,7 @@ std::string text_of(const Error& error) {
     text = fmt::format("rank {}{}{}, stage {}: {}", origin.rank, origin.host.empty() ? "" : " on ", origin.host,
                        origin.stage, text);
   }
-  return error.hint().empty() ? text : fmt::format("{}\n{}", text, error.hint());
+  return error.hint().empty() ? text : fmt::format("{}\n{}", text, in_words_of_c(error.hint()));
 }
 
 /// Notes the exception in flight. Call inside a catch block.

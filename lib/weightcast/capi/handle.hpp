@@ -7,7 +7,6 @@
 #include "weightcast/capi/destinations.hpp"
 #include "weightcast/capi/weightcast.h"
 #include "weightcast/comm/communicator.hpp"
-#include "weightcast/engine/command_channel.hpp"
 #include "weightcast/update/update_group.hpp"
 
 /// What the functions of weightcast.h have in common: exceptions become a status, structs of C become values.

@@ -13,7 +13,6 @@ struct wc_trainer {
   explicit wc_trainer(const wc_options* options) : member(options, true), trainer(member.plan, member.group.placement) {
     agree(member.comm, "start", member.long_deadline(), [&] { weights = trainer.reserve(); });
     trainer.init_parameter_update_group(member.comm, member.group, 0);
-    bell.emplace(trainer.group().group(), member.deadline());
   }
 
   void expect_next(std::uint64_t version) const {
@@ -22,7 +21,6 @@ struct wc_trainer {
       fail(ExitCode::config, "version {} does not come after version {}, which was published", version, published);
   }
   void publish(std::uint64_t version, double local_s, wc_update* update) {
-    bell->send({.verb = TpCommand::Verb::update, .version = version}, member.deadline());
     const auto result = trainer.update_weights(weights, version);
     published = version;
     write_update(update, result, local_s);
@@ -30,7 +28,6 @@ struct wc_trainer {
 
   Membership member;
   Trainer trainer;
-  std::optional<CommandChannel> bell;  // tells engines, who wait for it, what is about to happen
   std::size_t weights = 0;
   std::uint64_t published = 0, open = 0;  // versions; 0: none
   std::vector<bool> given;                // of the open version, by parameter
@@ -129,7 +126,5 @@ int wc_trainer_lost(const wc_trainer* trainer) {
 }
 
 void wc_trainer_destroy(wc_trainer* trainer) {
-  const std::unique_ptr<wc_trainer> owner(trainer);
-  if (!owner || owner->lost) return;
-  guarded([&] { owner->bell->send({.verb = TpCommand::Verb::shutdown}, owner->member.deadline()); });
+  delete trainer;
 }

@@ -28,7 +28,7 @@
  * thread may be in MPI during a call on a handle. Then also set MPI_ERRORS_RETURN on MPI_COMM_WORLD, as wc_init() and
  * mpi4py do: Open MPI reports there what fails on other communicators, and would end the process. The group communicates
  * over duplicates of what it is given. Every wait has a deadline (`timeout_s`), but for wc_receive()'s wait for the
- * trainer to begin.
+ * trainer to begin. An engine that is busy longer than that is not lost: wc_publish() says WC_BUSY, and may be repeated.
  *
  * Threads. One thread at a time per handle, but for pins, which any thread may take and give back, also during
  * updates.
@@ -60,7 +60,7 @@ enum {
   WC_NO_INPUT = 66,     /* a file is missing or unreadable */
   WC_UNAVAILABLE = 69,  /* memory, a GPU, MPI, NCCL or a peer failed */
   WC_INTERNAL = 70,     /* a defect of weightcast */
-  WC_BUSY = 75,         /* try again: nothing served yet, another update is open, the trainer has not begun */
+  WC_BUSY = 75,         /* try again: engines are busy, nothing served yet, another update is open, or none has begun */
   WC_MISMATCH = 76,     /* bytes arrived that were not sent; nothing was committed */
   WC_CONFIG = 78,       /* ranks do not agree, or the request cannot work */
   WC_DEADLINE = 124     /* a wait ran out of time */
@@ -147,8 +147,9 @@ WC_API int wc_trainer_create(const wc_options *options, wc_trainer **trainer);
 /* Publishes all parameters as one version, higher than the last: copies `tensors` together, then sends. Each parameter
  * is given once, under its Hugging Face name, in full, in the model's dtype or as F32 for BF16 and F16 (rounded to
  * nearest even); a tied lm_head.weight may be left out, or be the embedding's memory. `update` may be NULL.
- * Collective; engines call wc_receive() or wc_receive_into(). WC_BAD_DATA listing all tensors that do not fit: then
- * engines notice nothing. Other failures are those of any rank, and the same on all. */
+ * Collective; engines call wc_receive() or wc_receive_into(). WC_BAD_DATA listing all tensors that do not fit, or WC_BUSY
+ * naming the engines that were not between requests within `timeout_s`: then nothing has changed and engines notice
+ * nothing. Other failures are those of any rank, and the same on all. */
 WC_API int wc_publish(wc_trainer *trainer, uint64_t version, const wc_tensor *tensors, size_t count,
                       wc_update *update);
 

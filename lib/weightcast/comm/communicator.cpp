@@ -84,29 +84,44 @@ Communicator::Communicator(MPI_Comm comm) : comm_(comm) {
   MPI_Comm_size(comm, &size_);
 }
 
-Communicator Communicator::duplicate(MPI_Comm comm) {
+Communicator Communicator::duplicate(MPI_Comm comm, Deadline deadline) {
   MPI_Comm copy = MPI_COMM_NULL;
-  check_mpi(MPI_Comm_dup(comm, &copy), "MPI_Comm_dup");
+  MPI_Request request = MPI_REQUEST_NULL;
+  check_mpi(MPI_Comm_idup(comm, &copy, &request), "MPI_Comm_idup");
+  wait_all({&request, 1}, deadline, "duplicating a communicator");
   Communicator result(copy);
-  const auto local = result.split_by_host(Deadline::after(60));
+  const auto local = result.split_by_host(deadline);
   // A waiting rank that has a core to itself may poll for as long as a whole GPU update takes.
   result.crowded_ = available_cores() < static_cast<std::size_t>(local.size());
   Patience::set_spin_s(result.crowded_ ? 1e-4 : 50e-3);
   return result;
 }
 
+Communicator Communicator::duplicate(Deadline deadline) const {
+  auto result = duplicate(get(), deadline);
+  result.clock_ = clock_;
+  return result;
+}
+
 Communicator Communicator::split(int color, int key, Deadline deadline) const {
+  const StageClock::Note note(clock_, "splitting the ranks", deadline);
   barrier(deadline);  // MPI_Comm_split cannot be polled: begin it only when everybody is there
   MPI_Comm part = MPI_COMM_NULL;
   check_mpi(MPI_Comm_split(get(), color < 0 ? MPI_UNDEFINED : color, key, &part), "MPI_Comm_split");
-  return part == MPI_COMM_NULL ? Communicator() : Communicator(part);
+  if (part == MPI_COMM_NULL) return {};
+  Communicator result(part);
+  result.clock_ = clock_;
+  return result;
 }
 
 Communicator Communicator::split_by_host(Deadline deadline) const {
+  const StageClock::Note note(clock_, "splitting the ranks", deadline);
   barrier(deadline);
   MPI_Comm part = MPI_COMM_NULL;
   check_mpi(MPI_Comm_split_type(get(), MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &part), "MPI_Comm_split_type");
-  return Communicator(part);
+  Communicator result(part);
+  result.clock_ = clock_;
+  return result;
 }
 
 void Communicator::barrier(Deadline deadline) const {

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "weightcast/comm/stage_clock.hpp"
 #include "weightcast/core/deadline.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/function_ref.hpp"
@@ -42,7 +43,9 @@ class Communicator {
  public:
   Communicator() = default;
   /// A private duplicate of `comm`.
-  static Communicator duplicate(MPI_Comm comm);
+  static Communicator duplicate(MPI_Comm comm, Deadline deadline = Deadline::after(60));
+  /// Another one of this, with its stage clock.
+  Communicator duplicate(Deadline deadline) const;
   /// Sub-communicator of all ranks with the same `color` (negative: none of it for this rank), ranked by `key`.
   Communicator split(int color, int key, Deadline deadline) const;
   /// The ranks on this host, in the order of this communicator.
@@ -52,6 +55,9 @@ class Communicator {
   explicit operator bool() const noexcept { return static_cast<bool>(comm_); }
   int rank() const noexcept { return rank_; }
   int size() const noexcept { return size_; }
+  /// From now on stages over this communicator and those made of it are noted on `clock`, which must outlive them.
+  void note_stages(StageClock& clock) noexcept { clock_ = &clock; }
+  StageClock* stage_clock() const noexcept { return clock_; }
   /// Whether this host has fewer cores than a waiting and a working rank each need (known to duplicate()s).
   bool crowded() const noexcept { return crowded_; }
 
@@ -69,19 +75,38 @@ class Communicator {
   UniqueHandle<CommTraits> comm_;
   int rank_ = 0, size_ = 1;
   bool crowded_ = false;
+  StageClock* clock_ = nullptr;
 };
 
 /// Waits until all `requests` are complete, polling; `idle` (may be empty) is called between polls and returns whether
 /// it did something useful. Error(deadline) naming `what` when time runs out (the requests are then abandoned).
 void wait_all(std::span<MPI_Request> requests, Deadline deadline, std::string_view what, FunctionRef<bool()> idle = {});
 
+/// Called again and again during long waits; throws when the wait is in vain. May be empty.
+using Watch = FunctionRef<void()>;
+
 /// Runs `local` on every rank of `comm`, then makes all ranks throw if any of them did, or none. All throw the error of
 /// the lowest guilty rank, its origin naming rank and `stage`; where several have failed, the message lists every one
-/// of them with its reason (waits that ran out only when there is no other cause). A rank that does not answer until
-/// `deadline` plus a grace of `grace_s` is itself the error (Error(deadline) of Reach::lost: such a job cannot be
-/// finalized).
-void agree(const Communicator& comm, std::string_view stage, Deadline deadline, FunctionRef<void()> local);
-inline constexpr double grace_s = 5.0;
+/// of them with its reason (waits that ran out only when there is no other cause). All is over by `deadline`, the work
+/// and the agreement: `local` may take the earlier deadline by which it has to end (a fifth of the time, at most a
+/// second, is kept for agreeing). A rank that does not answer is itself the error (Error(deadline) of Reach::lost: such
+/// a job cannot be finalized).
+template <typename Local>
+void agree(const Communicator& comm, std::string_view stage, Deadline deadline, Local&& local, Watch watch = {});
+
+/// agree() without its conveniences.
+void agree_on(const Communicator& comm, std::string_view stage, Deadline deadline, FunctionRef<void(Deadline)> local,
+              Watch watch);
+
+template <typename Local>
+void agree(const Communicator& comm, std::string_view stage, Deadline deadline, Local&& local, Watch watch) {
+  if constexpr (std::is_invocable_v<Local&, Deadline>) {
+    agree_on(comm, stage, deadline, local, watch);
+  } else {
+    agree_on(
+        comm, stage, deadline, [&](Deadline) { local(); }, watch);
+  }
+}
 
 /// Error(unavailable) with MPI's own text if an MPI call failed.
 void check_mpi(int status, std::string_view call);

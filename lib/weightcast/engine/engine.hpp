@@ -66,7 +66,8 @@ class Engine {
                                            bool empty_cache = false);
 
   /// Receives all parameters as one transaction: `version`, or whatever the trainer publishes (a rollback, too). As
-  /// above.
+  /// above. Not success with ExitCode::busy, and nothing is lost: the trainer has not begun within the group's
+  /// timeout.
   Answer update_weights(std::uint64_t version = any_version);
 
   /// Serves a version again that the other slot still holds, when the trainer says so, too (Trainer::rollback()). Its

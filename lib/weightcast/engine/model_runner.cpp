@@ -34,11 +34,13 @@ void ModelRunner::load(std::uint64_t version, const ReadReference& read, std::si
   store_.publish({version, {}});
 }
 
-UpdateResult ModelRunner::update(UpdateGroup& group, bool empty_cache, CheckClaim check) {
+std::optional<UpdateResult> ModelRunner::update(UpdateGroup& group, UpdateWait wait, bool empty_cache,
+                                                CheckClaim check) {
   return times.timed([&] {
-    const auto result = group.receive(check);
+    const auto result = group.receive(wait.until, check, wait.give_up);
+    if (!result) return result;
     std::size_t i = 0;
-    for (const auto seconds : {result.prepare_s, result.stage_s, result.verify_s, result.vote_s, result.commit_s})
+    for (const auto seconds : {result->prepare_s, result->stage_s, result->verify_s, result->vote_s, result->commit_s})
       stages[i++].note(seconds);
     if (empty_cache) group.release_cache();
     return result;

@@ -18,6 +18,12 @@ namespace weightcast {
 /// What the caller of an update expects of it; throws to refuse (see UpdateGroup::receive()).
 using CheckClaim = FunctionRef<void(const UpdateClaim&)>;
 
+/// How long an update is waited for, and by whom.
+struct UpdateWait {
+  Deadline until;
+  FunctionRef<bool()> give_up = {};  ///< looked at between two polls; may be empty; a view: name what it refers to
+};
+
 /// The lowest layer: this rank's weights. Updates and reads may run at the same time, but only one of each.
 class ModelRunner {
  public:
@@ -26,8 +32,9 @@ class ModelRunner {
   /// Fills and serves the first version from a reader of full parameters. Local.
   void load(std::uint64_t version, const ReadReference& read, std::size_t threads,
             const std::function<void(std::uint64_t)>& progress);
-  /// Collective over the update group. `empty_cache`: gives back memory that is only kept for speed.
-  UpdateResult update(UpdateGroup& group, bool empty_cache, CheckClaim check);
+  /// Takes part in the trainer's next update; nothing when it has left (see UpdateGroup::receive()). `empty_cache`:
+  /// gives back memory that is only kept for speed.
+  std::optional<UpdateResult> update(UpdateGroup& group, UpdateWait wait, bool empty_cache, CheckClaim check);
   /// This rank's part of the first `rows` rows of a parameter, packed; empty when it is another rank's copy. Local.
   std::vector<std::byte> rows(const ParameterStore::Pin& pin, std::size_t parameter, std::uint64_t rows);
   /// Digests of this rank's shards of parameters [first, first + count), as the slot holds them now; zero for another

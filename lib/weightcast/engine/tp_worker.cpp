@@ -8,6 +8,8 @@
 namespace weightcast {
 namespace {
 
+constexpr double forever_s = 1e9;
+
 std::uint64_t row_count(const TensorInfo& info) {
   return info.shape.empty() ? 1 : info.shape[0];
 }
@@ -42,16 +44,18 @@ void TpWorker::connect(UpdateGroup& group) {
   control_.reset();
   read_.reset();
   if (group.replica().size() == 1) return;
-  agree(group.replica(), "init", deadline(), [&] {
-    control_.emplace(group.replica(), deadline());
-    read_.emplace(group.replica(), deadline());
+  agree(group.replica(), "init", deadline(), [&](Deadline work) {
+    control_.emplace(group.replica(), work);
+    read_.emplace(group.replica(), work);
   });
 }
 
 UpdateResult TpWorker::update(bool empty_cache, CheckClaim check) {
   return times.timed([&] {
     if (control_) control_->send({.verb = TpCommand::Verb::update, .empty_cache = empty_cache}, deadline());
-    return runner_->update(*group_, empty_cache, check);
+    const auto result = runner_->update(*group_, {deadline()}, empty_cache, check);
+    if (!result) fail(ExitCode::unavailable, "the trainer has left the group");
+    return *result;
   });
 }
 
@@ -66,7 +70,7 @@ std::vector<std::vector<std::byte>> TpWorker::gather(TpCommand command, Reading&
   command.request = ++requests_;
   command.version = reading.pin.version().id;
   std::vector<std::vector<std::byte>> parts(plan_->tp);
-  const auto patience = deadline().plus(grace_s);  // a rank that waits in vain says so itself
+  const auto patience = deadline();
   std::optional<Error> failure;
   try {
     if (read_) read_->send(command, deadline());
@@ -160,9 +164,12 @@ void TpWorker::serve() {
   });
   for (TpCommand command; (command = *control_->next({})).verb != TpCommand::Verb::shutdown;) {
     try {
-      times.timed([&] { return runner_->update(*group_, command.empty_cache != 0, {}); });
+      // Until the first rank wants something else: then it has given up on this update, or taken part in it before.
+      const auto wanted = [&] { return control_->arrived(Deadline::after(0)); };
+      const UpdateWait wait{Deadline::after(forever_s), wanted};
+      times.timed([&] { return runner_->update(*group_, wait, command.empty_cache != 0, {}); });
     } catch (const Error& error) {
-      if (error.reach() != Error::Reach::everybody) throw;
+      if (error.reach() != Error::Reach::everybody && error.code() != ExitCode::busy) throw;
     }
   }
   reader.join();
@@ -178,7 +185,7 @@ void TpWorker::serve_reads(const std::stop_token& stop) {
       try {
         Stopwatch watch;
         const auto pin =
-            runner_->store().pin(command->version, deadline(), fmt::format("request {}", command->request));
+            runner_->store().pin(command->version, pin_deadline(), fmt::format("request {}", command->request));
         reply.waited_s = watch.elapsed_s();
         bytes = part(*command, pin);
       } catch (...) {

@@ -63,6 +63,8 @@ class TpWorker {
  private:
   struct Reading;
   Deadline deadline() const noexcept { return Deadline::after(group_->options().timeout_s); }
+  /// For another rank's part of a read: it has to say in time that it waited in vain.
+  Deadline pin_deadline() const noexcept { return Deadline::after(0.8 * group_->options().timeout_s); }
   std::vector<std::byte> part(const TpCommand& command, const ParameterStore::Pin& pin);
   /// Every rank's part, by tp rank.
   std::vector<std::vector<std::byte>> gather(TpCommand command, Reading& reading);

@@ -66,7 +66,8 @@ struct RequestRing {
   /// After a failure: what has not been matched is taken back. What has is waited for a little, so that nothing is
   /// written into memory that the next update uses; beyond that nobody sends.
   void cancel() noexcept {
-    const auto patience = Deadline::after(1);
+    constexpr double little_s = 0.1;  // of what is kept for agreeing on the failure
+    const auto patience = Deadline::after(little_s);
     for (auto i = completed; i < begun; ++i) MPI_Cancel(&requests[i % window]);
     for (int done = 0; !empty() && !patience.passed(); completed += done != 0 ? 1u : 0u)
       MPI_Test(&requests[completed % window], &done, MPI_STATUS_IGNORE);

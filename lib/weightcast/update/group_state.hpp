@@ -4,6 +4,8 @@
 #include <exception>
 #include <optional>
 
+#include "weightcast/telemetry/stopwatch.hpp"
+#include "weightcast/update/offer.hpp"
 #include "weightcast/update/update_group.hpp"
 #include "weightcast/verify/gpu_digests.hpp"
 #include "weightcast/verify/shard_digests.hpp"
@@ -71,12 +73,14 @@ struct UpdateGroup::State {
   GroupOptions options;
   ParameterStore* store = nullptr;
   Communicator group, replica;
+  std::optional<Offers> offers;
   Peers peers;
   Endpoints endpoints;
   std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)> wrap;
   std::unique_ptr<Transport> transport;
   std::vector<std::unique_ptr<Transport>> retired;  // failed ones: see Transport::run()
   bool transport_failed = false;                    // the same on all ranks
+  bool lost = false;                                // a rank is out of reach
   std::string transport_notes;
   double init_s = 0, warmup_s = 0;
 
@@ -102,7 +106,7 @@ struct UpdateGroup::State {
   void warm_up();
 
   // The stages, in transaction.cpp. Each is what one rank does locally; agree() makes the outcome everybody's.
-  void prepare(UpdateClaim& claim, Deadline deadline);
+  void prepare(const UpdateClaim& claim, Deadline deadline);
   void stage(const UpdateClaim& claim, Deadline deadline);
   void verify(const UpdateClaim& claim, std::span<const Digest> claimed, Deadline deadline);
   bool complete() const noexcept { return open->missing == 0; }
@@ -115,7 +119,11 @@ struct UpdateGroup::State {
   void prepare_rollback(const UpdateClaim& claim) const;
   void verify_rollback(const UpdateClaim& claim, Deadline deadline);
   void commit_rollback(const UpdateClaim& claim);
-  UpdateResult run(UpdateClaim claim, std::span<const Digest> claimed, FunctionRef<void(const UpdateClaim&)> check);
+
+  /// Trainer: offers the claim, and when all engines have taken it goes through the stages with them.
+  UpdateResult offer(const UpdateClaim& claim, std::span<const Digest> claimed);
+  /// All ranks, once they have agreed on PREPARE, which began with `watch`: the other stages.
+  UpdateResult run(const UpdateClaim& claim, std::span<const Digest> claimed, Stopwatch& watch);
 };
 
 }  // namespace weightcast

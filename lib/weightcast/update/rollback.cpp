@@ -8,12 +8,12 @@
 namespace weightcast {
 
 void UpdateGroup::State::prove_served() {
-  agree(group, "warm-up", deadline(), [&] {
+  agree(group, "warm-up", deadline(), [&](Deadline work) {
     if (!slot_witness) return;
     const auto served = store->served();
     const auto slot = served ? store->slot_of(*served) : std::nullopt;
     if (!slot) return;
-    const auto digests = slot_witness->digest(store->slots()[*slot], deadline());
+    const auto digests = slot_witness->digest(store->slots()[*slot], work);
     proven[*slot].assign(digests.begin(), digests.end());
   });
 }
@@ -67,7 +67,7 @@ UpdateResult UpdateGroup::roll_back(std::uint64_t base_version, std::uint64_t ve
   claim.version = version;
   claim.parameters = s.plan->model.parameters.size();
   claim.flags = UpdateClaim::rollback;
-  return s.run(claim, {}, {});
+  return s.offer(claim, {});
 }
 
 }  // namespace weightcast

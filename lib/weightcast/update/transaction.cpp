@@ -7,8 +7,7 @@
 
 namespace weightcast {
 
-void UpdateGroup::State::prepare(UpdateClaim& claim, Deadline deadline) {
-  group.broadcast(std::as_writable_bytes(std::span(&claim, 1)), 0, deadline);
+void UpdateGroup::State::prepare(const UpdateClaim& claim, Deadline deadline) {
   const auto parameters = plan->model.parameters.size();
   if (claim.schema != UpdateClaim{}.schema) fail(ExitCode::bad_data, "the update's claim has an unknown schema");
   if (!std::equal(claim.plan_digest.begin(), claim.plan_digest.end(), plan->digest.begin(), plan->digest.end())) {
@@ -109,59 +108,63 @@ void UpdateGroup::State::abort() noexcept {
   open.reset();
 }
 
-UpdateResult UpdateGroup::State::run(UpdateClaim claim, std::span<const Digest> claimed,
-                                     FunctionRef<void(const UpdateClaim&)> check) {
+UpdateResult UpdateGroup::State::run(const UpdateClaim& claim, std::span<const Digest> claimed, Stopwatch& watch) {
   UpdateResult result;
-  Stopwatch watch;
-  try {
-    if (transport_failed) replace_transport();
-    agree(group, "prepare", deadline(), [&] {
-      prepare(claim, deadline());
-      if (check) check(claim);
-    });
-    result.version = claim.version;
-    result.prepare_s = watch.lap();
-    if (claim.flags == UpdateClaim::same) {
-      result.committed = result.no_op = true;
-      result.digest = last.digest;
-      return result;
-    }
-    if (claim.flags == UpdateClaim::rollback) {
-      agree(group, "verify", deadline(), [&] {
-        verify_rollback(claim, deadline());
-        result.verify_s = watch.lap();
-      });
-      result.vote_s = watch.lap();
-      commit_rollback(claim);
-      result.commit_s = watch.lap();
-      result.committed = true;
-      result.digest = last.digest;
-      return result;
-    }
-    transport_failed = true;  // unless all ranks come through
-    agree(group, "stage", deadline(), [&] { stage(claim, deadline()); });
-    transport_failed = false;
-    result.stage_s = watch.lap();
-    // The verdict over VERIFY is the VOTE.
-    agree(group, "verify", deadline(), [&] {
-      verify(claim, claimed, deadline());
+  result.version = claim.version;
+  result.prepare_s = watch.lap();
+  if (claim.flags == UpdateClaim::same) {
+    result.committed = result.no_op = true;
+    result.digest = last.digest;
+    return result;
+  }
+  if (claim.flags == UpdateClaim::rollback) {
+    agree(group, "verify", deadline(), [&](Deadline work) {
+      verify_rollback(claim, work);
       result.verify_s = watch.lap();
     });
     result.vote_s = watch.lap();
-    if (complete()) {
-      commit();
-      result.digest = last.digest;
-      result.committed = true;
-    }
+    commit_rollback(claim);
     result.commit_s = watch.lap();
-  } catch (...) {
-    // A refused newcomer leaves the update alone that it collided with.
-    if (open && open->version == claim.version) abort();
-    throw;
+    result.committed = true;
+    result.digest = last.digest;
+    return result;
   }
+  if (transport_failed) replace_transport();
+  transport_failed = true;  // unless all ranks come through
+  agree(group, "stage", deadline(), [&](Deadline work) { stage(claim, work); });
+  transport_failed = false;
+  result.stage_s = watch.lap();
+  // The verdict over VERIFY is the VOTE.
+  agree(group, "verify", deadline(), [&](Deadline work) {
+    verify(claim, claimed, work);
+    result.verify_s = watch.lap();
+  });
+  result.vote_s = watch.lap();
+  if (complete()) {
+    commit();
+    result.digest = last.digest;
+    result.committed = true;
+  }
+  result.commit_s = watch.lap();
   result.egress_bytes = transport->traffic().egress_bytes;
   result.staging_bytes = transport->traffic().staging_bytes;
   return result;
+}
+
+UpdateResult UpdateGroup::State::offer(const UpdateClaim& claim, std::span<const Digest> claimed) {
+  Stopwatch watch;
+  const bool opened = open.has_value();
+  try {
+    offers->offer(claim, deadline(), [&](Deadline work) { prepare(claim, work); });
+    return run(claim, claimed, watch);
+  } catch (const Error& error) {
+    // A refused newcomer leaves the update alone that it collided with, and so does an offer that engines had no time
+    // for.
+    const bool withdrawn = opened && error.reach() == Error::Reach::local;
+    lost = lost || error.reach() == Error::Reach::lost;
+    if (open && open->version == claim.version && !withdrawn) abort();
+    throw;
+  }
 }
 
 UpdateResult UpdateGroup::publish(const UpdateRequest& request) {
@@ -180,12 +183,36 @@ UpdateResult UpdateGroup::publish(const UpdateRequest& request) {
       s.model_digest->of(request.claimed) == s.last.digest) {
     claim.flags = UpdateClaim::same;
   }
-  return s.run(claim, request.claimed, {});
+  return s.offer(claim, request.claimed);
 }
 
-UpdateResult UpdateGroup::receive(FunctionRef<void(const UpdateClaim&)> check) {
-  if (state_->trainer()) throw Error(ExitCode::config, "receive() on the trainer", "only engine ranks receive");
-  return state_->run({}, {}, check);
+std::optional<UpdateResult> UpdateGroup::receive(Deadline wait, FunctionRef<void(const UpdateClaim&)> check,
+                                                 FunctionRef<bool()> give_up) {
+  auto& s = *state_;
+  if (s.trainer()) throw Error(ExitCode::config, "receive() on the trainer", "only engine ranks receive");
+  Stopwatch watch;
+  UpdateClaim offered;
+  bool opened = false;
+  const auto prepare = [&](const UpdateClaim& claim, Deadline work) {
+    watch = Stopwatch();  // the wait for the trainer is no part of an update
+    offered = claim;
+    opened = !s.open;
+    s.prepare(claim, work);
+    if (check) check(claim);
+  };
+  const auto undo = [&] {
+    if (opened) s.abort();
+    offered = {};
+  };
+  try {
+    const auto claim = s.offers->accept(wait, s.options.timeout_s, prepare, undo, give_up);
+    if (!claim) return std::nullopt;
+    return s.run(*claim, {}, watch);
+  } catch (const Error& error) {
+    s.lost = s.lost || error.reach() == Error::Reach::lost;
+    if (s.open && s.open->version == offered.version) s.abort();
+    throw;
+  }
 }
 
 void UpdateGroup::release_cache() noexcept {

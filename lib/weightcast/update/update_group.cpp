@@ -36,13 +36,13 @@ Manifest make_manifest(const TransferPlan& plan, const GroupOptions& options) {
 
 /// Every rank holds the trainer's manifest against its own.
 void compare_manifests(const Communicator& group, const Manifest& mine, Deadline deadline) {
-  agree(group, "prepare", deadline, [&] {
+  agree(group, "prepare", deadline, [&](Deadline work) {
     std::string text = group.rank() == 0 ? to_json(mine) : std::string();
     std::uint64_t size_bytes = text.size();
-    group.broadcast(std::as_writable_bytes(std::span(&size_bytes, 1)), 0, deadline);
+    group.broadcast(std::as_writable_bytes(std::span(&size_bytes, 1)), 0, work);
     if (size_bytes > 256 * 1024 * 1024) fail(ExitCode::bad_data, "the trainer's manifest has {} bytes", size_bytes);
     text.resize(size_bytes);
-    group.broadcast(std::as_writable_bytes(std::span(text)), 0, deadline);
+    group.broadcast(std::as_writable_bytes(std::span(text)), 0, work);
     const auto difference = first_difference(mine, parse_manifest(text));
     if (!difference.empty()) {
       throw Error(ExitCode::config, "trainer and engine do not agree: " + difference,
@@ -63,7 +63,7 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
   s.options = options;
   s.store = store;
   const auto world = 1 + options.tp * options.dp;
-  s.group = Communicator::duplicate(parent.get());
+  s.group = parent.duplicate(s.deadline());
   agree(s.group, "prepare", s.deadline(), [&] {
     if (static_cast<std::uint64_t>(s.group.size()) == world) return;
     throw Error(ExitCode::config,
@@ -76,6 +76,7 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
   s.replica = s.group.split(color, s.group.rank(), s.deadline());
   s.peers = Peers::meet(s.group, options.tp, options.dp, options.placement, s.deadline());
   compare_manifests(s.group, make_manifest(plan, options), s.deadline());
+  agree(s.group, "prepare", s.deadline(), [&](Deadline work) { s.offers.emplace(s.group, work); });
 
   s.endpoints.sources = std::move(sources);
   if (store != nullptr) s.endpoints.sinks = store->slots();
@@ -107,11 +108,17 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
 
 UpdateGroup::~UpdateGroup() {
   auto& s = *state_;
+  const bool whole = !s.transport_failed && !s.lost && std::uncaught_exceptions() == 0;
   s.transport.reset();
-  if (s.transport_failed || std::uncaught_exceptions() != 0) return;
   try {
+    if (s.trainer()) {
+      s.offers->say_farewell();
+    } else {
+      s.offers->leave(Deadline::after(whole ? goodbye_s : 0));
+    }
     // Whoever has mapped this rank's memory lets go of it before it is freed.
-    s.group.barrier(Deadline::after(goodbye_s));
+    const StageClock::Note note(s.group.stage_clock(), "leaving the group", Deadline::after(goodbye_s));
+    if (whole && (s.trainer() || s.offers->closed())) s.group.barrier(Deadline::after(goodbye_s));
   } catch (const Error&) {  // NOLINT(bugprone-empty-catch): somebody left without a word, and holds nothing any more
   }
 }
@@ -120,7 +127,7 @@ void UpdateGroup::State::replace_transport() {
   retired.push_back(std::move(transport));
   transport = make_transport(retired.back()->name(), options.method, options.placement.kind);
   if (wrap) transport = wrap(std::move(transport));
-  agree(group, "attach", deadline(), [&] { transport->attach(peers, *plan, endpoints, deadline()); });
+  agree(group, "attach", deadline(), [&](Deadline work) { transport->attach(peers, *plan, endpoints, work); });
   transport_failed = false;
 }
 
@@ -151,7 +158,7 @@ void UpdateGroup::State::choose_transport() {
     if (reasons.empty()) {
       if (wrap) transport = wrap(std::move(transport));
       try {
-        agree(group, "attach", deadline(), [&] { transport->attach(peers, *plan, endpoints, deadline()); });
+        agree(group, "attach", deadline(), [&](Deadline work) { transport->attach(peers, *plan, endpoints, work); });
         transport_notes = refusals;
         return;
       } catch (const Error& error) {
@@ -176,12 +183,12 @@ void UpdateGroup::State::warm_up() {
   const auto sources = whole ? group.max(endpoints.sources.size(), deadline()) : 1;
   const auto runs = group.max(possible ? 0 : 1, deadline()) == 0 ? sources : 0;
   for (std::size_t source = 0; source < runs; ++source) {
-    agree(group, "warm-up", deadline(), [&] {
+    agree(group, "warm-up", deadline(), [&](Deadline work) {
       Batch batch{source, 0, 0, count, nullptr};
-      if (store == nullptr) return transport->run(batch, deadline());
-      batch.sink = store->stage(deadline());
+      if (store == nullptr) return transport->run(batch, work);
+      batch.sink = store->stage(work);
       try {
-        transport->run(batch, deadline());
+        transport->run(batch, work);
       } catch (...) {
         store->drop();
         throw;

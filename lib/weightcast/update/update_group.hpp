@@ -18,7 +18,10 @@
 
 /// The update group and its transaction: the only room that knows the whole road of the bytes.
 ///
-/// PREPARE  the claim of the update reaches everybody and is held against what each rank knows; nothing has moved.
+/// OFFER    the trainer says what it has; engines answer when they are between requests. Who does not in time ends the
+///          offer and nothing else.
+/// PREPARE  everybody holds the claim of the update against what it knows; nothing has moved. Answer and agreement are
+///          one exchange with the offer.
 /// STAGE    bytes move into the spare slots; readers stay on the served version. Digests are taken on the way.
 /// VERIFY   every engine rank compares the digests of what its slot holds with those of what the trainer sent.
 /// VOTE     one agreement of outcomes over all ranks: all or none.
@@ -64,7 +67,9 @@ struct UpdateResult {
 };
 
 /// Trainer and all engine ranks, bound together over one plan. All verbs are collective over the group and blocking,
-/// each wait has a deadline, and on failure every rank throws the same Error naming the guilty rank.
+/// each wait has a deadline, and on failure every rank throws the same Error naming the guilty rank. Destroying it is
+/// collective, too: the trainer says farewell, an engine waits a little for that and refuses what is offered until
+/// then.
 class UpdateGroup {
  public:
   /// Forms the group: checks world = 1 + tp * dp, compares the manifests of all ranks (the first difference is named),
@@ -77,15 +82,19 @@ class UpdateGroup {
   ~UpdateGroup();
   UpdateGroup(UpdateGroup&&) = delete;
 
-  /// Trainer: publishes parameters to all engines.
+  /// Trainer: publishes parameters to all engines. Error(busy) on this rank alone, naming the engines that did not take
+  /// the offer in time: nothing has changed, the group is intact, and the engines know of nothing.
   UpdateResult publish(const UpdateRequest& request);
   /// Trainer: makes all engines serve a version again that their other slot still holds, once its digests have proven
   /// that it is what was committed (or served when the group was formed). Error(config) naming the ranks that no longer
   /// hold it; Error(mismatch) if it changed. On success it is the base of the next update.
   UpdateResult roll_back(std::uint64_t base_version, std::uint64_t version);
-  /// Engines: takes part in the trainer's next publish() or roll_back(). `check` may refuse its claim by throwing,
-  /// before anything moves: then all ranks throw that error.
-  UpdateResult receive(FunctionRef<void(const UpdateClaim&)> check = {});
+  /// Engines: waits until `wait` for the trainer's next publish() or roll_back() and takes part in it; nothing when the
+  /// trainer has left the group and there will be none. `check` may refuse its claim by throwing, before anything
+  /// moves: then all ranks throw that error. Error(busy), and nothing is lost, when nothing was offered that all ranks
+  /// went on with, or `give_up` (looked at between two polls) says that this rank has something else to do.
+  std::optional<UpdateResult> receive(Deadline wait, FunctionRef<void(const UpdateClaim&)> check = {},
+                                      FunctionRef<bool()> give_up = {});
 
   /// Gives back memory that is only kept for speed; the next update allocates it again. Local, between updates.
   void release_cache() noexcept;
