@@ -45,9 +45,9 @@ void check(const TransferPlan& plan, Job& job, const AdamW* optimiser, Engine* e
   for (std::size_t p = 0; p < parameters.size(); ++p) {
     expected.push_back(optimiser != nullptr ? optimiser->rounded(p)
                                             : std::vector<std::byte>(*parameters[p].info.size_bytes()));
-    job.world().broadcast(expected.back(), 0, job.deadline_for(expected.back().size()));
   }
-  agree(job.world(), "check", job.deadline_for(plan.model.size_bytes()), [&] {
+  job.agree_patiently("check", 2 * plan.model.size_bytes(), [&](const Pulse& pulse, Deadline deadline) {
+    for (auto& bytes : expected) pulse.check(), job.world().broadcast(bytes, 0, deadline);
     if (engine == nullptr) return;
     const auto pin = engine->store().pin();
     const HostView slot(pin.slot());
@@ -84,7 +84,7 @@ int run(const Options& options) {
   const auto device = options.choice<DeviceChoice>("device");
   const double timeout_s = options.duration_s("timeout");
 
-  Job job(timeout_s);
+  Job job(timeout_s, [](const std::optional<Error>&) {});
   const auto body = [&] {
     TransferPlan plan;
     agree(job.world(), "start", job.deadline(), [&] {
@@ -108,7 +108,7 @@ int run(const Options& options) {
       check(plan, job, nullptr, &engine);
     }
   };
-  return job.run(body, [](const std::optional<Error>&) {});
+  return job.run(body);
 }
 
 }  // namespace

@@ -40,13 +40,14 @@ class ModelBench {
     });
     const auto threads = threads_per_rank(job.world(), job.deadline());
     const auto ranks = static_cast<std::uint64_t>(job.world().size());
-    agree(job.world(), "load", job.deadline_for(plan_.model.size_bytes() * (ranks + 1)), [&] {
+    job.agree_patiently("load", plan_.model.size_bytes() * (ranks + 1), [&](const Pulse& pulse) {
       if (job.trainer()) {
         trainer_ = std::make_unique<Trainer>(plan_, placement);
-        for (const auto& source : sources_) trainer_->load(*source, threads, [](std::uint64_t) { stop_if_asked(); });
+        const auto look = [&](std::uint64_t) { stop_if_asked(), pulse.check(); };
+        for (const auto& source : sources_) trainer_->load(*source, threads, look);
       } else {
         engine_ = std::make_unique<Engine>(plan_, tp_rank(), CommitMode::swap, placement);
-        engine_->load(version_, reader(1), threads);
+        engine_->load(version_, reader(1, pulse), threads);
       }
     });
   }
@@ -59,8 +60,8 @@ class ModelBench {
     if (trainer_) endpoints.sources = trainer_->buffers();
     std::vector<Mapping> sources;
     gpu::Stream stream;
-    agree(job_.world(), "ceiling", job_.deadline(), [&] {
-      sources = map_sources(peers, endpoints, job_.deadline());
+    agree(job_.world(), "ceiling", job_.deadline(), [&](Deadline work) {
+      sources = map_sources(peers, endpoints, work);
       if (engine_ && placement_.kind == MemoryKind::cuda) stream = gpu::Stream(placement_.gpu);
     });
     std::vector<double> seconds;
@@ -162,9 +163,10 @@ class ModelBench {
  private:
   std::size_t tp_rank() const noexcept { return (static_cast<std::size_t>(job_.world().rank()) - 1) % tp_; }
 
-  ReadReference reader(std::size_t source) const {
-    return [this, source](std::size_t p, std::uint64_t offset, std::span<std::byte> to) {
+  ReadReference reader(std::size_t source, const Pulse& pulse) const {
+    return [this, source, &pulse](std::size_t p, std::uint64_t offset, std::span<std::byte> to) {
       stop_if_asked();
+      pulse.check();
       sources_[source]->read(p, offset, to);
     };
   }
@@ -201,11 +203,11 @@ class ModelBench {
   /// Parameters that differ from their source on any rank, summed over the ranks.
   std::uint64_t wrong() const {
     std::uint64_t mine = 0;
-    const auto deadline = job_.deadline_for(plan_.model.size_bytes() * static_cast<std::uint64_t>(job_.world().size()));
-    agree(job_.world(), "reference", deadline, [&] {
+    const auto ranks = static_cast<std::uint64_t>(job_.world().size());
+    job_.agree_patiently("reference", plan_.model.size_bytes() * ranks, [&](const Pulse& pulse) {
       if (!engine_) return;
       const HostView slot(engine_->store().pin().slot());
-      mine = check_against_reference(plan_, tp_rank(), slot.bytes(), reader(source_)).mismatched.size();
+      mine = check_against_reference(plan_, tp_rank(), slot.bytes(), reader(source_, pulse)).mismatched.size();
     });
     return job_.world().sum(mine, job_.deadline());
   }
@@ -286,18 +288,17 @@ void run(const BenchOptions& options, Job& job, Report& report) {
 }  // namespace
 
 int run_bench(const BenchOptions& options) {
-  Job job(options.timeout_s);
   Report report;
   report.command = "bench";
   report.versions = versions();
-  return job.run([&] { run(options, job, report); },
-                 [&](const std::optional<Error>& error) {
-                   if (error) {
-                     report.error = report_error(*error);
-                     report.exit_code = error->code();
-                   }
-                   if (!options.json.empty()) write_report(options.json, report);
-                 });
+  Job job(options.timeout_s, [&](const std::optional<Error>& error) {
+    if (error) {
+      report.error = report_error(*error);
+      report.exit_code = error->code();
+    }
+    if (!options.json.empty()) write_report(options.json, report);
+  });
+  return job.run([&] { run(options, job, report); });
 }
 
 }  // namespace weightcast

@@ -3,7 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <condition_variable>
 #include <cstdio>
+#include <mutex>
+#include <utility>
 
 #include "error_block.hpp"
 #include "launch.hpp"
@@ -17,12 +20,105 @@ std::string role_of(int rank) {
   return rank == 0 ? "trainer" : "engine";
 }
 
-Job::Job(double timeout_s)
-    : environment_(nullptr, nullptr), world_(Communicator::duplicate(MPI_COMM_WORLD)), timeout_s_(timeout_s) {
+namespace {
+
+constexpr double wake_s = 0.1;  // from a launcher's SIGCONT until its SIGTERM
+constexpr double turn_s = 1;    // for writing the report and ending the job, before the next rank does it
+
+/// Fills in what this rank knows of where an error arose.
+void place(Error& error, int rank) {
+  auto& origin = error.origin();
+  if (origin.rank < 0) origin.rank = rank;
+  if (origin.host.empty() && origin.rank == rank) origin.host = host_name();
+  origin.role = role_of(origin.rank);
+}
+
+void show(const Error& error) {
+  std::fflush(stdout);
+  fmt::print(stderr, "{}", error_block(error, static_cast<int>(error.code())));
+  std::fflush(stderr);
+}
+
+}  // namespace
+
+Job::Job(double timeout_s, Finish finish)
+    : timeout_s_(timeout_s),
+      finish_(std::move(finish)),
+      note_(std::in_place, &clock_, "start", Deadline::after(timeout_s)),
+      watchdog_([this](const std::stop_token& stop) { watch(stop); }),
+      environment_(nullptr, nullptr),
+      world_(Communicator::duplicate(MPI_COMM_WORLD, deadline())),
+      alarm_(world_.duplicate(deadline())) {
+  world_.note_stages(clock_);
+  in_mpi_ = true;
+  note_.reset();
   note_signals();
 }
 
-int Job::run(FunctionRef<void()> body, FunctionRef<void(const std::optional<Error>&)> finish) {
+Job::~Job() {
+  in_mpi_ = false;
+  note_.emplace(&clock_, "leaving MPI", deadline());
+}
+
+double Job::roll_call_s() const noexcept {
+  constexpr double most_s = 1, share = 0.2;
+  return std::min(most_s, share * timeout_s_);
+}
+
+std::optional<Error> Job::find_missing(const Communicator& ranks, const std::string& stage, double seconds) const {
+  try {
+    agree(ranks, stage, Deadline::after(seconds), [] {});
+  } catch (const Error& missing) {
+    if (missing.reach() == Error::Reach::lost) return missing;
+  }
+  return std::nullopt;
+}
+
+void Job::watch(const std::stop_token& stop) {
+  constexpr double late_s = 0.2;
+  constexpr auto pause = std::chrono::milliseconds(50);
+  std::mutex mutex;
+  std::condition_variable_any wake;
+  std::unique_lock lock(mutex);
+  while (!wake.wait_for(lock, stop, pause, [&] { return stop.stop_requested(); })) {
+    const auto stage = clock_.overdue(late_s);
+    if (!stage) continue;
+    std::optional<Error> error;
+    if (in_mpi_) error = find_missing(alarm_, *stage, roll_call_s() / 2);
+    if (!error) {
+      const auto stopped = stopped_rank();
+      error.emplace(ExitCode::deadline,
+                    fmt::format("{} in the stage: {}",
+                                stopped ? fmt::format("rank {} is stopped", *stopped) : "MPI hangs", *stage),
+                    "look for a stopped, swapping or dead rank, or give it more time with --timeout");
+      error->origin() = {*stage, stopped.value_or(launch_rank()), host_name(), {}};
+    }
+    give_up(*error);
+  }
+}
+
+void Job::give_up(const Error& error) {
+  if (ending_.exchange(true)) {  // another thread does it
+    while (true) let_others_speak(turn_s);
+  }
+  const int rank = launch_rank();
+  // A rank that was stopped itself and is woken to be killed knows least: the launcher's signal ends it here.
+  let_others_speak(wake_s);
+  obey_signals();
+  const int before = rank - (error.origin().rank < rank ? 1 : 0);
+  if (before > 0) let_others_speak(turn_s * before);
+  auto placed = error;
+  place(placed, rank);
+  try {
+    finish_(placed);
+  } catch (...) {  // NOLINT(bugprone-empty-catch): what follows says more
+  }
+  show(placed);
+  if (in_mpi_) abort_job(placed.code());
+  std::_Exit(static_cast<int>(placed.code()));  // the launcher ends the others
+}
+
+int Job::run(FunctionRef<void()> body) {
   std::optional<Error> error;
   try {
     body();
@@ -30,37 +126,24 @@ int Job::run(FunctionRef<void()> body, FunctionRef<void(const std::optional<Erro
     error = current_error();
   }
   const auto shared = [&] { return !error || error->reach() == Error::Reach::everybody; };
-  if (!shared()) obey_signals();  // the launcher is ending a job that is lost
-  const auto place = [&] {
-    if (!error) return;
-    auto& origin = error->origin();
-    if (origin.rank < 0) origin.rank = world_.rank();
-    if (origin.host.empty() && origin.rank == world_.rank()) origin.host = host_name();
-    origin.role = role_of(origin.rank);
-  };
-  place();
+  if (!shared() && error->reach() == Error::Reach::local && error->code() == ExitCode::deadline) {
+    const auto stage = error->origin().stage.empty() ? "waiting" : error->origin().stage;
+    if (const auto missing = find_missing(world_, stage, roll_call_s())) error = missing;
+  }
+  if (error) place(*error, world_.rank());
+  if (!shared()) give_up(*error);
   try {
-    if (shared()) {
-      agree(world_, "report", deadline(), [&] {
-        if (trainer()) finish(error);
-      });
-    } else if (trainer()) {
-      finish(error);
-    }
+    agree(world_, "report", deadline(), [&] {
+      if (trainer()) finish_(error);
+    });
   } catch (...) {
-    if (!error) error = current_error();
-    place();
+    const auto failure = current_error();
+    if (!error || failure.reach() == Error::Reach::lost) error = failure;
+    place(*error, world_.rank());
+    if (!shared()) give_up(*error);
   }
   if (!error) return 0;
-  const bool together = shared();
-  // When a rank is lost, the lowest one that still runs should speak and end the job.
-  if (!together && !trainer()) let_others_speak(1.0 + 0.2 * world_.rank());
-  if (trainer() || !together) {
-    std::fflush(stdout);
-    fmt::print(stderr, "{}", error_block(*error, static_cast<int>(error->code())));
-    std::fflush(stderr);
-  }
-  if (!together) abort_job(error->code());
+  if (trainer()) show(*error);
   return static_cast<int>(error->code());
 }
 

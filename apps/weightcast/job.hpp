@@ -1,12 +1,16 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "choices.hpp"
 #include "weightcast/comm/communicator.hpp"
+#include "weightcast/comm/pulse.hpp"
 #include "weightcast/core/function_ref.hpp"
 #include "weightcast/device/memory.hpp"
 #include "weightcast/telemetry/report.hpp"
@@ -15,33 +19,71 @@
 /// What update and bench share: a job of 1 + tp * dp ranks that ends on all ranks with one exit status.
 namespace weightcast {
 
+/// What is done at the end with the error that ended the job, or without one: the report.
+using Finish = std::function<void(const std::optional<Error>&)>;
+
 /// A running MPI job. At most one per process.
 class Job {
  public:
-  /// Initialises MPI. From now on signals that ask to end are only noted: see stop_if_asked().
-  explicit Job(double timeout_s);
+  /// Initialises MPI. From now on signals that ask to end are only noted: see stop_if_asked(). `finish` runs once at
+  /// the end, on rank 0 or, when that is lost, on the lowest rank that runs; in case MPI itself hangs, on another
+  /// thread.
+  Job(double timeout_s, Finish finish);
+  ~Job();
 
   const Communicator& world() const noexcept { return world_; }
   bool trainer() const noexcept { return world_.rank() == 0; }
-  Deadline deadline() const noexcept { return Deadline::after(timeout_s_); }
-  /// For work on `bytes` of weights that is not communication (reading, filling, writing): the timeout, and the time
-  /// that this takes at 50 MB/s.
-  Deadline deadline_for(std::uint64_t bytes) const noexcept {
-    return deadline().plus(static_cast<double>(bytes) / 50e6);
+  /// Of a wait or a stage that begins now. A little earlier than the timeout of the job, so that who is missing can
+  /// still be found out.
+  Deadline deadline() const noexcept { return Deadline::after(timeout_s_ - roll_call_s()); }
+
+  /// For work on `bytes` of weights that is not communication (reading, filling, writing), which may take long on a
+  /// slow disk: agree() that is not over before such work takes at the slowest pace of a disk that works, but notices
+  /// within the timeout when a rank is stopped. `local` is given a Pulse to look at while it works, or takes nothing.
+  template <typename Local>
+  void agree_patiently(std::string_view stage, std::uint64_t bytes, Local&& local) const {
+    constexpr double slowest_bytes_per_s = 50e6;  // a network disk that many read
+    const Pulse pulse(world_, std::string(stage), timeout_s_ - roll_call_s());
+    const auto deadline = this->deadline().plus(static_cast<double>(bytes) / slowest_bytes_per_s);
+    agree(
+        world_, stage, deadline,
+        [&](Deadline work) {
+          if constexpr (std::is_invocable_v<Local&, const Pulse&, Deadline>) {
+            local(pulse, work);
+          } else {
+            local(pulse);
+          }
+        },
+        [&] { pulse.check(); });
   }
 
-  /// Runs `body` on every rank, then `finish` on rank 0 with the error that ended `body`, if any (it writes the
-  /// report). Prints the error block once. Returns the exit status, the same on all ranks; does not return when a rank
-  /// is lost.
-  int run(FunctionRef<void()> body, FunctionRef<void(const std::optional<Error>&)> finish);
+  /// Runs `body` on every rank, then what finishes the job. Prints the error block once. Returns the exit status, the
+  /// same on all ranks; does not return when a rank is lost.
+  int run(FunctionRef<void()> body);
 
   /// Error(deadline) on all `callers` when any of them has noted a signal. Collective over them; between updates.
   void stop_if_asked(const Communicator& callers, std::uint64_t updates) const;
 
  private:
-  MpiEnvironment environment_;
-  Communicator world_;
+  /// Of the timeout, what is kept for finding out who is missing.
+  double roll_call_s() const noexcept;
+  /// Error(deadline) naming the rank of `ranks` that does not answer any more, if there is one. Collective over those
+  /// that do.
+  std::optional<Error> find_missing(const Communicator& ranks, const std::string& stage, double seconds) const;
+  /// The end of a job that has lost a rank, by the lowest rank that runs.
+  [[noreturn]] void give_up(const Error& error);
+  /// Ends the job when a call into MPI hangs.
+  void watch(const std::stop_token& stop);
+
   double timeout_s_;
+  Finish finish_;
+  StageClock clock_;
+  std::atomic<bool> in_mpi_ = false;  // and so able to look for a missing rank
+  std::atomic<bool> ending_ = false;
+  std::optional<StageClock::Note> note_;  // of the start and the end
+  std::jthread watchdog_;
+  MpiEnvironment environment_;
+  Communicator world_, alarm_;  // alarm_: the watchdog's
 };
 
 /// tp from the option, or the world's: (world - 1) / dp. Error(config) saying how to start it when that is no whole

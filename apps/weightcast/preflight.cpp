@@ -72,7 +72,7 @@ int run_preflight(const UpdateOptions& options, Job& job) {
                   "choose another with --transport, or --transport auto");
     });
   };
-  return job.run(body, [](const std::optional<Error>&) {});
+  return job.run(body);
 }
 
 }  // namespace weightcast

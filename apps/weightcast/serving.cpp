@@ -1,5 +1,9 @@
 #include "serving.hpp"
 
+#include <algorithm>
+
+#include "weightcast/comm/reason.hpp"
+
 namespace weightcast {
 
 void while_serving(const Job& job, Engine* engine, FunctionRef<void(const Communicator& callers)> body) {
@@ -15,6 +19,9 @@ void while_serving(const Job& job, Engine* engine, FunctionRef<void(const Commun
   } catch (...) {
     failure = current_error();
   }
+  // Engines here do nothing but receive, and trainers nothing but publish: who keeps the other waiting has stopped.
+  if (failure && failure->code() == ExitCode::busy && failure->reach() == Error::Reach::local)
+    failure = silence(std::max(failure->origin().rank, 0), "prepare");
   if (failure && failure->reach() == Error::Reach::lost) throw Error(*failure);
   if (caller && engine != nullptr) engine->shutdown();
   agree(job.world(), "serve", job.deadline(), [&] {

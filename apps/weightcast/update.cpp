@@ -52,7 +52,8 @@ void check_output(const std::string& path) {
 /// One job: the values that its stages share, in the order in which they come to be.
 class Update {
  public:
-  Update(const UpdateOptions& options, Job& job, Report& report) : options_(options), job_(job), report_(report) {}
+  Update(const UpdateOptions& options, Job& job, Report& report, Trace& trace)
+      : options_(options), job_(job), report_(report), trace_(trace) {}
 
   void run() {
     join();
@@ -64,8 +65,6 @@ class Update {
     if (!options_.snapshot.empty()) snapshot();
     if (job_.trainer()) print_update_summary(report_, options_.verify);
   }
-
-  const Trace& trace() const noexcept { return trace_; }
 
  private:
   void join() {
@@ -97,11 +96,11 @@ class Update {
     study_.emplace(options_.granularity == GranularityChoice::model ? 1 : model.parameters.size());
     report_.model = {std::string(name(model.config.family)), model.parameters.size(), model.size_bytes()};
     const auto ranks = static_cast<std::uint64_t>(job_.world().size());
-    agree(job_.world(), "load", job_.deadline_for(model.size_bytes() * (ranks + 1)), [&] {
+    job_.agree_patiently("load", model.size_bytes() * (ranks + 1), [&](const Pulse& pulse) {
       if (job_.trainer()) {
         const bool both = options_.repeat > 1;
         Progress progress("loading weights", model.size_bytes() * (both ? 2 : 1));
-        const auto add = [&](std::uint64_t bytes) { stop_if_asked(), progress.add(bytes); };
+        const auto add = [&](std::uint64_t bytes) { stop_if_asked(), pulse.check(), progress.add(bytes); };
         trainer_ = std::make_unique<Trainer>(plan_, placement_);
         trainer_->load(*target_, threads_, add);
         if (both) trainer_->load(*initial_, threads_, add);
@@ -109,7 +108,7 @@ class Update {
         const auto mode = options_.commit == CommitChoice::swap ? CommitMode::swap : CommitMode::in_place;
         const auto tp_rank = (static_cast<std::size_t>(job_.world().rank()) - 1) % tp_;
         engine_ = std::make_unique<Engine>(plan_, tp_rank, mode, placement_);
-        engine_->load(1, reader(*initial_), threads_);
+        engine_->load(1, reader(*initial_, pulse), threads_);
       }
     });
   }
@@ -134,9 +133,10 @@ class Update {
 
   UpdateGroup& group() const { return trainer_ ? trainer_->group() : engine_->group(); }
 
-  static ReadReference reader(const WeightSource& source) {
-    return [&source](std::size_t p, std::uint64_t offset, std::span<std::byte> to) {
+  static ReadReference reader(const WeightSource& source, const Pulse& pulse) {
+    return [&source, &pulse](std::size_t p, std::uint64_t offset, std::span<std::byte> to) {
       stop_if_asked();
+      pulse.check();
       source.read(p, offset, to);
     };
   }
@@ -182,9 +182,8 @@ class Update {
     const std::uint64_t version = index + 2;
     ReportUpdate row{.id = index + 1, .version = version, .result = "aborted"};
     try {
-      UpdateResult total;
-      total = options_.granularity == GranularityChoice::model ? trainer_->update_weights(index % 2, version)
-                                                               : publish_by_parameter(index % 2, version);
+      const auto total = options_.granularity == GranularityChoice::model ? trainer_->update_weights(index % 2, version)
+                                                                          : publish_by_parameter(index % 2, version);
       if (total.digest) report_.verify.digest = total.digest->hex();
       row = {index + 1,
              version,
@@ -247,16 +246,16 @@ class Update {
     report_.verify = {"sample", count, 0, report_.verify.digest};
   }
 
-  /// Every byte of every engine rank against the weights' own source: not through a digest.
+  /// Every byte of every engine rank against the weights' own source.
   void check_reference() {
     ReferenceCheck check;
     const auto& model = plan_.model;
-    const auto deadline = job_.deadline_for(model.size_bytes() * static_cast<std::uint64_t>(job_.world().size()));
-    agree(job_.world(), "reference", deadline, [&] {
+    const auto ranks = static_cast<std::uint64_t>(job_.world().size());
+    job_.agree_patiently("reference", model.size_bytes() * ranks, [&](const Pulse& pulse) {
       if (!engine_) return;
       const HostView slot(engine_->store().pin().slot());
       check = check_against_reference(plan_, (static_cast<std::size_t>(job_.world().rank()) - 1) % tp_, slot.bytes(),
-                                      reader(last_source()));
+                                      reader(last_source(), pulse));
     });
     std::vector<std::byte> wrong(model.parameters.size());
     for (const auto p : check.mismatched) wrong[p] = std::byte{1};
@@ -275,11 +274,10 @@ class Update {
 
   void snapshot() {
     const auto& model = plan_.model;
-    const auto deadline = job_.deadline_for(model.size_bytes());
     job_.stop_if_asked(job_.world(), options_.repeat);
     obey_signals();  // a file that is half written must go at once
     if (job_.trainer()) fmt::print(stderr, "writing {}\n", printable(options_.snapshot));
-    agree(job_.world(), "snapshot", deadline, [&] {
+    job_.agree_patiently("snapshot", model.size_bytes(), [&](const Pulse&, Deadline deadline) {
       // One replica writes: they all hold the same.
       if (!engine_ || job_.world().rank() > static_cast<int>(tp_)) return;
       const auto pin = engine_->store().pin();
@@ -314,7 +312,7 @@ class Update {
   const UpdateOptions& options_;
   Job& job_;
   Report& report_;
-  Trace trace_;
+  Trace& trace_;
   std::uint64_t tp_ = 1;
   Placement placement_;
   std::size_t threads_ = 1;
@@ -329,22 +327,24 @@ class Update {
 }  // namespace
 
 int run_update(const UpdateOptions& options) {
-  Job job(options.timeout_s);
-  if (options.preflight) return run_preflight(options, job);
   Report report;
+  Trace trace;
+  const auto finish = [&](const std::optional<Error>& error) {
+    if (options.preflight) return;
+    if (error) {
+      report.error = report_error(*error);
+      report.exit_code = error->code();
+    }
+    report.summary = summarize(report.updates, report.model.bytes);
+    if (!options.json.empty()) write_report(options.json, report);
+    if (!options.trace.empty()) write_text_file(options.trace, trace.to_json());
+  };
   report.command = "update";
   report.versions = versions();
-  Update update(options, job, report);
-  return job.run([&] { update.run(); },
-                 [&](const std::optional<Error>& error) {
-                   if (error) {
-                     report.error = report_error(*error);
-                     report.exit_code = error->code();
-                   }
-                   report.summary = summarize(report.updates, report.model.bytes);
-                   if (!options.json.empty()) write_report(options.json, report);
-                   if (!options.trace.empty()) write_text_file(options.trace, update.trace().to_json());
-                 });
+  Job job(options.timeout_s, finish);
+  if (options.preflight) return run_preflight(options, job);
+  Update update(options, job, report, trace);
+  return job.run([&] { update.run(); });
 }
 
 }  // namespace weightcast
