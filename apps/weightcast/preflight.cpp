@@ -1,23 +1,21 @@
 #include "preflight.hpp"
 
 #include <fmt/format.h>
-#include <sys/sysinfo.h>
 
 #include <algorithm>
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/parallel.hpp"
+#include "weightcast/device/memory_room.hpp"
 
 namespace weightcast {
 namespace {
 
 std::string describe_rank(const ReportRank& rank) {
-  struct sysinfo memory {};
-  ::sysinfo(&memory);
-  const auto total = static_cast<std::uint64_t>(memory.totalram) * memory.mem_unit;
-  const auto free = static_cast<std::uint64_t>(memory.freeram + memory.bufferram) * memory.mem_unit;
+  const auto memory = memory_room();
   return fmt::format("{:>4}  {:<8} {:<24} {:>5}  {:>9} of {:<9} {}", rank.rank, rank.role, printable(rank.host, 24),
-                     available_cores(), format_size(free), format_size(total), rank.gpu.empty() ? "-" : rank.gpu);
+                     available_cores(), format_size(memory.free_bytes), format_size(memory.limit_bytes),
+                     rank.gpu.empty() ? "-" : rank.gpu);
 }
 
 void print_table(const UpdateOptions& options, const Peers& peers, Method method, const std::vector<std::string>& ranks,

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -11,42 +12,38 @@
 #include <cerrno>
 #include <cstring>
 #include <ctime>
-#include <fstream>
-#include <optional>
 #include <utility>
 
+#include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/expects.hpp"
+#include "weightcast/device/memory_room.hpp"
 
 namespace weightcast {
 namespace {
 
-Error no_memory(std::uint64_t size_bytes, const std::string& purpose) {
-  return Error(ExitCode::unavailable,
-               fmt::format("cannot allocate {} bytes for {}: {}", size_bytes, purpose, std::strerror(errno)),
-               "use a larger machine, a larger --tp, or --commit in-place (one slot for each engine rank)");
+Error no_memory(std::uint64_t size_bytes, const std::string& purpose, const std::string& reason,
+                const std::string& more = "use a larger machine") {
+  return Error(ExitCode::unavailable, fmt::format("cannot allocate {} bytes for {}: {}", size_bytes, purpose, reason),
+               more + ", a larger --tp, or --commit in-place (one slot for each engine rank)");
 }
 
-/// The value of `key` ("MemAvailable:") in a file of /proc that gives kibibytes, in bytes; nothing when it is not there.
-std::optional<std::uint64_t> proc_bytes(const char* path, std::string_view key) {
-  std::ifstream file(path);
-  for (std::string line; std::getline(file, line);) {
-    if (line.starts_with(key)) return std::stoull(line.substr(key.size())) * 1024;
-  }
-  return std::nullopt;
+/// The error of a system call that was refused memory.
+Error refused_memory(std::uint64_t size_bytes, const std::string& purpose) {
+  const std::string reason = std::strerror(errno);
+  rlimit space{};
+  if (::getrlimit(RLIMIT_AS, &space) != 0 || space.rlim_cur == RLIM_INFINITY)
+    return no_memory(size_bytes, purpose, reason);
+  return no_memory(size_bytes, purpose,
+                   fmt::format("{}; a process may have {} of addresses here", reason, format_size(space.rlim_cur)),
+                   "raise that limit (ulimit -v), use a larger machine");
 }
 
-constexpr std::uint64_t touch_step_bytes = 256 * 1024 * 1024;
-
-/// Linux grants what it does not have, and kills processes when it is touched: so memory is touched in steps, each with
-/// a look at what is left for the other ranks. Machines whose memory grows with use get a few seconds to grow.
-bool room_for(std::uint64_t bytes) {
-  for (int attempt = 0; attempt < 50; ++attempt) {
-    if (proc_bytes("/proc/meminfo", "MemAvailable:").value_or(UINT64_MAX) > bytes + 2 * touch_step_bytes) return true;
-    const timespec nap{0, 100'000'000};
-    ::nanosleep(&nap, nullptr);
-  }
-  return false;
+Error no_room(std::uint64_t size_bytes, const std::string& purpose, const MemoryRoom& room) {
+  if (room.group.empty()) return no_memory(size_bytes, purpose, room.describe());
+  return no_memory(
+      size_bytes, purpose, room.describe(),
+      "give the container or job more memory (docker run --memory, Kubernetes limits.memory, sbatch --mem)");
 }
 
 /// mmap at an address that huge pages can be mapped at; MAP_FAILED on failure.
@@ -64,15 +61,36 @@ void* map_aligned(std::uint64_t size_bytes, int protection, int flags, int fd) {
   return ::mmap(reinterpret_cast<void*>(aligned), size_bytes, protection, flags | MAP_FIXED, fd, 0);
 }
 
+/// How much of the `left` bytes may be touched now: a sixteenth of what there is, so that sixteen ranks can look at the
+/// same moment; 0 when there is no room. What a control group allows does not grow: there all of it must fit.
+std::uint64_t next_step(std::uint64_t left, const MemoryRoom& room) noexcept {
+  constexpr std::uint64_t longest = 256 * mebibyte, shortest = 4 * mebibyte;
+  const auto spare = room.spare_bytes();
+  if (spare < (room.group.empty() ? std::min(left, shortest) : left)) return 0;
+  return std::min({left, longest, std::max(shortest, spare / 16)});
+}
+
+/// Linux grants what it does not have, and kills processes when it is touched: so memory is touched in steps, each with
+/// a look at what is left. Machines whose memory grows with use get a few seconds to grow.
 void touch(std::byte* memory, std::uint64_t size_bytes, const std::string& purpose) {
+  constexpr std::uint64_t trifle = 16 * mebibyte;
   constexpr std::uint64_t absurd = 16;  // times what the machine has, even if it grows
-  const auto total = proc_bytes("/proc/meminfo", "MemTotal:").value_or(UINT64_MAX / absurd);
-  errno = ENOMEM;
-  if (size_bytes / absurd > total) throw no_memory(size_bytes, purpose);
-  for (std::uint64_t offset = 0; offset < size_bytes; offset += touch_step_bytes) {
-    const auto step = std::min(touch_step_bytes, size_bytes - offset);
-    if (size_bytes > touch_step_bytes && !room_for(step)) throw no_memory(size_bytes, purpose);
+  if (size_bytes <= trifle) {
+    std::memset(memory, 0, size_bytes);
+    return;
+  }
+  for (std::uint64_t offset = 0; offset < size_bytes;) {
+    const auto left = size_bytes - offset;
+    auto room = memory_room();
+    for (int naps = 0; naps < 50 && room.group.empty() && next_step(left, room) == 0; ++naps) {
+      const timespec nap{0, 100'000'000};
+      ::nanosleep(&nap, nullptr);
+      room = memory_room();
+    }
+    const auto step = next_step(left, room);
+    if (step == 0 || left / absurd > room.limit_bytes) throw no_room(size_bytes, purpose, room);
     std::memset(memory + offset, 0, step);
+    offset += step;
   }
 }
 
@@ -120,11 +138,11 @@ Buffer Buffer::host(std::uint64_t size_bytes, bool shared, const std::string& pu
   if (shared) {
     buffer.fd_.reset(::memfd_create("weightcast", MFD_CLOEXEC));
     if (!buffer.fd_ || ::ftruncate(buffer.fd_.get(), static_cast<off_t>(size_bytes)) != 0)
-      throw no_memory(size_bytes, purpose);
+      throw refused_memory(size_bytes, purpose);
     flags = MAP_SHARED;
   }
   void* const address = map_aligned(size_bytes, PROT_READ | PROT_WRITE, flags, buffer.fd_.get());
-  if (address == MAP_FAILED) throw no_memory(size_bytes, purpose);
+  if (address == MAP_FAILED) throw refused_memory(size_bytes, purpose);
   buffer.region_ = {static_cast<std::byte*>(address), size_bytes, MemoryKind::host, -1};
   ::madvise(address, size_bytes, MADV_HUGEPAGE);  // a wish, not a need
   touch(buffer.region_.data, size_bytes, purpose);
