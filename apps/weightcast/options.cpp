@@ -5,6 +5,7 @@
 #include <charconv>
 #include <sstream>
 
+#include "near_miss.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/deadline.hpp"
 #include "weightcast/core/expects.hpp"
@@ -81,7 +82,9 @@ void Options::read_command_line(std::span<const std::string> arguments) {
   using namespace po::command_line_style;
   std::map<std::string, Value> values;
   try {
-    const auto parsed = po::command_line_parser(std::vector<std::string>(arguments.begin(), arguments.end()))
+    std::vector<std::string> words(arguments.begin(), arguments.end());
+    std::replace(words.begin(), words.end(), std::string("-h"), std::string("--help"));
+    const auto parsed = po::command_line_parser(words)
                             .options(description)
                             .style(allow_long | long_allow_adjacent | long_allow_next)  // no abbreviations
                             .run();
@@ -100,6 +103,14 @@ void Options::read_command_line(std::span<const std::string> arguments) {
         }
       }
     }
+  } catch (const po::unknown_option& error) {
+    const auto written = error.get_option_name();  // like --timout=3s
+    const auto begin = std::min(written.find_first_not_of('-'), written.size());
+    std::set<std::string> names = {"help", "print-config", "config"};
+    for (const OptionSpec& option : command_.options) names.insert(option.name);
+    throw Error(ExitCode::usage, printable(error.what()),
+                did_you_mean(written.substr(begin, written.find('=') - begin), names, "--",
+                             fmt::format("see {}{} --help", command_.program, command_.name)));
   } catch (const po::error& error) {
     throw Error(ExitCode::usage, printable(error.what()),
                 fmt::format("see {}{} --help", command_.program, command_.name));
@@ -108,19 +119,21 @@ void Options::read_command_line(std::span<const std::string> arguments) {
 }
 
 void Options::read_environment(std::span<const std::string> environment, const std::set<std::string>& known_names) {
+  auto options = known_names;
+  options.insert("config");
   std::map<std::string, std::string> names;
-  for (const auto& name : known_names) names[variable_name(name)] = name;
-  names[variable_name("config")] = "config";
+  for (const auto& name : options) names[variable_name(name)] = name;
   std::map<std::string, Value> values;
   for (const std::string& line : environment) {
     if (!line.starts_with(variable_prefix)) continue;
     const std::size_t equals = line.find('=');
     const std::string variable = line.substr(0, equals);
-    if (variable == "WEIGHTCAST_LIBRARY") continue;  // the Python module's
     const auto name = names.find(variable);
-    if (name == names.end()) {
+    if (name == names.end()) {  // Kubernetes makes such for a service of that name
+      const auto meant = near_miss(std::string_view(variable).substr(variable_prefix.size()), options);
+      if (!meant) continue;
       throw Error(ExitCode::config, fmt::format("the environment variable {} is unknown", printable(variable)),
-                  "unset it, or correct its name: WEIGHTCAST_ and an option's name, like WEIGHTCAST_TIMEOUT=30s");
+                  fmt::format("did you mean {}? Correct its name, or unset it", variable_name(*meant)));
     }
     if (name->second == "config" || find(name->second) != nullptr) {
       values[name->second] = {equals == std::string::npos ? "" : line.substr(equals + 1), variable, ExitCode::config};
@@ -137,7 +150,9 @@ void Options::read_file(const std::string& path, const std::set<std::string>& kn
       const std::string& name = option.string_key;
       if (!known_names.contains(name)) {
         throw Error(ExitCode::config, fmt::format("{}: the key '{}' is unknown", path, printable(name)),
-                    "keys are the names of options without dashes in front, like timeout = 30s, without sections");
+                    did_you_mean(name, known_names, "",
+                                 "keys are the names of options without dashes in front, like timeout = 30s, "
+                                 "without sections"));
       }
       if (find(name) == nullptr) continue;
       const std::string value = option.value.empty() ? "" : option.value.front();
@@ -253,7 +268,7 @@ std::string usage_text(const CommandSpec& command) {
        << describe_options(command) << R"(
   --config FILE    more options, a line each: key = value
   --print-config   show every option's value and where it came from, then stop
-  --help           show this, then stop
+  --help, -h       show this, then stop
 
 Every option can also be an environment variable ()"
        << variable_name("name-of-it") << R"(). The command line comes

@@ -40,8 +40,8 @@ struct CommandSpec {
 class Options {
  public:
   /// `environment` is a list of NAME=VALUE. `known_names` are the options of all subcommands: a variable or key that
-  /// belongs to another one is accepted and has no effect; any other unknown one is an error, as is an option given
-  /// twice.
+  /// belongs to another one is accepted and has no effect; any other unknown key is an error, as are a variable that
+  /// looks like a misspelt option (near_miss()) and an option given twice.
   static Options parse(const CommandSpec& command, std::span<const std::string> arguments,
                        std::span<const std::string> environment, const std::set<std::string>& known_names);
 

@@ -112,6 +112,30 @@ TEST(Options, UnknownNamesAreRefusedEverywhere) {
   EXPECT_THAT(key.what(), HasSubstr("weightcast_options_test.ini"));
 }
 
+TEST(Options, NearMissesAreNamed) {
+  EXPECT_THAT(error_of([] { parse({"--timout=3s"}); }).hint(), HasSubstr("did you mean --timeout?"));
+  EXPECT_THAT(error_of([] { parse({"--hlep"}); }).hint(), HasSubstr("did you mean --help?"));
+  EXPECT_THAT(error_of([] { parse({"--pigeon"}); }).hint(), Not(HasSubstr("did you mean")));
+  EXPECT_THAT(error_of([] { parse({}, {"WEIGHTCAST_TIMOUT=3s"}); }).hint(),
+              HasSubstr("did you mean WEIGHTCAST_TIMEOUT?"));
+  EXPECT_THAT(error_of([] { parse({}, {"WEIGHTCAST_CONFG=x"}); }).hint(), HasSubstr("did you mean WEIGHTCAST_CONFIG?"));
+  const ConfigFile file("timout = 3s\n");
+  EXPECT_THAT(error_of([&] { parse({file.option()}); }).hint(), HasSubstr("did you mean timeout?"));
+}
+
+TEST(Options, OtherVariablesAreNotOurs) {
+  const auto options = parse({}, {"WEIGHTCAST_SERVICE_HOST=10.0.0.1", "WEIGHTCAST_SERVICE_PORT=80", "WEIGHTCAST_TP=2",
+                                  "WEIGHTCAST_PORT=tcp://10.0.0.1:80", "WEIGHTCAST_PORT_80_TCP=tcp://10.0.0.1:80",
+                                  "WEIGHTCAST_LIBRARY=x", "WEIGHTCAST_", "WEIGHTCAST_=", "WEIGHTCAST_HOME"});
+  EXPECT_EQ(options.number("tp"), 2u);
+}
+
+TEST(Options, HelpHasAShortForm) {
+  EXPECT_TRUE(parse({"-h"}).help());
+  EXPECT_TRUE(parse({"--tp", "3", "-h"}).help());
+  EXPECT_FALSE(parse({"--tp", "3"}).help());
+}
+
 TEST(Options, OptionsOfOtherCommandsAreKnownToEnvironmentAndFileOnly) {
   const ConfigFile file("repeat = 5\ntp = 2\n");
   EXPECT_EQ(parse({file.option()}, {"WEIGHTCAST_REPEAT=5"}).number("tp"), 2u);
