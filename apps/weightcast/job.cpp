@@ -41,6 +41,10 @@ void show(const Error& error) {
 
 }  // namespace
 
+bool Job::astray() const {
+  return world_.size() == 1 && launch_size() > 1 && launch_rank() > 0;
+}
+
 Job::Job(double timeout_s, Finish finish)
     : timeout_s_(timeout_s),
       finish_(std::move(finish)),
@@ -121,6 +125,9 @@ void Job::give_up(const Error& error) {
 int Job::run(FunctionRef<void()> body) {
   std::optional<Error> error;
   try {
+    agree(world_, "start", deadline(), [&] {
+      if (const auto reason = world_.size() == 1 ? why_alone() : std::nullopt) throw *reason;
+    });
     body();
   } catch (...) {
     error = current_error();
@@ -134,7 +141,7 @@ int Job::run(FunctionRef<void()> body) {
   if (!shared()) give_up(*error);
   try {
     agree(world_, "report", deadline(), [&] {
-      if (trainer()) finish_(error);
+      if (trainer() && !astray()) finish_(error);
     });
   } catch (...) {
     const auto failure = current_error();
@@ -143,7 +150,11 @@ int Job::run(FunctionRef<void()> body) {
     if (!shared()) give_up(*error);
   }
   if (!error) return 0;
-  if (trainer()) show(*error);
+  if (astray()) {
+    let_others_speak(1.0);
+  } else if (trainer()) {
+    show(*error);
+  }
   return static_cast<int>(error->code());
 }
 

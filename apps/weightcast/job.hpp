@@ -75,6 +75,10 @@ class Job {
   /// Ends the job when a call into MPI hangs.
   void watch(const std::stop_token& stop);
 
+  /// Whether this is one of several ranks that should be one job and are not (why_alone()), and not the first of them,
+  /// which speaks for all.
+  bool astray() const;
+
   double timeout_s_;
   Finish finish_;
   StageClock clock_;

@@ -2,35 +2,106 @@
 
 #include <unistd.h>
 
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
 #include <filesystem>
 #include <fstream>
-#include <initializer_list>
+#include <sstream>
 #include <string>
 #include <string_view>
 
 namespace weightcast {
 namespace {
 
-int first_number(std::initializer_list<const char*> variables, int otherwise) noexcept {
-  for (const char* variable : variables) {
-    if (const char* text = std::getenv(variable)) return std::atoi(text);
+/// How one kind of launcher tells its ranks who they are.
+struct Launcher {
+  const char* what;
+  const char* rank;
+  const char* size;  // nullptr: it does not say
+};
+constexpr const char* slurm_size = "SLURM_STEP_NUM_TASKS";
+// The first whose rank is there counts: mpirun and mpiexec may run below srun, and hand its variables on. Slurm's size
+// is not SLURM_NTASKS: a batch script has it too, where a program without srun runs once.
+constexpr std::array launchers = {
+    Launcher{"mpirun of Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"},
+    Launcher{"mpirun of MVAPICH", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"},
+    Launcher{"mpirun of another MPI (MPICH, Intel MPI, Cray)", "PMI_RANK", "PMI_SIZE"},
+    Launcher{"flux run", "FLUX_TASK_RANK", "FLUX_JOB_SIZE"},
+    Launcher{"srun", "SLURM_PROCID", slurm_size},
+    Launcher{"a PMIx launcher", "PMIX_RANK", nullptr},
+};
+
+const Launcher* launcher() noexcept {
+  for (const auto& each : launchers) {
+    if (std::getenv(each.rank) != nullptr) return &each;
   }
-  return otherwise;
+  return nullptr;
+}
+
+int number(const char* variable, int otherwise) noexcept {
+  const char* const text = variable == nullptr ? nullptr : std::getenv(variable);
+  return text == nullptr ? otherwise : std::atoi(text);
 }
 
 }  // namespace
 
 int launch_rank() noexcept {
-  return first_number({"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"}, 0);
+  const auto* const by = launcher();
+  return by == nullptr ? 0 : number(by->rank, 0);
 }
 
-// Not SLURM_NTASKS: a batch script has it too, where a program without srun runs once.
 int launch_size() noexcept {
-  return first_number({"OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}, 1);
+  const auto* const by = launcher();
+  return by == nullptr ? 1 : number(by->size, 1);
+}
+
+bool started_by_launcher() {
+  std::string parent;
+  if (!std::getline(std::ifstream("/proc/" + std::to_string(::getppid()) + "/comm"), parent)) return true;
+  // Open MPI 4 and 5, Slurm, Hydra (MPICH, Intel MPI), MVAPICH, Cray, Flux.
+  for (const auto* name : {"mpirun", "mpiexec", "orterun", "orted", "prte", "slurmstepd", "hydra_", "mpispawn", "palsd",
+                           "pals", "apinit", "flux"}) {
+    if (parent.starts_with(name)) return true;
+  }
+  return false;
+}
+
+Copy launch_copy() {
+  if (!started_by_launcher()) return {};
+  const char* const counts = std::getenv("OMPI_APP_CTX_NUM_PROCS");  // like "2 1", of `-n 2 other : -n 1 this`
+  std::istringstream programs(counts == nullptr ? "" : counts);
+  int first = 0;
+  for (int count = 0; programs >> count; first += count) {
+    if (launch_rank() < first + count) return {launch_rank() - first, count};
+  }
+  return {launch_rank(), launch_size()};
+}
+
+std::optional<Error> why_no_mpi() {
+  const int ranks = launch_size();
+  const auto* const by = launcher();
+  if (ranks <= 1 || by->size != slurm_size || std::getenv("PMIX_RANK") != nullptr) return std::nullopt;
+  Error error(
+      ExitCode::config, fmt::format("srun has started {} ranks without PMIx, which MPI needs", ranks),
+      fmt::format("start it with srun --mpi=pmix -n {0} (srun --mpi=list shows what there is), or with mpirun -n {0}",
+                  ranks));
+  error.set_reach(Error::Reach::everybody);
+  return error;
+}
+
+std::optional<Error> why_alone() {
+  const int ranks = launch_size();
+  if (ranks <= 1) return std::nullopt;
+  const auto* const by = launcher();
+  return Error(
+      ExitCode::config,
+      fmt::format("{} has started {} ranks ({}={}), but each is alone in its MPI", by->what, ranks, by->size, ranks),
+      fmt::format("start it with the mpirun of the Open MPI that weightcast is built with (weightcast --version): "
+                  "mpirun -n {0}; under Slurm also srun --mpi=pmix -n {0}",
+                  ranks));
 }
 
 std::optional<int> stopped_rank() {

@@ -9,16 +9,18 @@
 #include "commands.hpp"
 #include "error_block.hpp"
 #include "launch.hpp"
+#include "near_miss.hpp"
 #include "stop.hpp"
 #include "versions.hpp"
 #include "weightcast/comm/communicator.hpp"
+#include "weightcast/core/bytes.hpp"
 #include "weightcast/core/file.hpp"
 
 namespace weightcast {
 namespace {
 
 void print_once(const std::string& text) {
-  if (launch_rank() == 0) fmt::print("{}", text);
+  if (launch_copy().index == 0) fmt::print("{}", text);
 }
 
 /// Output that did not reach its file (a full disk, a closed pipe) must not end in success.
@@ -27,12 +29,19 @@ void flush_output() {
   fail(ExitCode::io_error, "cannot write to the standard output: {}", std::strerror(errno));
 }
 
+bool is_help(const std::string& argument) {
+  return argument == "--help" || argument == "-h" || argument == "help";
+}
+
 int run(const std::vector<std::string>& arguments, const Command* command) {
   if (arguments.empty()) throw Error(ExitCode::usage, "a command is missing", "see weightcast --help");
-  if (arguments[0] == "--help") return print_once(overview_text()), 0;
+  if (is_help(arguments[0])) return print_once(overview_text()), 0;
   if (arguments[0] == "--version") return print_once(version_text()), 0;
   if (command == nullptr) {
-    throw Error(ExitCode::usage, fmt::format("'{}' is not a command", arguments[0]), "see weightcast --help");
+    std::set<std::string> names = {"help"};
+    for (const Command& each : commands()) names.insert(each.spec.name);
+    throw Error(ExitCode::usage, fmt::format("'{}' is not a command", printable(arguments[0])),
+                did_you_mean(arguments[0], names, "", "see weightcast --help"));
   }
   std::vector<std::string> environment;
   for (char** variable = environ; *variable != nullptr; ++variable) environment.emplace_back(*variable);
@@ -40,8 +49,12 @@ int run(const std::vector<std::string>& arguments, const Command* command) {
       Options::parse(command->spec, std::span(arguments).subspan(1), environment, known_option_names());
   if (options.help()) return print_once(usage_text(command->spec)), 0;
   if (options.print_config()) return print_once(options.describe()), 0;
-  if (!command->spec.parallel && launch_size() > 1) {
-    throw Error(ExitCode::usage, fmt::format("{} runs on one rank", command->spec.name), "start it without mpirun");
+  if (!command->spec.parallel && launch_copy().count > 1) {
+    throw Error(ExitCode::usage, fmt::format("{} runs on one rank", command->spec.name),
+                "start it without mpirun, or with mpirun -n 1");
+  }
+  if (command->spec.parallel) {
+    if (const auto reason = why_no_mpi()) throw *reason;
   }
   return command->run(options);
 }
@@ -57,15 +70,18 @@ bool inside_mpi() {
 int report(Error error, const Command* command) {
   const int own_status = command != nullptr ? command->spec.error_status : 0;
   const int status = own_status != 0 ? own_status : static_cast<int>(error.code());
-  const bool among_others = launch_size() > 1 || launch_rank() > 0;
+  // A rank of update and bench is one also when a script is between it and the launcher.
+  const bool parallel = command != nullptr && command->spec.parallel;
+  const auto copy = parallel ? Copy{launch_rank(), launch_size()} : launch_copy();
+  const bool among_others = copy.count > 1 || copy.index > 0;
   if (among_others && error.origin().rank < 0) error.origin().rank = launch_rank();
   if (among_others && error.origin().host.empty()) error.origin().host = host_name();
 
   bool silent = false;
-  if (launch_rank() > 0) {
+  if (copy.index > 0) {
     // Rank 0 has most likely failed for the same reason, prints it, and the launcher ends this process while it waits.
     // An environment variable or a file may be wrong on this rank's host alone, though.
-    silent = inside_mpi() ? error.reach() == Error::Reach::everybody : error.code() == ExitCode::usage;
+    silent = error.reach() == Error::Reach::everybody || (!inside_mpi() && error.code() == ExitCode::usage);
     let_others_speak(silent ? 1 : 5);
   }
   std::fflush(stdout);
@@ -83,7 +99,8 @@ int main(int argc, char** argv) {
   const Command* command = nullptr;
   catch_signals();
   try {
-    const std::vector<std::string> arguments(argv + 1, argv + argc);
+    std::vector<std::string> arguments(argv + 1, argv + argc);
+    if (arguments.size() > 1 && arguments[0] == "help") arguments = {arguments[1], "--help"};
     if (!arguments.empty()) command = find_command(arguments[0]);
     const int status = run(arguments, command);
     flush_output();
