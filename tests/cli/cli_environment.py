@@ -1,0 +1,204 @@
+#!/usr/bin/env python3
+"""The environment that a job runs in, as a user meets it: launchers, variables of others, limits of a container.
+
+usage: cli_environment.py PROGRAM MPIEXEC [unittest arguments]
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+
+PROGRAM, MPIEXEC = "", ""
+USAGE, UNAVAILABLE, CONFIG = 64, 69, 78
+UPDATE = ["update", "--initial", "synth:1", "--target", "synth:2", "--device", "host"]
+SERVICE = {f"WEIGHTCAST_{end}": "10.0.0.1" for end in (
+    "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP", "PORT_80_TCP_ADDR", "PORT_80_TCP_PORT",
+    "PORT_80_TCP_PROTO")}
+
+
+def environment(extra=None):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WEIGHTCAST_", "OMPI_COMM", "PMI", "SLURM_"))}
+    return {**clean, "CUDA_VISIBLE_DEVICES": "", **(extra or {})}
+
+
+def start(command, env=None, **keywords):
+    return subprocess.Popen([str(word) for word in command], env=environment(env), text=True, stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords)
+
+
+def finish(job, timeout=60):
+    try:
+        out, err = job.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        job.terminate()
+        job.communicate()
+        raise
+    return subprocess.CompletedProcess(job.args, job.returncode, out, err)
+
+
+def run(*command, **keywords):
+    return finish(start(command, **keywords))
+
+
+class Launching(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory(prefix="weightcast-environment-")
+        self.addCleanup(self.folder.cleanup)
+
+    def path(self, name):
+        return os.path.join(self.folder.name, name)
+
+    def one_block(self, text):
+        self.assertEqual(text.count("weightcast: error:"), 1, text)
+        return text
+
+    def test_help_and_version_are_printed_once(self):
+        for arguments in (["--version"], ["--help"], ["-h"], ["help"], ["update", "-h"], ["plan", "--help"]):
+            alone, together = run(PROGRAM, *arguments), run(MPIEXEC, "-n", 2, PROGRAM, *arguments)
+            self.assertEqual((alone.returncode, together.returncode), (0, 0), together.stderr)
+            self.assertNotEqual(alone.stdout, "")
+            self.assertEqual(together.stdout, alone.stdout)
+
+    def test_a_program_beside_another_has_its_own_first_rank(self):
+        beside = run(MPIEXEC, "-n", 2, "true", ":", "-n", 2, PROGRAM, "--version")
+        self.assertEqual((beside.returncode, beside.stdout), (0, run(PROGRAM, "--version").stdout))
+        beside = run(MPIEXEC, "-n", 1, "true", ":", "-n", 1, PROGRAM, "plan", "--model", "tiny")
+        self.assertEqual((beside.returncode, beside.stderr), (0, ""))
+
+    def test_one_rank_commands_are_refused_on_several(self):
+        done = run(MPIEXEC, "-n", 2, PROGRAM, "synth", "--model", "tiny", "--output", self.path("two"))
+        self.assertEqual(done.returncode, USAGE)
+        self.assertIn("synth runs on one rank", self.one_block(done.stderr))
+        self.assertFalse(os.path.exists(self.path("two")))
+
+    def test_what_a_rank_starts_runs(self):
+        script = f"""
+import os, subprocess, sys
+if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+    for command in (["synth", "--model", "tiny", "--output", "model"], ["snapshot", "--checkpoint", "model", "--output", "model.h5"],
+                    ["verify", "model", "model.h5"], ["inspect", "model"], ["plan", "--model", "tiny"], ["--version"]):
+        done = subprocess.run([{PROGRAM!r}, *command], capture_output=True, text=True)
+        print(command[0], done.returncode, len(done.stdout) > 0, done.stderr)
+"""
+        done = run(MPIEXEC, "-n", 2, sys.executable, "-c", script, cwd=self.folder.name)
+        commands = ("synth", "snapshot", "verify", "inspect", "plan", "--version")
+        self.assertEqual(done.stdout.split("\n")[:-1], [f"{command} 0 True " for command in commands])
+
+    def astray(self, variables, *arguments):
+        """What three ranks say and report that are started with these variables, with {} for their rank."""
+        jobs = [start([PROGRAM, *UPDATE, "--model", "tiny", *arguments], env={k: v.format(i) for k, v in variables.items()})
+                for i in range(3)]
+        done = [finish(job) for job in jobs]
+        self.assertEqual([one.returncode for one in done], [CONFIG] * 3)
+        self.assertEqual([one.stdout for one in done], [""] * 3)
+        self.assertEqual([one.stderr for one in done[1:]], [""] * 2)
+        return self.one_block(done[0].stderr)
+
+    def test_ranks_of_another_launcher_say_so_once(self):
+        for variables in ({"PMI_RANK": "{}", "PMI_SIZE": "3"}, {"MV2_COMM_WORLD_RANK": "{}", "MV2_COMM_WORLD_SIZE": "3"}):
+            report = self.path("report.json")
+            block = self.astray(variables, "--json", report)
+            self.assertIn("has started 3 ranks", block)
+            self.assertIn("mpirun -n 3", block)
+            with open(report, encoding="utf-8") as file:
+                self.assertIn("has started 3 ranks", json.load(file)["error"]["message"])
+        self.assertIn("srun --mpi=pmix", self.astray({"SLURM_PROCID": "{}", "SLURM_STEP_NUM_TASKS": "3"}))
+
+    def test_one_rank_of_another_launcher_is_one_rank(self):
+        for variables in ({"PMI_RANK": "0", "PMI_SIZE": "1"}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "3"}, {}):
+            done = run(PROGRAM, *UPDATE, "--model", "tiny", env=variables)
+            self.assertEqual(done.returncode, CONFIG)
+            self.assertIn("1 ranks are not", self.one_block(done.stderr))
+
+
+class Variables(unittest.TestCase):
+    def test_those_of_a_service_are_ignored(self):
+        self.assertEqual(run(PROGRAM, "plan", "--model", "tiny", env=SERVICE).returncode, 0)
+        self.assertEqual(run(MPIEXEC, "-n", 3, PROGRAM, *UPDATE, "--model", "tiny", env=SERVICE).returncode, 0)
+
+    def test_misspelt_options_are_not(self):
+        for variable, meant in (("WEIGHTCAST_TIMOUT", "WEIGHTCAST_TIMEOUT"), ("WEIGHTCAST_TRANSPRT", "WEIGHTCAST_TRANSPORT")):
+            done = run(PROGRAM, "plan", "--model", "tiny", env={**SERVICE, variable: "1"})
+            self.assertEqual(done.returncode, CONFIG)
+            self.assertIn(f"did you mean {meant}?", done.stderr)
+
+    def test_misspelt_commands_and_options(self):
+        for arguments, meant in ((["udpate"], "update"), (["plan", "--modle", "tiny"], "--model"), (["help", "plam"], "plan")):
+            done = run(PROGRAM, *arguments)
+            self.assertEqual(done.returncode, USAGE)
+            self.assertIn(f"did you mean {meant}?", done.stderr)
+
+
+class ControlGroup:
+    """A control group with a limit, for as long as a test; skipped where none can be made."""
+
+    def __init__(self, test, limit):
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            groups = {name: path for line in file for _, names, path in [line.strip().split(":", 2)] for name in names.split(",")}
+        if "memory" in groups:
+            parent, setting = "/sys/fs/cgroup/memory" + groups["memory"], "memory.limit_in_bytes"
+        else:
+            parent, setting = "/sys/fs/cgroup", "memory.max"
+        self.folder = f"{parent}/weightcast-test-{os.getpid()}-{limit}"
+        try:
+            os.mkdir(self.folder)
+            test.addCleanup(self.remove)
+            with open(f"{self.folder}/{setting}", "w", encoding="utf-8") as file:
+                file.write(str(limit))
+            with open(f"{self.folder}/cgroup.procs", encoding="utf-8"):
+                pass
+        except OSError as error:
+            test.skipTest(f"no control group can be made here: {error}")
+
+    def enter(self):
+        with open(f"{self.folder}/cgroup.procs", "w", encoding="utf-8") as file:
+            file.write(str(os.getpid()))
+
+    def remove(self):
+        for _ in range(100):  # its last process may be on its way out
+            try:
+                return os.rmdir(self.folder)
+            except OSError:
+                subprocess.run(["sleep", "0.05"], check=False)
+        raise AssertionError(f"{self.folder} is still in use")
+
+
+class Memory(unittest.TestCase):
+    COMMAND = [*UPDATE, "--model", "smollm2-135m", "--tp", "3"]  # 2 x 269 MB on the trainer, 6 x 90 MB on the engines
+
+    def update(self, limit, ranks, *arguments):
+        group = ControlGroup(self, limit)
+        return finish(start([MPIEXEC, "-n", ranks, PROGRAM, *arguments], preexec_fn=group.enter))
+
+    def test_a_limit_that_is_too_low_is_said(self):
+        for limit in (600_000_000, 150_000_000):
+            with self.subTest(limit), tempfile.TemporaryDirectory() as folder:
+                report = os.path.join(folder, "report.json")
+                done = self.update(limit, 4, *self.COMMAND, "--json", report)
+                self.assertEqual(done.returncode, UNAVAILABLE, done.stderr)
+                self.assertIn(f"allows {limit // 1_000_000} MB", done.stderr)
+                self.assertIn("--memory", done.stderr)
+                with open(report, encoding="utf-8") as file:
+                    self.assertIn("control group", json.load(file)["error"]["message"])
+
+    def test_a_limit_that_is_not_is_no_limit(self):
+        self.assertEqual(self.update(1_100_000_000, 4, *self.COMMAND).returncode, 0)
+
+    def test_preflight_shows_the_limit(self):
+        done = self.update(400_000_000, 2, "update", "--preflight", "--device", "host")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(done.stdout.count(" of 400 MB"), 2, done.stdout)
+
+    def test_a_limit_of_addresses_is_said(self):
+        limit = "ulimit -v 1000000; exec \"$@\""
+        done = run(MPIEXEC, "-n", 2, "bash", "-c", limit, "bash", PROGRAM, *UPDATE, "--model", "llama-3.2-1b", "--tp", "1")
+        self.assertEqual(done.returncode, UNAVAILABLE, done.stderr)
+        self.assertIn("ulimit -v", done.stderr)
+
+
+if __name__ == "__main__":
+    PROGRAM, MPIEXEC = sys.argv[1:3]
+    unittest.main(argv=[sys.argv[0], *sys.argv[3:]], verbosity=2)
