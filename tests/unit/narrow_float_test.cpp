@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <random>
 #include <vector>
@@ -92,6 +93,33 @@ TEST_P(Narrow, RangesOfAnyLengthAndAlignment) {
         ASSERT_EQ(held, rounded(bits)) << count << " " << i;
       }
       for (auto i = shift + 2 * count; i < destination.size(); ++i) ASSERT_EQ(destination[i], std::byte{0x5a});
+    }
+  }
+}
+
+TEST(Narrow16, EveryValueOfOneTypeToTheOther) {
+  const struct {
+    WideFloat from;
+    NarrowFloat to;
+    DType given, wire;
+  } ways[] = {{WideFloat::f16, NarrowFloat::bf16, DType::F16, DType::BF16},
+              {WideFloat::bf16, NarrowFloat::f16, DType::BF16, DType::F16},
+              {WideFloat::f16, NarrowFloat::f16, DType::F16, DType::F16},
+              {WideFloat::bf16, NarrowFloat::bf16, DType::BF16, DType::BF16}};
+  std::vector<std::uint16_t> source(0x10000), result(source.size());
+  for (std::size_t i = 0; i < source.size(); ++i) source[i] = static_cast<std::uint16_t>(i);
+  for (const auto& way : ways) {
+    narrow(way.to, reinterpret_cast<std::byte*>(result.data()), reinterpret_cast<const std::byte*>(source.data()),
+           source.size(), way.from);
+    for (std::size_t i = 0; i < source.size(); ++i) {
+      const float exact = to_float(way.given, &source[i]).value(), got = to_float(way.wire, &result[i]).value();
+      if (std::isnan(exact)) {
+        ASSERT_TRUE(std::isnan(got)) << i;
+        ASSERT_EQ((source[i] ^ result[i]) & 0x8000, 0) << i;
+      } else {
+        ASSERT_EQ(result[i], narrow(way.to, std::bit_cast<std::uint32_t>(exact))) << i;
+        ASSERT_TRUE(way.given != way.wire || result[i] == source[i]) << i;
+      }
     }
   }
 }

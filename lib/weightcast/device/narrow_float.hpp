@@ -5,12 +5,14 @@
 
 #include "weightcast/device/host_device.hpp"
 
-/// Rounding of fp32 to 16-bit floating point, for host and device code alike: to nearest, ties to even; what is too
-/// large becomes infinite, NaN stays NaN (quiet, with its sign and upper payload bits). Written so that compilers can
-/// vectorise loops over it.
+/// Rounding to 16-bit floating point, of fp32 and from one 16-bit type to the other, for host and device code alike: to
+/// nearest, ties to even; what is too large becomes infinite, NaN stays NaN (quiet, with its sign and upper payload
+/// bits). Written so that compilers can vectorise loops over it.
 namespace weightcast {
 
+/// What comes of it, and what of.
 enum class NarrowFloat : std::uint8_t { bf16, f16 };
+enum class WideFloat : std::uint8_t { f32, bf16, f16 };
 
 /// The bfloat16 bits of the float with these bits.
 WEIGHTCAST_HOST_DEVICE constexpr std::uint16_t bf16_of(std::uint32_t bits) noexcept {
@@ -39,7 +41,31 @@ WEIGHTCAST_HOST_DEVICE constexpr std::uint16_t narrow(NarrowFloat to, std::uint3
   return to == NarrowFloat::bf16 ? bf16_of(bits) : f16_of(bits);
 }
 
-/// Rounds `count` floats at `source` on the host; any alignment, no overlap. For device memory: gpu::narrow().
-void narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count) noexcept;
+/// The bits of the float that is the value of these bits: exact.
+WEIGHTCAST_HOST_DEVICE constexpr std::uint32_t float_of_bf16(std::uint16_t bits) noexcept {
+  return static_cast<std::uint32_t>(bits) << 16;
+}
+WEIGHTCAST_HOST_DEVICE constexpr std::uint32_t float_of_f16(std::uint16_t bits) noexcept {
+  const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000) << 16, magnitude = bits & 0x7fff;
+  const std::uint32_t normal = (magnitude << 13) + 0x38000000;
+  // Placed in the fraction of 2^-14, a subnormal half is itself plus 2^-14.
+  const std::uint32_t subnormal = __builtin_bit_cast(
+      std::uint32_t, __builtin_bit_cast(float, (magnitude << 13) + 0x38800000) - __builtin_bit_cast(float, 0x38800000));
+  std::uint32_t result = magnitude < 0x0400 ? subnormal : normal;
+  result = magnitude >= 0x7c00 ? 0x7f800000 | magnitude << 13 : result;
+  return sign | result;
+}
+WEIGHTCAST_HOST_DEVICE constexpr std::uint32_t widen(WideFloat from, std::uint32_t bits) noexcept {
+  return from == WideFloat::f32    ? bits
+         : from == WideFloat::bf16 ? float_of_bf16(static_cast<std::uint16_t>(bits))
+                                   : float_of_f16(static_cast<std::uint16_t>(bits));
+}
+WEIGHTCAST_HOST_DEVICE constexpr std::uint64_t width_bytes(WideFloat format) noexcept {
+  return format == WideFloat::f32 ? 4 : 2;
+}
+
+/// Rounds `count` elements at `source` on the host; any alignment, no overlap. For device memory: gpu::narrow().
+void narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count,
+            WideFloat from = WideFloat::f32) noexcept;
 
 }  // namespace weightcast
