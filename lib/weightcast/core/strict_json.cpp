@@ -52,7 +52,7 @@ class StrictSax {
   bool number_unsigned(std::uint64_t value) { return handler_.unsigned_integer(value, near()), true; }
   bool number_float(double value, const std::string& literal) {
     // An integer that does not fit 64 bits arrives here, rounded.
-    if (literal.find_first_of(".eE") == std::string::npos) {
+    if (literal.find_first_of(".eE") == std::string::npos && !handler_.take_large_integer()) {
       refuse(near(), fmt::format("the integer {} does not fit 64 bits", printable(literal, 40)));
     }
     return handler_.number(value, near()), true;
@@ -65,7 +65,8 @@ class StrictSax {
     return handler_.begin_object(near()), true;
   }
   bool key(std::string& name) {
-    if (!keys_.back().insert(name).second) refuse(near(), fmt::format("the key \"{}\" appears twice", printable(name)));
+    if (!keys_.back().insert(name).second && !handler_.take_repeated_key(name))
+      refuse(near(), fmt::format("the key \"{}\" appears twice", printable(name)));
     return handler_.key(name, near()), true;
   }
   bool end_object() {

@@ -23,11 +23,17 @@ class JsonHandler {
   virtual void number(double /*value*/, std::size_t /*near*/) {}
   virtual void boolean(bool /*value*/, std::size_t /*near*/) {}
   virtual void null(std::size_t /*near*/) {}
+
+  /// A key comes a second time in one object: whether to go on, as if it were another key. False is an error.
+  virtual bool take_repeated_key(const std::string& /*name*/) { return false; }
+  /// An integer does not fit 64 bits: whether number() gets it, rounded. False is an error.
+  virtual bool take_large_integer() { return false; }
 };
 
 /// Parses JSON of unknown origin (UTF-8, the whole text, surrounding white space allowed) without building a tree.
 /// Error(bad_data), naming `what` and the byte offset (plus `base_offset`), on: bad syntax or UTF-8, a key twice in one
-/// object, nesting deeper than `max_depth`, an integer out of range. Never crashes, whatever the bytes are.
+/// object, nesting deeper than `max_depth`, an integer out of range (unless `handler` takes these two). Never crashes,
+/// whatever the bytes are.
 void parse_strict_json(std::string_view text, JsonHandler& handler, const std::string& what, std::size_t max_depth = 32,
                        std::size_t base_offset = 0);
 
