@@ -14,14 +14,15 @@ using namespace weightcast;
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   WeightMap weight_map;
   try {
-    weight_map = parse_sharded_index({reinterpret_cast<const char*>(data), size}, "index");
+    weight_map = parse_sharded_index({reinterpret_cast<const char*>(data), size}, "index").weight_map;
   } catch (const Error& error) {
     if (error.code() != ExitCode::bad_data) std::abort();
     return 0;
   }
   for (const auto& [name, file] : weight_map) {
-    if ((std::filesystem::path("/folder") / file).lexically_normal().parent_path() != "/folder") std::abort();
+    const auto path = std::filesystem::path("/folder") / file;
+    if (path != path.lexically_normal() || !path.string().starts_with("/folder/") || !path.has_filename()) std::abort();
   }
-  if (parse_sharded_index(make_sharded_index(weight_map, size), "again") != weight_map) std::abort();
+  if (parse_sharded_index(make_sharded_index(weight_map, size), "again").weight_map != weight_map) std::abort();
   return 0;
 }

@@ -3,13 +3,16 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <atomic>
 #include <filesystem>
 #include <utility>
 
+#include "weightcast/checkpoint/checkpoint_files.hpp"
 #include "weightcast/checkpoint/safetensors_header.hpp"
-#include "weightcast/checkpoint/sharded_index.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/expects.hpp"
+#include "weightcast/core/foreign_content.hpp"
+#include "weightcast/core/parallel.hpp"
 
 namespace weightcast {
 namespace fs = std::filesystem;
@@ -20,13 +23,16 @@ struct Checkpoint::State {
     std::uint64_t offset, size;  // bytes in that file
   };
 
-  std::string path;
+  std::string path, folder;
+  std::vector<std::string> notes;
   std::vector<InputFile> files;
   std::vector<TensorInfo> tensors;  // sorted by name
   std::vector<Place> places;        // of each tensor
 };
 
 namespace {
+
+constexpr std::uint64_t block_bytes = 4 * mebibyte;
 
 /// A tensor while the shards are being read.
 struct Found {
@@ -51,6 +57,7 @@ void add_file(const std::string& path, std::vector<InputFile>& files, std::vecto
   try {
     header = parse_safetensors_header(start, file.size());
   } catch (const Error& error) {
+    refuse_foreign_content(path, {reinterpret_cast<const char*>(start.data()), start.size()});
     throw Error(error.code(), fmt::format("{}: {}", path, error.what()), "get or write this file again");
   }
   for (auto& entry : header.entries) {
@@ -59,84 +66,162 @@ void add_file(const std::string& path, std::vector<InputFile>& files, std::vecto
   files.push_back(std::move(file));
 }
 
-/// Rule I5: every name of the index is in its shard, and every tensor of a shard is in the index with that shard.
-void compare_with_index(const std::string& path, const WeightMap& weight_map, std::span<const std::string> names,
-                        std::span<const Found> found) {
+/// Rule I3: of the folders on the way to a shard none is a link that leads elsewhere. A shard itself may be a link.
+void check_folders(const CheckpointFiles& from) {
+  std::error_code missing;  // left to InputFile to report
+  const auto root = fs::canonical(from.folder, missing);
+  for (const auto& name : from.files) {
+    if (name.find('/') == name.npos) continue;
+    const auto folder = fs::canonical((root / name).parent_path(), missing);
+    const auto [end, ignored] = std::mismatch(root.begin(), root.end(), folder.begin(), folder.end());
+    if (missing || end == root.end()) continue;
+    fail(ExitCode::bad_data, "{}: the index names {}, but its folder is a link out of this one", from.folder,
+         printable(name));
+  }
+}
+
+bool half_of_a_tie(const std::string& name) noexcept {
+  return name.ends_with("lm_head.weight") || name.ends_with("embed_tokens.weight");
+}
+
+/// Rule I5: drops what the index does not list, and refuses other differences.
+void compare_with_index(const CheckpointFiles& from, std::vector<Found>& found, std::vector<std::string>& notes) {
   constexpr std::size_t shown = 50;
-  std::vector<std::string> differences;
-  std::size_t confirmed = 0;
-  for (const auto& tensor : found) {
-    const auto& file = names[tensor.file];
-    const auto listed = weight_map.find(tensor.info.name);
-    if (listed == weight_map.end()) {
-      differences.push_back(
-          fmt::format("{} holds {}, which the index does not list", file, printable(tensor.info.name)));
-    } else if (listed->second != file) {
+  std::vector<std::string> differences, unlisted;
+  std::uint64_t bytes = 0;
+  bool tie_written = false;
+  WeightMap missing = from.index->weight_map;
+  std::erase_if(found, [&](const Found& tensor) {
+    const auto& file = from.files[tensor.file];
+    const auto listed = from.index->weight_map.find(tensor.info.name);
+    if (listed == from.index->weight_map.end()) {
+      unlisted.push_back(printable(tensor.info.name));
+      return true;
+    }
+    if (listed->second != file) {
       differences.push_back(
           fmt::format("{} holds {}, which the index says is in {}", file, printable(tensor.info.name), listed->second));
     } else {
-      ++confirmed;
+      missing.erase(tensor.info.name);
     }
-  }
-  if (confirmed != weight_map.size()) {
-    WeightMap missing = weight_map;
-    for (const auto& tensor : found) {
-      const auto listed = missing.find(tensor.info.name);
-      if (listed != missing.end() && listed->second == names[tensor.file]) missing.erase(listed);
+    tie_written = tie_written || half_of_a_tie(tensor.info.name);
+    bytes += tensor.size;
+    return false;
+  });
+  for (const auto& [name, file] : missing) {
+    if (half_of_a_tie(name) && tie_written) {
+      notes.push_back(fmt::format("the index lists {}, which was not written: taken as tied", printable(name)));
+      continue;
     }
-    for (const auto& [name, file] : missing) {
-      differences.push_back(fmt::format("{} does not hold {}, which the index says is there", file, printable(name)));
+    differences.push_back(fmt::format("{} does not hold {}, which the index says is there", file, printable(name)));
+  }
+  if (!differences.empty()) {
+    const auto count = differences.size();
+    if (count > shown) {
+      differences.resize(shown);
+      differences.push_back(fmt::format("and {} more", count - shown));
     }
+    throw Error(
+        ExitCode::bad_data,
+        fmt::format("{}/{} and the shards disagree:\n  {}", from.folder, from.name, fmt::join(differences, "\n  ")),
+        "get the checkpoint again, index and shards from one place");
   }
-  if (differences.empty()) return;
-  const auto count = differences.size();
-  if (count > shown) {
-    differences.resize(shown);
-    differences.push_back(fmt::format("and {} more", count - shown));
+  if (!unlisted.empty()) {
+    notes.push_back(fmt::format("{} tensors that the index does not list were not read, the first is {}",
+                                unlisted.size(), unlisted.front()));
+  } else if (from.index->total_bytes && *from.index->total_bytes != bytes) {
+    notes.push_back(fmt::format("warning: total_size in {} is {}, but the tensors have {} bytes", from.name,
+                                *from.index->total_bytes, bytes));
   }
-  throw Error(ExitCode::bad_data,
-              fmt::format("{} and the shards disagree:\n  {}", path, fmt::join(differences, "\n  ")),
-              "get the checkpoint again, index and shards from one place");
-}
-
-/// A name is there, be it a file or a dangling link: what is wrong with it is better said than taken for absence.
-bool present(const fs::path& path) {
-  std::error_code ignored;
-  return fs::exists(fs::symlink_status(path, ignored));
 }
 
 }  // namespace
 
-Checkpoint Checkpoint::open(const std::string& path) {
-  const fs::path folder(path);
+/// Opens the files of one checkpoint.
+Checkpoint Checkpoint::open_files(const CheckpointFiles& from) {
   auto state = std::make_unique<State>();
-  state->path = path;
+  state->folder = from.folder;
   std::vector<Found> found;
-  std::error_code ignored;
-  if (!fs::is_directory(folder, ignored)) {
-    add_file(path, state->files, found);
-  } else if (present(folder / "model.safetensors")) {
-    add_file(folder / "model.safetensors", state->files, found);
-  } else if (const auto index = (folder / "model.safetensors.index.json").string(); present(index)) {
-    const auto weight_map = parse_sharded_index(read_text_file(index, safetensors_header_limit), index);
-    std::vector<std::string> names;
-    for (const auto& [tensor, file] : weight_map) names.push_back(file);
-    std::sort(names.begin(), names.end());
-    names.erase(std::unique(names.begin(), names.end()), names.end());
-    for (const auto& name : names) add_file(folder / name, state->files, found);
-    compare_with_index(index, weight_map, names, found);
-  } else {
-    throw Error(ExitCode::no_input,
-                fmt::format("{} has neither model.safetensors nor model.safetensors.index.json", path),
-                "name a safetensors file or the folder of a Hugging Face checkpoint");
-  }
+  if (from.index) check_folders(from);
+  for (const auto& name : from.files) add_file(fs::path(from.folder) / name, state->files, found);
+  if (from.index) compare_with_index(from, found, state->notes);
 
   std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) { return a.info.name < b.info.name; });
+  const auto twice = std::adjacent_find(found.begin(), found.end(),
+                                        [](const Found& a, const Found& b) { return a.info.name == b.info.name; });
+  if (twice != found.end()) {
+    throw Error(ExitCode::bad_data,
+                fmt::format("{}: {} is in {} and in {}", from.folder, printable(twice->info.name),
+                            from.files[twice->file], from.files[std::next(twice)->file]),
+                "get the checkpoint again, all shards from one place");
+  }
   for (auto& [info, file, offset, size] : found) {
     state->tensors.push_back(std::move(info));
     state->places.push_back({file, offset, size});
   }
   return Checkpoint(std::move(state));
+}
+
+/// Names the first difference of two checkpoints, in names, types, shapes or bytes; nothing when they are the same.
+std::string Checkpoint::difference(const Checkpoint& a, const Checkpoint& b) {
+  const auto [in_a, in_b] =
+      std::mismatch(a.tensors().begin(), a.tensors().end(), b.tensors().begin(), b.tensors().end());
+  if (in_a != a.tensors().end() || in_b != b.tensors().end()) {
+    const bool from_a = in_b == b.tensors().end() || (in_a != a.tensors().end() && in_a->name <= in_b->name);
+    return fmt::format("they differ in {}", printable((from_a ? *in_a : *in_b).name));
+  }
+  struct Block {
+    std::size_t tensor;
+    std::uint64_t offset, size;
+  };
+  std::vector<Block> blocks;
+  for (std::size_t i = 0; i < a.tensors().size(); ++i) {
+    const auto size = a.state_->places[i].size;
+    for (std::uint64_t at = 0; at < size; at += block_bytes)
+      blocks.push_back({i, at, std::min(block_bytes, size - at)});
+  }
+  std::atomic<std::size_t> first{blocks.size()};
+  parallel_for(blocks.size(), available_cores(), [&](std::size_t i) {
+    if (i > first) return;
+    std::vector<std::byte> of_a(blocks[i].size), of_b(blocks[i].size);
+    a.read(blocks[i].tensor, blocks[i].offset, of_a);
+    b.read(blocks[i].tensor, blocks[i].offset, of_b);
+    if (of_a == of_b) return;
+    for (auto known = first.load(); i < known && !first.compare_exchange_weak(known, i);) {
+    }
+  });
+  return first == blocks.size() ? ""
+                                : fmt::format("they differ in {}", printable(a.tensors()[blocks[first].tensor].name));
+}
+
+Checkpoint Checkpoint::open(const std::string& path) {
+  const auto search = find_checkpoint(path);
+  const auto& chosen = search.candidates.front();
+  const auto open_one = [&](const CheckpointFiles& files) {
+    try {
+      return open_files(files);
+    } catch (const Error& error) {
+      if (search.candidates.size() == 1) throw;
+      refuse_two_checkpoints(chosen, &files == &chosen ? search.candidates[1] : files,
+                             fmt::format("{} cannot be read: {}", files.name, error.what()));
+    }
+  };
+  auto result = open_one(chosen);
+  auto& notes = result.state_->notes;
+  notes.insert(notes.begin(), search.notes.begin(), search.notes.end());
+  for (std::size_t i = 1; i < search.candidates.size(); ++i) {
+    const auto& other = search.candidates[i];
+    const auto beside = open_one(other);
+    if (beside.find("tok_embeddings.weight") >= 0) {
+      notes.push_back(fmt::format("{} beside it has names of another format and was not used", other.name));
+    } else if (const auto why = difference(result, beside); !why.empty()) {
+      refuse_two_checkpoints(chosen, other, why);
+    } else {
+      notes.push_back(fmt::format("{} beside it holds the same", other.name));
+    }
+  }
+  result.state_->path = path;
+  return result;
 }
 
 Checkpoint::Checkpoint(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
@@ -146,6 +231,12 @@ Checkpoint::~Checkpoint() = default;
 
 const std::string& Checkpoint::path() const noexcept {
   return state_->path;
+}
+const std::string& Checkpoint::folder() const noexcept {
+  return state_->folder;
+}
+const std::vector<std::string>& Checkpoint::notes() const noexcept {
+  return state_->notes;
 }
 std::span<const TensorInfo> Checkpoint::tensors() const noexcept {
   return state_->tensors;

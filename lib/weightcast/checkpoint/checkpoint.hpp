@@ -15,12 +15,16 @@
 
 namespace weightcast {
 
-/// Tensors on disk, read only: one safetensors file, or a folder with `model.safetensors` or
-/// `model.safetensors.index.json` and its shards. All headers are checked when it is opened; no data is read then.
+struct CheckpointFiles;
+
+/// Tensors on disk, read only: one safetensors file, an index and its shards, or a folder that holds either (format.md
+/// says what of a folder is taken). All headers are checked when it is opened; no data is read then, unless a folder
+/// holds two checkpoints, which must be the same.
 class Checkpoint {
  public:
-  /// Error(no_input) when nothing is there, Error(bad_data) when a file breaks a rule of format.md or the index and the
-  /// shards disagree (each difference named).
+  /// `path`: a folder, a repository of a Hugging Face Hub cache, a safetensors file, or an index (*.json).
+  /// Error(no_input) when nothing is there, Error(bad_data) when a file breaks a rule of format.md, the index and the
+  /// shards disagree (each difference named), or the folder holds two checkpoints that differ.
   static Checkpoint open(const std::string& path);
   Checkpoint(Checkpoint&&) noexcept;
   Checkpoint& operator=(Checkpoint&&) noexcept;
@@ -28,6 +32,10 @@ class Checkpoint {
 
   /// Path as given to open().
   const std::string& path() const noexcept;
+  /// The folder of its files, where its config.json belongs: of a Hub cache, that of the snapshot.
+  const std::string& folder() const noexcept;
+  /// What people should know of how it was read, a line each: what lies beside it and was not used, and the like.
+  const std::vector<std::string>& notes() const noexcept;
   /// All tensors, sorted by name.
   std::span<const TensorInfo> tensors() const noexcept;
   /// Index into tensors(), or -1.
@@ -39,6 +47,8 @@ class Checkpoint {
  private:
   struct State;
   explicit Checkpoint(std::unique_ptr<State> state) noexcept;
+  static Checkpoint open_files(const CheckpointFiles& from);
+  static std::string difference(const Checkpoint& a, const Checkpoint& b);
   std::unique_ptr<State> state_;
 };
 

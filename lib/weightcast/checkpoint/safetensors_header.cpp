@@ -89,6 +89,7 @@ class HeaderHandler final : public JsonHandler {
     place_ = Place::tensor;
   }
   void unsigned_integer(std::uint64_t value, std::size_t near) override {
+    if (skip_metadata_value()) return;
     if (place_ != Place::array) unexpected("a number", near);
     auto& list = fields[field_] == "shape" ? declared_.back().entry.info.shape : offsets_;
     if (list.size() == max_dimensions) {
@@ -97,9 +98,19 @@ class HeaderHandler final : public JsonHandler {
     }
     list.push_back(value);
   }
-  void number(double, std::size_t near) override { unexpected("a number that is negative or not an integer", near); }
-  void boolean(bool, std::size_t near) override { unexpected("a boolean", near); }
-  void null(std::size_t near) override { unexpected("null", near); }
+  void number(double, std::size_t near) override {
+    if (!skip_metadata_value()) unexpected("a number that is negative or not an integer", near);
+  }
+  void boolean(bool, std::size_t near) override {
+    if (!skip_metadata_value()) unexpected("a boolean", near);
+  }
+  void null(std::size_t near) override {
+    if (place_ == Place::member && name_ == metadata_key) {
+      place_ = Place::top;
+    } else if (!skip_metadata_value()) {
+      unexpected("null", near);
+    }
+  }
 
   std::vector<Declared> take_declared() { return std::move(declared_); }
   std::map<std::string, std::string> take_metadata() { return std::move(metadata_); }
@@ -109,6 +120,13 @@ class HeaderHandler final : public JsonHandler {
   static constexpr std::array<std::string_view, 3> fields = {"dtype", "shape", "data_offsets"};
 
   std::string tensor_name() const { return printable(declared_.back().entry.info.name); }
+
+  /// Numbers, booleans and null in __metadata__ say nothing of tensors: they are passed over.
+  bool skip_metadata_value() {
+    if (place_ != Place::metadata_value) return false;
+    place_ = Place::metadata;
+    return true;
+  }
 
   [[noreturn]] void unexpected(std::string_view found, std::size_t near) const {
     switch (place_) {
