@@ -65,6 +65,24 @@ TEST(ModelConfig, BothSpellingsOfTheDtype) {
   expect_refused(ExitCode::bad_data, "differ", config_text(R"("dtype": "float16", "torch_dtype": "bfloat16")"));
 }
 
+TEST(ModelConfig, TheWeightsSayADtypeThatTheConfigDoesNot) {
+  const auto dtype = [](const std::string& extra, DType weights, std::size_t count) {
+    std::vector<std::string> notes;
+    const auto config = parse_model_config(config_text(extra), "config.json", {weights, &notes});
+    EXPECT_EQ(notes.size(), count) << extra;
+    return config.dtype;
+  };
+  EXPECT_EQ(dtype("", DType::F16, 1), DType::F16);
+  EXPECT_EQ(dtype(R"("dtype": "auto", "torch_dtype": null)", DType::F32, 1), DType::F32);
+  EXPECT_EQ(dtype(R"("dtype": "float32", "torch_dtype": "bfloat16")", DType::BF16, 1), DType::BF16);
+  EXPECT_EQ(dtype(R"("dtype": "auto", "torch_dtype": "float16")", DType::F32, 0), DType::F16);
+  EXPECT_EQ(dtype(R"("torch_dtype": "bfloat16")", DType::F32, 0), DType::BF16);  // rounded
+  EXPECT_EQ(parse(config_text(R"("dtype": "auto")")).dtype, DType::BF16);
+  expect_error(ExitCode::config, "float8", [] {
+    parse_model_config(config_text(R"("dtype": "float8", "torch_dtype": "bfloat16")"), "c", {DType::BF16, nullptr});
+  });
+}
+
 TEST(ModelConfig, BothSpellingsOfTheFamily) {
   for (const auto& [type, architecture, family] : {std::tuple{"llama", "LlamaForCausalLM", Family::llama},
                                                    {"qwen2", "Qwen2ForCausalLM", Family::qwen2},
@@ -80,6 +98,44 @@ TEST(ModelConfig, BothSpellingsOfTheFamily) {
   expect_refused(ExitCode::config, "LlamaModel", config_text("", R"("architectures": ["LlamaModel"])"));
   expect_refused(ExitCode::bad_data, "qwen2", config_text(R"("architectures": ["Qwen2ForCausalLM"])"));
   expect_refused(ExitCode::bad_data, "missing", config_text("", R"("pad": 0)"));
+}
+
+TEST(ModelConfig, AWrapperKeepsTheNameOfWhatItWraps) {
+  const auto family = [](const std::string& architecture, const std::string& type) {
+    return parse(config_text(R"("architectures": [")" + architecture + "\"]", type)).family;
+  };
+  const std::string none = R"("pad": 0)", llama = R"("model_type": "llama")", qwen3 = R"("model_type": "qwen3")";
+  EXPECT_EQ(family("FSDPLlamaForCausalLM", none), Family::llama);
+  EXPECT_EQ(family("FSDPQwen3ForCausalLM", qwen3), Family::qwen3);
+  EXPECT_EQ(family("MyLlamaForCausalLM", llama), Family::llama);
+  EXPECT_EQ(family("LlamaModel", llama), Family::llama);
+  EXPECT_EQ(family("PeftModelForCausalLM", qwen3), Family::qwen3);
+  const auto refused = [&](ExitCode code, const std::string& architecture, const std::string& type) {
+    expect_refused(code, "architectures", config_text(R"("architectures": [")" + architecture + "\"]", type));
+  };
+  refused(ExitCode::config, "MyLlamaForCausalLM", none);
+  refused(ExitCode::config, "PeftModelForCausalLM", none);
+  refused(ExitCode::config, "FSDPMixtralForCausalLM", llama);
+  refused(ExitCode::config, "LlamaForSequenceClassification", llama);
+  refused(ExitCode::config, "FSDP", llama);
+  refused(ExitCode::bad_data, "FSDPQwen2ForCausalLM", llama);
+}
+
+TEST(ModelConfig, WhatIsNotNeededMayBeOdd) {
+  for (const std::string odd :
+       {R"("time_step_limit": [0.0, Infinity])", R"("x": NaN)", R"("x": -Infinity, "y":NaN)", R"("x": 1, "x": 2)",
+        R"("x": {"y": 1, "y": [NaN]}, "x": "NaN")", R"("x": 1000000000000000019884624838656)",
+        R"("x": "a\" Infinity, \\", "y": Infinity)"}) {
+    EXPECT_EQ(parse(config_text(odd)), parse(config_text(""))) << odd;
+  }
+  for (const std::string odd :
+       {R"("head_dim": NaN)", R"("head_dim": Infinity)", R"("head_dim": 64, "head_dim": 64)",
+        R"("head_dim": 1000000000000000019884624838656)", R"("tie_word_embeddings": NaN)", R"("dtype": Infinity)",
+        R"("x": nan)", R"("x": 1NaN)", R"("x": NaNx)", R"("x": +Infinity)", R"(NaN: 1)", R"("x": --Infinity)"}) {
+    expect_refused(ExitCode::bad_data, "", config_text(odd));
+  }
+  expect_refused(ExitCode::config, "quantization_config",
+                 config_text(R"("quantization_config": {"bits": 4}, "quantization_config": null)"));
 }
 
 TEST(ModelConfig, BiasesByFamily) {
@@ -151,6 +207,16 @@ TEST(LoadModelConfig, ByNameByFileAndByFolder) {
   write_text_file(folder + "/config.json", config_text(""));
   EXPECT_EQ(load_model_config(folder), parse(config_text("")));
   EXPECT_EQ(load_model_config(folder + "/config.json"), parse(config_text("")));
+  for (const std::string file : {"/model.safetensors", "/model.safetensors.index.json"}) {
+    expect_error(ExitCode::usage, "neither", [&] { load_model_config(folder + file); });
+    write_text_file(folder + file, "");
+    EXPECT_EQ(load_model_config(folder + file), parse(config_text("")));
+  }
+  std::filesystem::create_directories(folder + "/hub/snapshots/abc");
+  write_text_file(folder + "/hub/snapshots/abc/config.json", config_text(R"("head_dim": 32)"));
+  EXPECT_EQ(load_model_config(folder + "/hub").head_dim, 32u);
+  write_text_file(folder + "/hub/snapshots/abc/config.json", "version https://git-lfs.github.com/spec/v1");
+  expect_error(ExitCode::bad_data, "git lfs pull", [&] { load_model_config(folder + "/hub"); });
   expect_error(ExitCode::usage, "smollm2-135m", [&] { load_model_config("llama-9"); });
   expect_error(ExitCode::usage, "empty", [&] { load_model_config(folder + "/empty"); });
   std::filesystem::remove_all(folder);

@@ -3,9 +3,12 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <array>
 #include <map>
 #include <optional>
+#include <set>
+#include <utility>
 #include <variant>
 
 #include "weightcast/core/bytes.hpp"
@@ -66,12 +69,19 @@ class TopLevelKeys : public JsonHandler {
   void number(double value, std::size_t) override { keep(value); }
   void boolean(bool value, std::size_t) override { keep(value); }
   void null(std::size_t) override { keep(nullptr); }
+  bool take_repeated_key(const std::string& name) override {
+    if (depth_ == 1) repeated_.insert(name);
+    return true;
+  }
+  bool take_large_integer() override { return true; }
 
   const std::string& what() const noexcept { return what_; }
+  const std::set<std::string>& repeated() const noexcept { return repeated_; }
 
   /// The value of `key`, or nothing when it is absent or null. `expected` describes T for the message.
   template <typename T>
   std::optional<T> get(const std::string& key, std::string_view expected) const {
+    if (repeated_.contains(key)) fail(ExitCode::bad_data, "{}: the key \"{}\" appears twice", what_, key);
     const auto found = values_.find(key);
     if (found == values_.end() || std::holds_alternative<std::nullptr_t>(found->second)) return std::nullopt;
     const T* value = std::get_if<T>(&found->second);
@@ -79,6 +89,7 @@ class TopLevelKeys : public JsonHandler {
     return *value;
   }
   bool has(const std::string& key) const {
+    if (repeated_.contains(key)) return true;
     const auto found = values_.find(key);
     return found != values_.end() && !std::holds_alternative<std::nullptr_t>(found->second);
   }
@@ -108,7 +119,28 @@ class TopLevelKeys : public JsonHandler {
   std::string what_, key_;
   std::size_t depth_ = 0;
   std::map<std::string, Value> values_;
+  std::set<std::string> repeated_;
 };
+
+/// Python writes NaN and Infinity, which are not JSON. Where a value may stand they become numbers of the same length:
+/// no number with a fraction is ever read from a config, so nothing that is needed can be one of them.
+std::string without_infinities(std::string_view text) {
+  std::string result(text);
+  constexpr std::string_view before = ":[, \t\r\n", after = ",]} \t\r\n";
+  bool in_string = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '"') in_string = !in_string;
+    if (in_string && text[i] == '\\') ++i;
+    if (in_string || i == 0) continue;
+    for (const std::string_view word : {"NaN", "Infinity"}) {
+      const std::size_t start = text[i - 1] == '-' && i > 1 ? i - 2 : i - 1, end = i + word.size();
+      if (!text.substr(i).starts_with(word) || before.find(text[start]) == before.npos) continue;
+      if (end < text.size() && after.find(text[end]) != after.npos)
+        result.replace(i, word.size(), "0." + std::string(word.size() - 2, '0'));
+    }
+  }
+  return result;
+}
 
 [[noreturn]] void unsupported_family(const std::string& what, const std::string& key, std::string_view value) {
   Strings known;
@@ -118,7 +150,30 @@ class TopLevelKeys : public JsonHandler {
               fmt::format("supported families: {}", fmt::join(known, ", ")));
 }
 
-Family read_family(const TopLevelKeys& keys) {
+/// The family that the name of a class says. A class that wraps one is named after it, prefix first; that is believed
+/// of any prefix and of a class without a head where `by_type` agrees, otherwise of known wrappers. Nothing is known of
+/// wrappers that hide what they wrap: then it is what `by_type` says.
+std::optional<Family> family_of_class(std::string_view architecture, std::optional<Family> by_type) {
+  for (const auto& entry : families) {
+    if (architecture == entry.architecture) return entry.family;
+  }
+  for (const std::string_view wrapper : {"FSDP", "DDP", "Compiled", "DeepSpeed", "Checkpointed"}) {
+    if (architecture.starts_with(wrapper)) return family_of_class(architecture.substr(wrapper.size()), by_type);
+  }
+  if (!by_type) return std::nullopt;
+  for (const std::string_view opaque :
+       {"PeftModelForCausalLM", "PeftModel", "OptimizedModule", "FullyShardedDataParallel", "DistributedDataParallel",
+        "AutoModelForCausalLMWithValueHead"}) {
+    if (architecture == opaque) return by_type;
+  }
+  for (const auto& entry : families) {
+    const auto base = std::string(entry.architecture.substr(0, entry.architecture.find("For"))) + "Model";
+    if (architecture == base || architecture.ends_with(entry.architecture)) return entry.family;
+  }
+  return std::nullopt;
+}
+
+Family read_family(const TopLevelKeys& keys, const ConfigContext& context) {
   std::optional<Family> by_type, by_architecture;
   if (const auto type = keys.get<std::string>("model_type", "a string")) {
     for (const auto& entry : families) {
@@ -128,15 +183,15 @@ Family read_family(const TopLevelKeys& keys) {
   }
   const auto architectures = keys.get<Strings>("architectures", "an array of strings").value_or(Strings{});
   for (const auto& architecture : architectures) {
-    std::optional<Family> found;
-    for (const auto& entry : families) {
-      if (entry.architecture == architecture) found = entry.family;
-    }
+    const auto found = family_of_class(architecture, by_type);
     if (!found) unsupported_family(keys.what(), "architectures", architecture);
     if (by_architecture.value_or(*found) != *found) {
       fail(ExitCode::bad_data, "{}: \"architectures\" names two families", keys.what());
     }
     by_architecture = found;
+    const bool plain = std::any_of(families.begin(), families.end(),
+                                   [&](const auto& entry) { return entry.architecture == architecture; });
+    if (!plain) context.note(fmt::format("{}: {} is read as {}", keys.what(), printable(architecture), name(*found)));
   }
   if (!by_type && !by_architecture) {
     fail(ExitCode::bad_data, "{}: \"model_type\" and \"architectures\" are missing: the family is unknown",
@@ -149,11 +204,12 @@ Family read_family(const TopLevelKeys& keys) {
   return by_type ? *by_type : *by_architecture;
 }
 
-DType read_dtype(const TopLevelKeys& keys) {
+DType read_dtype(const TopLevelKeys& keys, const ConfigContext& context) {
   std::optional<DType> result;
+  bool contradiction = false;
   for (const std::string key : {"torch_dtype", "dtype"}) {
     const auto text = keys.get<std::string>(key, "a string");
-    if (!text) continue;
+    if (!text || *text == "auto") continue;
     std::string_view torch = *text;
     if (torch.starts_with("torch.")) torch.remove_prefix(6);
     std::optional<DType> found;
@@ -165,15 +221,24 @@ DType read_dtype(const TopLevelKeys& keys) {
                   fmt::format("{}: \"{}\" is \"{}\", which is not supported", keys.what(), key, printable(*text)),
                   "supported: bfloat16, float16, float32");
     }
-    if (result.value_or(*found) != *found) {
-      fail(ExitCode::bad_data, "{}: \"torch_dtype\" and \"dtype\" differ", keys.what());
-    }
+    contradiction = result.value_or(*found) != *found;
     result = found;
   }
-  return result.value_or(DType::BF16);
+  if (contradiction && !context.weights)
+    fail(ExitCode::bad_data, "{}: \"torch_dtype\" and \"dtype\" differ", keys.what());
+  if (result && !contradiction) return *result;
+  if (context.weights) {
+    context.note(fmt::format("{} {}: {} by the tensors", keys.what(),
+                             contradiction ? "names two dtypes" : "names no dtype", name(*context.weights)));
+  }
+  return context.weights.value_or(DType::BF16);
 }
 
 }  // namespace
+
+void ConfigContext::note(std::string text) const {
+  if (notes != nullptr) notes->push_back(std::move(text));
+}
 
 std::string_view name(Family family) noexcept {
   for (const auto& entry : families) {
@@ -182,9 +247,14 @@ std::string_view name(Family family) noexcept {
   return "unknown";
 }
 
-ModelConfig parse_model_config(std::string_view text, const std::string& what) {
+ModelConfig parse_model_config(std::string_view text, const std::string& what, const ConfigContext& context) {
   TopLevelKeys keys(what);
-  parse_strict_json(text, keys, what);
+  const auto json = without_infinities(text);
+  parse_strict_json(json, keys, what);
+  if (json != text) context.note(what + ": NaN or Infinity in it is passed over");
+  for (const auto& key : keys.repeated()) {
+    context.note(fmt::format("{}: the key \"{}\" appears twice and is passed over", what, printable(key)));
+  }
   for (const std::string key : {"quantization_config", "compression_config"}) {
     if (keys.has(key)) {
       throw Error(ExitCode::config, fmt::format("{}: \"{}\": quantised models are not supported", what, key),
@@ -193,7 +263,7 @@ ModelConfig parse_model_config(std::string_view text, const std::string& what) {
   }
 
   ModelConfig config;
-  config.family = read_family(keys);
+  config.family = read_family(keys, context);
   config.layers = keys.size("num_hidden_layers", layer_limit);
   config.hidden = keys.size("hidden_size");
   config.intermediate = keys.size("intermediate_size");
@@ -217,7 +287,7 @@ ModelConfig parse_model_config(std::string_view text, const std::string& what) {
   config.attention_bias = config.family == Family::qwen2 || keys.flag("attention_bias", false);
   config.attention_output_bias = config.family != Family::qwen2 && config.attention_bias;
   config.mlp_bias = config.family == Family::llama && keys.flag("mlp_bias", false);
-  config.dtype = read_dtype(keys);
+  config.dtype = read_dtype(keys, context);
   return config;
 }
 

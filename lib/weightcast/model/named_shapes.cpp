@@ -7,6 +7,8 @@
 
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/file.hpp"
+#include "weightcast/core/foreign_content.hpp"
+#include "weightcast/core/hub_cache.hpp"
 #include "weightcast/model/model_config.hpp"
 
 namespace weightcast {
@@ -62,19 +64,28 @@ const std::vector<std::string>& named_shapes() {
   return names;
 }
 
-ModelConfig load_model_config(const std::string& name_or_path) {
+ModelConfig load_model_config(const std::string& name_or_path, const ConfigContext& context) {
   for (const auto& [name, config] : shapes()) {
     if (name == name_or_path) return config;
   }
+  namespace fs = std::filesystem;
   std::error_code ignored;
-  std::string path = name_or_path;
-  if (std::filesystem::is_directory(path, ignored)) path += "/config.json";
-  if (!std::filesystem::exists(path, ignored)) {
+  fs::path path = name_or_path;
+  if (fs::is_directory(path, ignored)) {
+    path = hub_snapshot(name_or_path).value_or(name_or_path);
+    path /= "config.json";
+  } else if (fs::exists(path, ignored) &&
+             (name_or_path.ends_with(".safetensors") || name_or_path.ends_with(".safetensors.index.json"))) {
+    path.replace_filename("config.json");
+  }
+  if (!fs::exists(path, ignored)) {
     throw Error(
         ExitCode::usage, fmt::format("\"{}\" is neither a known model shape nor a config.json", name_or_path),
         fmt::format("name one of {}, a config.json, or a folder that holds one", fmt::join(named_shapes(), ", ")));
   }
-  return parse_model_config(read_text_file(path, config_limit_bytes), path);
+  const auto text = read_text_file(path, config_limit_bytes);
+  refuse_foreign_content(path, text);
+  return parse_model_config(text, path, context);
 }
 
 }  // namespace weightcast
