@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "commands.hpp"
+#include "notes.hpp"
 #include "progress.hpp"
 #include "tensor_reader.hpp"
 #include "weightcast/core/bytes.hpp"
@@ -37,16 +38,20 @@ std::vector<Digest> digests_of(const TensorReader& reader, const std::string& pa
 CommandSpec inspect_command() {
   return {
       .name = "inspect",
-      .arguments = "PATH [--digest]",
-      .summary = "Lists the tensors of a checkpoint folder, safetensors file or HDF5 snapshot.",
-      .options = {{"digest", "", "read everything and show digests; a snapshot's own are checked"}},
+      .arguments = "PATH [--digest] [--ignore PATTERNS]",
+      .summary =
+          "Lists the tensors of a checkpoint folder, safetensors file or HDF5 snapshot.\n"
+          "A checkpoint with its config.json is shown as update reads it: its model's parameters.",
+      .options = {{"digest", "", "read everything and show digests; a snapshot's own are checked"}, ignore_option()},
       .paths = 1,
   };
 }
 
 int run_inspect(const Options& options) {
   const std::string& path = options.paths().front();
-  const TensorReader reader(path);
+  const TensorReader reader(path, options.list("ignore"));
+  print_notes(path, reader.notes());
+  if (!reader.rounding().empty()) print_notes(path, {reader.rounding()});
   const auto tensors = reader.tensors();
   std::vector<Digest> digests;
   if (options.flag("digest")) digests = digests_of(reader, path);

@@ -1,21 +1,39 @@
 #include "commands.hpp"
-#include "weightcast/checkpoint/checkpoint.hpp"
+#include "notes.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
+#include "weightcast/trainer/checkpoint_source.hpp"
 
 namespace weightcast {
 
 CommandSpec plan_command() {
   return {
       .name = "plan",
-      .arguments = "--checkpoint DIR | --model SHAPE [--tp N] [--dp N]",
+      .arguments = "--checkpoint DIR | --model SHAPE [--tp N] [--dp N] [--ignore PATTERNS]",
       .summary =
           "Shows which bytes every engine rank would receive, and proves that nothing is missing or sent in vain.",
       .options = {{"checkpoint", "DIR", "a checkpoint folder with its config.json"},
                   {"model", "SHAPE", "a named shape or config.json"},
                   {"tp", "N", "tensor-parallel ranks of an engine", "1"},
-                  {"dp", "N", "engines (replicas)", "1"}},
+                  {"dp", "N", "engines (replicas)", "1"},
+                  ignore_option()},
   };
 }
+
+namespace {
+
+/// The model of a checkpoint whose tensors fit it.
+Model model_of(const std::string& path, const std::vector<std::string>& ignore) {
+  const auto checkpoint = Checkpoint::open(path);
+  auto notes = checkpoint.notes();
+  auto model = build_model(config_of(checkpoint, notes));
+  const auto match = match_checkpoint(model, checkpoint.tensors(), path, ignore);
+  notes.insert(notes.end(), match.notes.begin(), match.notes.end());
+  if (!match.rounding.empty()) notes.push_back(match.rounding);
+  print_notes(path, notes);
+  return model;
+}
+
+}  // namespace
 
 int run_plan(const Options& options) {
   options.paths();
@@ -23,8 +41,8 @@ int run_plan(const Options& options) {
   if (checkpoint.empty() == shape.empty()) {
     throw Error(ExitCode::usage, "plan needs --checkpoint or --model, and not both", "see weightcast plan --help");
   }
-  const Model model = build_model(load_model_config(checkpoint.empty() ? shape : checkpoint));
-  if (!checkpoint.empty()) match_tensors(model, Checkpoint::open(checkpoint).tensors(), checkpoint);
+  const Model model =
+      checkpoint.empty() ? build_model(load_model_config(shape)) : model_of(checkpoint, options.list("ignore"));
   const TransferPlan plan = make_plan(model, options.number("tp", 1, 1'000'000), options.number("dp", 1, 1'000'000));
   fmt::print("{}", describe(plan));
   if (const std::string violation = prove_coverage(plan); !violation.empty()) {

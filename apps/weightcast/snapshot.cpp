@@ -1,27 +1,33 @@
 #include "weightcast/snapshot/snapshot.hpp"
 
 #include "commands.hpp"
+#include "notes.hpp"
 #include "progress.hpp"
 #include "weightcast/core/bytes.hpp"
-#include "weightcast/trainer/weight_source.hpp"
+#include "weightcast/trainer/checkpoint_source.hpp"
 
 namespace weightcast {
 
 CommandSpec snapshot_command() {
   return {
       .name = "snapshot",
-      .arguments = "--checkpoint DIR --output FILE.h5",
+      .arguments = "--checkpoint DIR --output FILE.h5 [--ignore PATTERNS]",
       .summary = "Writes the HDF5 reference snapshot of a checkpoint.",
       .options = {{"checkpoint", "DIR", "a checkpoint folder with its config.json"},
-                  {"output", "FILE.h5", "the file to write"}},
+                  {"output", "FILE.h5", "the file to write"},
+                  ignore_option()},
   };
 }
 
 int run_snapshot(const Options& options) {
   options.paths();
   const std::string checkpoint = options.required("checkpoint"), output = options.required("output");
-  const Model model = build_model(load_model_config(checkpoint));
-  const auto source = make_checkpoint_source(model, Checkpoint::open(checkpoint));
+  auto opened = Checkpoint::open(checkpoint);
+  std::vector<std::string> notes;
+  const Model model = build_model(config_of(opened, notes));
+  const auto source = make_checkpoint_source(model, std::move(opened), options.list("ignore"));
+  print_notes("", notes);
+  print_notes("", source->notes());
   std::vector<Digest> digests;
   {
     const auto read = [&](std::size_t index, std::uint64_t offset, std::span<std::byte> destination) {

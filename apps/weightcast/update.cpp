@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <filesystem>
 #include <memory>
 
 #include "job.hpp"
@@ -21,28 +20,12 @@
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/parallel.hpp"
 #include "weightcast/snapshot/snapshot.hpp"
+#include "weightcast/trainer/checkpoint_source.hpp"
 #include "weightcast/trainer/trainer.hpp"
 #include "weightcast/verify/shard_digests.hpp"
 
 namespace weightcast {
 namespace {
-
-bool synthetic(const std::string& spec) {
-  return spec == "synth" || spec.starts_with("synth:");
-}
-
-/// --model, else the config.json of the target or of the initial weights.
-ModelConfig config_of(const UpdateOptions& options) {
-  if (options.model) return load_model_config(*options.model);
-  const auto& path = synthetic(options.target) ? options.initial : options.target;
-  if (!std::filesystem::exists(path))
-    throw Error(ExitCode::no_input, fmt::format("{} does not exist", printable(path)), "check the path");
-  if (!std::filesystem::exists(path + "/config.json")) {
-    throw Error(ExitCode::no_input, fmt::format("{} has no config.json, so its model is unknown", printable(path)),
-                "name the shape with --model");
-  }
-  return load_model_config(path);
-}
 
 /// Finds out before anything moves that an output cannot be created.
 void check_output(const std::string& path) {
@@ -87,10 +70,20 @@ class Update {
 
   void load() {
     agree(job_.world(), "load", job_.deadline(), [&] {
-      const auto model = build_model(config_of(options_));
-      plan_ = make_plan(model, tp_, options_.dp);
-      initial_ = make_source(plan_.model, options_.initial);
-      target_ = make_source(plan_.model, options_.target);
+      auto initial = open_weights(options_.initial), target = open_weights(options_.target);
+      const auto& named = target ? target : initial;
+      std::vector<std::string> notes;
+      const auto config = !options_.model ? config_of(*named, notes)
+                          : named ? load_model_config(*options_.model, {dtype_of_weights(named->tensors()), &notes})
+                                  : load_model_config(*options_.model);
+      plan_ = make_plan(build_model(config), tp_, options_.dp);
+      initial_ = make_source(plan_.model, options_.initial, std::move(initial), options_.ignore);
+      target_ = make_source(plan_.model, options_.target, std::move(target), options_.ignore);
+      for (const auto* source : {initial_.get(), target_.get()}) {
+        const auto more = source->notes();
+        notes.insert(notes.end(), more.begin(), more.end());
+      }
+      report_.notes = std::move(notes);
     });
     const auto& model = plan_.model;
     study_.emplace(options_.granularity == GranularityChoice::model ? 1 : model.parameters.size());

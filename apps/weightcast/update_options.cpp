@@ -1,5 +1,7 @@
 #include "update_options.hpp"
 
+#include "notes.hpp"
+
 namespace weightcast {
 
 CommandSpec update_command() {
@@ -13,6 +15,7 @@ CommandSpec update_command() {
                    "what the engines start with: a checkpoint, or synth:SEED for made-up weights"},
                   {"target", "WEIGHTS", "what the trainer publishes"},
                   {"model", "SHAPE", "named shape or config.json; needed when both weights are made up"},
+                  ignore_option(),
                   {"tp", "N", "tensor-parallel ranks of an engine; default (world - 1) / dp"},
                   {"dp", "N", "engines (replicas)", "1"},
                   {"device", "DEVICE", "auto, host or cuda: where the weights are", "auto"},
@@ -43,6 +46,7 @@ UpdateOptions parse_update_options(const Options& options) {
   result.preflight = options.flag("preflight");
   result.initial = result.preflight ? options.text("initial") : options.required("initial");
   result.target = result.preflight ? options.text("target") : options.required("target");
+  result.ignore = options.list("ignore");
   if (options.has("model")) result.model = options.required("model");
   if (options.has("tp")) result.tp = options.number("tp", 1, 1'000'000);
   result.dp = options.number("dp", 1, 1'000'000);

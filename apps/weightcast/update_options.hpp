@@ -12,6 +12,7 @@ namespace weightcast {
 /// What `weightcast update` was asked to do.
 struct UpdateOptions {
   std::string initial, target;  ///< path of a checkpoint, "synth" or "synth:SEED"; never empty, but with `preflight`
+  std::vector<std::string> ignore;   ///< patterns of tensors that may be left out
   std::optional<std::string> model;  ///< shape; there when both weights are synthetic
   std::optional<std::uint64_t> tp;   ///< default: (world - 1) / dp
   std::uint64_t dp = 1;

@@ -17,6 +17,7 @@ void print_update_header(const Report& report, const std::string& initial, const
              target, report.device, report.transport, report.method, report.granularity, report.commit,
              name_of(verify));
   if (!notes.empty()) fmt::print("# not used: {}\n", notes);
+  for (const auto& note : report.notes) fmt::print("# note: {}\n", printable(note, 1000));
   fmt::print("# group formed in {:.3f} s, warmed up in {:.3f} s\n", report.group.init_s, report.group.warmup_s);
   fmt::print("{:>7} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>8} {:>8}\n", "update", "version",
              "result", "prepare ms", "stage ms", "verify ms", "vote ms", "commit ms", "total ms", "GB/s", "egress");

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "commands.hpp"
+#include "notes.hpp"
 #include "progress.hpp"
 #include "tensor_reader.hpp"
 #include "weightcast/core/bytes.hpp"
@@ -18,11 +19,13 @@ constexpr std::uint64_t block_bytes = 4 * mebibyte;
 /// A range of bytes that both sides have.
 struct Block {
   std::size_t in_a, in_b;  ///< index of the tensor
+  bool stored;             ///< of what is in the files; otherwise of what is read as the model's dtype
+  TensorInfo info;         ///< the tensor in that form
   std::uint64_t offset, size_bytes;
 };
 
-/// Pairs the tensors by name (both lists are sorted) and cuts the pairs into blocks. What has no equal counterpart is
-/// printed; `differences` counts that.
+/// Pairs the tensors by name (both lists are sorted) and cuts the pairs into blocks: of the bytes in the files where
+/// both have one dtype there. What has no equal counterpart is printed; `differences` counts that.
 std::vector<Block> pair_tensors(const TensorReader& a, const TensorReader& b, std::uint64_t& differences) {
   std::vector<Block> blocks;
   const auto ta = a.tensors(), tb = b.tensors();
@@ -36,13 +39,16 @@ std::vector<Block> pair_tensors(const TensorReader& a, const TensorReader& b, st
     } else if (i == ta.size() || tb[j].name < ta[i].name) {
       lone('B', tb[j++]);
     } else {
-      if (ta[i] != tb[j]) {
+      const bool stored = a.stored_dtype(i) == b.stored_dtype(j) && ta[i].shape == tb[j].shape;
+      if (!stored && ta[i] != tb[j]) {
         fmt::print("{}: A has {}, B has {}\n", printable(ta[i].name), ta[i].describe(), tb[j].describe());
         ++differences;
       } else {
-        const std::uint64_t size = ta[i].size_bytes().value();
+        auto info = ta[i];
+        if (stored) info.dtype = a.stored_dtype(i);
+        const std::uint64_t size = info.size_bytes().value();
         for (std::uint64_t at = 0; at < size; at += block_bytes) {
-          blocks.push_back({i, j, at, std::min(block_bytes, size - at)});
+          blocks.push_back({i, j, stored, info, at, std::min(block_bytes, size - at)});
         }
       }
       ++i, ++j;
@@ -88,14 +94,15 @@ std::optional<std::string> compare(const TensorReader& a, const TensorReader& b,
       const Block& block = blocks[i];
       const auto part_a = std::span(buffer_a).first(block.size_bytes),
                  part_b = std::span(buffer_b).first(block.size_bytes);
-      a.read(block.in_a, block.offset, part_a);
-      b.read(block.in_b, block.offset, part_b);
+      const auto read = block.stored ? &TensorReader::read_stored : &TensorReader::read;
+      (a.*read)(block.in_a, block.offset, part_a);
+      (b.*read)(block.in_b, block.offset, part_b);
       progress.add(block.size_bytes);
       if (std::memcmp(part_a.data(), part_b.data(), part_a.size()) == 0) continue;
       const std::scoped_lock lock(mutex);
       if (i >= first) continue;
       first = i;
-      difference = show_difference(a.tensors()[block.in_a], block.offset, part_a, part_b);
+      difference = show_difference(block.info, block.offset, part_a, part_b);
     }
   });
   return difference;
@@ -106,19 +113,31 @@ std::optional<std::string> compare(const TensorReader& a, const TensorReader& b,
 CommandSpec verify_command() {
   return {
       .name = "verify",
-      .arguments = "A B",
+      .arguments = "A B [--ignore PATTERNS]",
       .summary =
           "Compares two of: checkpoint folder, safetensors file, HDF5 snapshot; every bit.\n"
+          "A checkpoint with its config.json counts as update reads it: its model's parameters; floats of two types "
+          "are\n"
+          "compared in the model's.\n"
           "Exit status 0: the same; 1: different, with the first difference named; 2: trouble.",
+      .options = {ignore_option()},
       .paths = 2,
       .error_status = 2,
   };
 }
 
 int run_verify(const Options& options) {
-  const TensorReader a(options.paths()[0]), b(options.paths()[1]);
+  const auto ignore = options.list("ignore");
+  TensorReader a(options.paths()[0], ignore), b(options.paths()[1], ignore);
+  if (a.model() != nullptr) b.match_with(*a.model());
+  if (b.model() != nullptr) a.match_with(*b.model());
   std::uint64_t differences = 0;
   const auto blocks = pair_tensors(a, b, differences);
+  const bool rounded = std::any_of(blocks.begin(), blocks.end(), [](const Block& block) { return !block.stored; });
+  for (const auto& [side, reader] : {std::pair("A", &a), std::pair("B", &b)}) {
+    print_notes(side, reader->notes());
+    if (rounded && !reader->rounding().empty()) print_notes(side, {reader->rounding()});
+  }
   if (const auto difference = compare(a, b, blocks)) {
     fmt::print("{}\n", *difference);
     ++differences;

@@ -153,6 +153,7 @@ std::string to_json(const Report& r) {
     json["commit"] = r.commit;
     json["model"] = {{"family", r.model.family}, {"parameters", r.model.parameters}, {"bytes", r.model.bytes}};
     json["group"] = {{"init_s", r.group.init_s}, {"warmup_s", r.group.warmup_s}};
+    json["notes"] = r.notes;
     json["updates"] = to_array(r.updates);
     json["summary"] = to_value(r.summary);
     json["verify"] = {{"mode", r.verify.mode},

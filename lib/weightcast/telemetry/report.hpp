@@ -112,6 +112,7 @@ struct Report {
   std::vector<ReportRank> ranks;
 
   // update
+  std::vector<std::string> notes;  ///< what people should know of the weights that were read
   std::uint64_t tp = 1, dp = 1;
   std::string device, transport, method, granularity, commit;
   struct {

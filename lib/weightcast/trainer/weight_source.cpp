@@ -11,50 +11,12 @@
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
-#include "weightcast/core/parallel.hpp"
+#include "weightcast/trainer/checkpoint_source.hpp"
 
 namespace weightcast {
 namespace {
 
-constexpr std::uint64_t block_bytes = 4 * mebibyte;
-
-/// The lm_head.weight of a tied model must be the embedding, bit for bit.
-void check_alias(const Checkpoint& checkpoint, std::size_t embedding, std::size_t head) {
-  const std::uint64_t size = checkpoint.tensors()[embedding].size_bytes().value();
-  const std::size_t blocks = (size + block_bytes - 1) / block_bytes;
-  parallel_for(blocks, available_cores(), [&](std::size_t block) {
-    const std::uint64_t offset = block * block_bytes;
-    std::vector<std::byte> a(std::min(block_bytes, size - offset)), b(a.size());
-    checkpoint.read(embedding, offset, a);
-    checkpoint.read(head, offset, b);
-    if (a != b) {
-      throw Error(ExitCode::bad_data,
-                  fmt::format("{}: {} differs from {}, although tie_word_embeddings says that they are one",
-                              checkpoint.path(), checkpoint.tensors()[head].name, checkpoint.tensors()[embedding].name),
-                  "set tie_word_embeddings to false in config.json, or remove the tensor");
-    }
-  });
-}
-
-class CheckpointSource : public WeightSource {
- public:
-  CheckpointSource(const Model& model, Checkpoint checkpoint)
-      : checkpoint_(std::move(checkpoint)), match_(match_tensors(model, checkpoint_.tensors(), checkpoint_.path())) {
-    if (match_.alias < 0) return;
-    const auto embedding = static_cast<std::size_t>(model.find("model.embed_tokens.weight"));
-    check_alias(checkpoint_, static_cast<std::size_t>(match_.source[embedding]),
-                static_cast<std::size_t>(match_.alias));
-  }
-
-  void read(std::size_t parameter, std::uint64_t offset, std::span<std::byte> destination) const override {
-    checkpoint_.read(static_cast<std::size_t>(match_.source[parameter]), offset, destination);
-  }
-  std::string describe() const override { return "checkpoint " + checkpoint_.path(); }
-
- private:
-  Checkpoint checkpoint_;
-  TensorMatch match_;
-};
+constexpr std::string_view synthetic_prefix = "synth:";
 
 /// Turns 64 random bits into packed elements: `keep` selects the sign, the low exponent bits and the mantissa, `add`
 /// lifts the exponents so that 2^-16 <= |w| < 1 (FP16: 2^-8 <= |w| < 1). The sums never carry into the next element.
@@ -137,25 +99,35 @@ class SyntheticSource : public WeightSource {
 
 }  // namespace
 
-std::unique_ptr<WeightSource> make_checkpoint_source(const Model& model, Checkpoint checkpoint) {
-  return std::make_unique<CheckpointSource>(model, std::move(checkpoint));
+std::unique_ptr<WeightSource> make_checkpoint_source(const Model& model, Checkpoint checkpoint,
+                                                     std::span<const std::string> ignore) {
+  return std::make_unique<CheckpointSource>(model, std::move(checkpoint), ignore);
 }
 
 std::unique_ptr<WeightSource> make_synthetic_source(const Model& model, std::uint64_t seed) {
   return std::make_unique<SyntheticSource>(model, seed);
 }
 
-std::unique_ptr<WeightSource> make_source(const Model& model, const std::string& spec) {
+std::optional<Checkpoint> open_weights(const std::string& spec) {
+  if (spec == "synth" || spec.starts_with(synthetic_prefix)) return std::nullopt;
+  return Checkpoint::open(spec);
+}
+
+std::unique_ptr<WeightSource> make_source(const Model& model, const std::string& spec,
+                                          std::optional<Checkpoint> checkpoint, std::span<const std::string> ignore) {
+  if (checkpoint) return make_checkpoint_source(model, std::move(*checkpoint), ignore);
   if (spec == "synth") return make_synthetic_source(model, 1);
-  constexpr std::string_view prefix = "synth:";
-  if (!spec.starts_with(prefix)) return make_checkpoint_source(model, Checkpoint::open(spec));
   std::uint64_t seed = 0;
   const char* const end = spec.data() + spec.size();
-  const auto [rest, status] = std::from_chars(spec.data() + prefix.size(), end, seed);
+  const auto [rest, status] = std::from_chars(spec.data() + synthetic_prefix.size(), end, seed);
   if (status != std::errc() || rest != end) {
     throw Error(ExitCode::usage, fmt::format("'{}' names no seed", printable(spec)), "write it like synth:7");
   }
   return make_synthetic_source(model, seed);
+}
+
+std::unique_ptr<WeightSource> make_source(const Model& model, const std::string& spec) {
+  return make_source(model, spec, open_weights(spec), {});
 }
 
 }  // namespace weightcast
