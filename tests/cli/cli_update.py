@@ -380,7 +380,7 @@ class BadInput(Workplace):
             ("overlong", overlong, BAD_DATA, ("byte",)),
             ("overlapping", rewrite(overlap), BAD_DATA, ("byte", norm)),
             ("duplicate name", twice, BAD_DATA, ("byte", norm)),
-            ("wrong dtype", rewrite(lambda h: h[norm].update(dtype="F16")), BAD_DATA, (norm, "F16", "BF16")),
+            ("wrong dtype", rewrite(lambda h: h[norm].update(dtype="I16")), BAD_DATA, (norm, "I16", "BF16")),
             ("unknown dtype", rewrite(lambda h: h[norm].update(dtype="BF17")), BAD_DATA, ("byte", "BF17")),
             ("wrong shape", rewrite(lambda h: h[norm].update(shape=[2, 32])), BAD_DATA, (norm, "[2, 32]", "[64]")),
             ("overflowing", rewrite(overflow), BAD_DATA, ("byte", norm)),

@@ -146,5 +146,18 @@ TEST(StrictJson, PassesOnWhatAHookThrows) {
   EXPECT_THROW(parse_strict_json("{\"a\":[null]}", thrower, "thing"), Error);
 }
 
+TEST(StrictJson, AHandlerMayTakeWhatIsOtherwiseRefused) {
+  struct Lenient : JsonHandler {
+    bool take_repeated_key(const std::string& name) override { return name != "b"; }
+    bool take_large_integer() override { return true; }
+    void number(double value, std::size_t) override { last = value; }
+    double last = 0;
+  } lenient;
+  parse_strict_json(R"({"a":1,"a":18446744073709551616})", lenient, "thing");
+  EXPECT_EQ(lenient.last, 18446744073709551616.0);
+  EXPECT_THROW(parse_strict_json(R"({"b":1,"b":2})", lenient, "thing"), Error);
+  EXPECT_THROW(parse_strict_json(R"({"a":1,})", lenient, "thing"), Error);
+}
+
 }  // namespace
 }  // namespace weightcast

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "weightcast/core/error.hpp"
+#include "weightcast/device/narrow_float.hpp"
 
 namespace weightcast {
 namespace {
@@ -149,6 +150,62 @@ TEST(CheckpointSource, ATiedHeadMustEqualTheEmbedding) {
     EXPECT_EQ(error.code(), ExitCode::bad_data);
     EXPECT_THAT(error.what(), HasSubstr("lm_head.weight differs"));
   }
+}
+
+/// Writes a checkpoint of tensors of these types in turn, of the values of synth:5 in F32.
+Checkpoint mixed_checkpoint(const Model& model, const std::string& path, const std::vector<DType>& types) {
+  const auto source = make_synthetic_source(tiny(DType::F32), 5);
+  CheckpointContent content;
+  for (const auto& rule : model.parameters) {
+    content.tensors.push_back(rule.info);
+    content.tensors.back().dtype = types[content.tensors.size() % types.size()];
+  }
+  content.fill = [&](std::size_t index, std::uint64_t offset, std::span<std::byte> destination) {
+    const auto dtype = content.tensors[index].dtype;
+    if (dtype == DType::F32) return source->read(index, offset, destination);
+    const auto wide = read(*source, index, 2 * offset, 2 * destination.size());
+    narrow(dtype == DType::BF16 ? NarrowFloat::bf16 : NarrowFloat::f16, destination.data(), wide.data(),
+           destination.size() / 2);
+  };
+  write_checkpoint(path, content, 1u << 30, "", 1);
+  return Checkpoint::open(path);
+}
+
+// Against the values that the elements have, one at a time.
+TEST(CheckpointSource, OtherFloatTypesAreRoundedInAnyRange) {
+  const std::string path = ::testing::TempDir() + "weightcast_weight_source_test";
+  for (const auto to : {DType::BF16, DType::F16, DType::F32}) {
+    const Model model = tiny(to);
+    const auto checkpoint = mixed_checkpoint(model, path, {DType::F32, DType::F16, DType::BF16});
+    const auto source = make_checkpoint_source(model, Checkpoint::open(path));
+    ASSERT_EQ(source->notes().size(), 1u);
+    EXPECT_THAT(source->notes().front(), HasSubstr(to == DType::F32 ? "widened to F32" : "rounded to the nearest"));
+    const auto width = static_cast<std::size_t>(bits(to) / 8);
+    for (std::size_t p = 0; p < 6; ++p) {
+      const auto index = static_cast<std::size_t>(checkpoint.find(model.parameters[p].info.name));
+      const auto& stored = checkpoint.tensors()[index];
+      const std::size_t count = *stored.elements();
+      std::vector<std::byte> raw(*stored.size_bytes()), expected(count * width);
+      checkpoint.read(index, 0, raw);
+      for (std::size_t i = 0; i < count; ++i) {
+        const float value = *to_float(stored.dtype, raw.data() + i * raw.size() / count);
+        std::uint32_t word = 0;
+        std::memcpy(&word, &value, 4);
+        const std::uint16_t half = to == DType::BF16 ? bf16_of(word) : f16_of(word);
+        std::memcpy(expected.data() + i * width,
+                    to == DType::F32 ? static_cast<void*>(&word) : static_cast<const void*>(&half), width);
+      }
+      ASSERT_EQ(read(*source, p, 0, expected.size()), expected) << stored.describe();
+      for (std::size_t offset = 0; offset < 9; ++offset) {
+        for (std::size_t size = 0; size < 9; ++size) {
+          const auto begin = expected.begin() + static_cast<std::ptrdiff_t>(offset);
+          ASSERT_EQ(read(*source, p, offset, size),
+                    std::vector<std::byte>(begin, begin + static_cast<std::ptrdiff_t>(size)));
+        }
+      }
+    }
+  }
+  std::filesystem::remove_all(path);
 }
 
 TEST(CheckpointSource, AnotherModelIsRefused) {

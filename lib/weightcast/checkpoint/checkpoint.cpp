@@ -89,7 +89,7 @@ void compare_with_index(const CheckpointFiles& from, std::vector<Found>& found, 
   constexpr std::size_t shown = 50;
   std::vector<std::string> differences, unlisted;
   std::uint64_t bytes = 0;
-  bool tie_written = false;
+  bool tie_written = false, tie_taken = false;
   WeightMap missing = from.index->weight_map;
   std::erase_if(found, [&](const Found& tensor) {
     const auto& file = from.files[tensor.file];
@@ -111,6 +111,7 @@ void compare_with_index(const CheckpointFiles& from, std::vector<Found>& found, 
   for (const auto& [name, file] : missing) {
     if (half_of_a_tie(name) && tie_written) {
       notes.push_back(fmt::format("the index lists {}, which was not written: taken as tied", printable(name)));
+      tie_taken = true;
       continue;
     }
     differences.push_back(fmt::format("{} does not hold {}, which the index says is there", file, printable(name)));
@@ -129,7 +130,7 @@ void compare_with_index(const CheckpointFiles& from, std::vector<Found>& found, 
   if (!unlisted.empty()) {
     notes.push_back(fmt::format("{} tensors that the index does not list were not read, the first is {}",
                                 unlisted.size(), unlisted.front()));
-  } else if (from.index->total_bytes && *from.index->total_bytes != bytes) {
+  } else if (!tie_taken && from.index->total_bytes && *from.index->total_bytes != bytes) {
     notes.push_back(fmt::format("warning: total_size in {} is {}, but the tensors have {} bytes", from.name,
                                 *from.index->total_bytes, bytes));
   }

@@ -211,7 +211,8 @@ CheckpointSearch find_checkpoint(const std::string& path) {
     }
     Folder(result.folder).search(result);
     const auto& name = result.candidates.front().name;
-    if (!name.starts_with("model.")) result.notes.push_back("read from " + name);
+    if (name.find('*') != name.npos) result.notes.push_back("the shards " + name + ", without an index");
+    if (name.starts_with("consolidated.")) result.notes.push_back("read from " + name);
     return result;
   }
   const fs::path file(path);

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <map>
-#include <unordered_set>
+#include <unordered_map>
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
@@ -74,8 +74,8 @@ class Matcher {
   Matcher(const Model& model, std::span<const TensorInfo> tensors, const std::string& what,
           std::span<const std::string> ignore)
       : model_(model), tensors_(tensors), what_(what), ignore_(ignore) {
-    for (const auto& rule : model.parameters) known_.insert(rule.info.name);
-    if (model.config.tied_embeddings) known_.insert(head_name);
+    for (const auto& rule : model.parameters) known_.emplace(rule.info.name, &rule.info);
+    if (model.config.tied_embeddings) known_.emplace(head_name, &model.parameters.front().info);
   }
 
   CheckpointMatch match() {
@@ -189,9 +189,9 @@ class Matcher {
 
   /// The model's dtype where the tensor can be converted to it.
   DType type_to_be(const std::string& name, const TensorInfo& stored) const {
-    const auto parameter = model_.find(name);
-    if (parameter < 0 || !is_weight_type(stored.dtype)) return stored.dtype;
-    const auto& expected = model_.parameters[static_cast<std::size_t>(parameter)].info;
+    const auto parameter = known_.find(name);
+    if (parameter == known_.end() || !is_weight_type(stored.dtype)) return stored.dtype;
+    const auto& expected = *parameter->second;
     return expected.shape == stored.shape && is_weight_type(expected.dtype) ? expected.dtype : stored.dtype;
   }
 
@@ -223,8 +223,8 @@ class Matcher {
   std::span<const TensorInfo> tensors_;
   const std::string& what_;
   std::span<const std::string> ignore_;
-  std::unordered_set<std::string_view> known_;
-  std::vector<std::string> names_;  // of each tensor, without wrappers
+  std::unordered_map<std::string_view, const TensorInfo*> known_;  // by the names that a checkpoint may have
+  std::vector<std::string> names_;                                 // of each tensor, without wrappers
   Lead lead_ = leads.front();
   std::size_t recognised_ = 0;
   std::vector<TensorInfo> taken_;   // what is matched, under the model's names
