@@ -253,6 +253,44 @@ void narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std
 
 namespace {
 
+/// Each element by itself, looked up, and held against its alignment.
+template <typename Visit>
+void visit_elements(const StridedElements& elements, const std::byte* matrix, const Visit& visit) {
+  for (std::uint64_t i = 0; i < elements.count; ++i) {
+    const auto row = static_cast<std::int64_t>((elements.first + i) / elements.columns),
+               column = static_cast<std::int64_t>((elements.first + i) % elements.columns);
+    const auto* const address = matrix + row * elements.row_stride + column * elements.column_stride;
+    if (reinterpret_cast<std::uintptr_t>(address) % elements.element_bytes != 0) stop("an element that is not aligned");
+    visit(i, at(address, elements.element_bytes));
+  }
+}
+
+}  // namespace
+
+void gather(const StridedElements& elements, std::optional<Rounding> rounding, std::byte* destination,
+            const std::byte* matrix, const Stream& stream) {
+  queue_of(stream).add([=] {
+    auto* const to = at(destination, elements.count * (rounding ? 2 : elements.element_bytes));
+    visit_elements(elements, matrix, [&](std::uint64_t i, const std::byte* element) {
+      if (rounding) {
+        weightcast::narrow(rounding->to, to + 2 * i, element, 1, rounding->from);
+      } else {
+        std::memcpy(to + i * elements.element_bytes, element, elements.element_bytes);
+      }
+    });
+  });
+}
+void scatter(const StridedElements& elements, std::byte* matrix, const std::byte* source, const Stream& stream) {
+  queue_of(stream).add([=] {
+    const auto* const from = at(source, elements.count * elements.element_bytes);
+    visit_elements(elements, matrix, [&](std::uint64_t i, std::byte* element) {
+      std::memcpy(element, from + i * elements.element_bytes, elements.element_bytes);
+    });
+  });
+}
+
+namespace {
+
 /// With a source: copied first.
 void queue_digests(const DigestTask* tasks, std::uint64_t count, const std::byte* source, const std::byte* base,
                    std::uint64_t* results, const Stream& stream) {

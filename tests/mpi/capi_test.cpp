@@ -51,7 +51,7 @@ class Table {
  public:
   void add(const std::string& name, std::vector<std::uint64_t> shape, void* data, std::uint64_t pitch = 0,
            const char* dtype = "BF16") {
-    entries_.push_back({name, dtype, std::move(shape), data, pitch});
+    entries_.push_back({name, dtype, std::move(shape), data, pitch, {}});
   }
   explicit Table(Placement placement = {}) : placement_(placement) {}
   const std::vector<wc_tensor>& view() {
@@ -65,7 +65,8 @@ class Table {
                        .data = entry.data,
                        .row_pitch_bytes = entry.pitch,
                        .memory = placement_.kind == MemoryKind::cuda ? WC_CUDA : WC_HOST,
-                       .device = placement_.gpu});
+                       .device = placement_.gpu,
+                       .strides_bytes = entry.strides.empty() ? nullptr : entry.strides.data()});
     }
     return view_;
   }
@@ -74,6 +75,7 @@ class Table {
     std::vector<std::uint64_t> shape;
     void* data;
     std::uint64_t pitch;
+    std::vector<std::int64_t> strides = {};
   };
   std::vector<Entry>& entries() { return entries_; }
 
@@ -260,8 +262,16 @@ TEST_P(CapiTest, ATrainersTableThatDoesNotFitIsItsOwnAffair) {
   EXPECT_THAT(wc_last_error(), AllOf(HasSubstr(good.name + " is missing"), HasSubstr("no.such.weight")));
   EXPECT_EQ(refused({good.name, "bf16", good.shape, good.data, 0}), WC_USAGE);
   EXPECT_THAT(wc_last_error(), HasSubstr("bf16"));
-  EXPECT_EQ(refused({good.name, "BF16", good.shape, good.data, 256}), WC_BAD_DATA);
-  EXPECT_THAT(wc_last_error(), HasSubstr("not dense"));
+  EXPECT_EQ(refused({good.name, "BF16", good.shape, good.data, 2 * good.shape[1] - 2}), WC_USAGE);
+  EXPECT_THAT(wc_last_error(), HasSubstr("apart"));
+  EXPECT_EQ(refused({good.name, "BF16", good.shape, good.data, 1ull << 62}), WC_USAGE);
+  EXPECT_THAT(wc_last_error(), HasSubstr("address space"));
+  EXPECT_EQ(refused({good.name, "BF16", good.shape, good.data, 0, {INT64_MIN, 2}}), WC_USAGE);
+  EXPECT_THAT(wc_last_error(), HasSubstr("address space"));
+  EXPECT_EQ(refused({good.name, "BF16", good.shape, nullptr, 0}), WC_USAGE);
+  EXPECT_THAT(wc_last_error(), HasSubstr(good.name + " has no data"));
+  EXPECT_EQ(refused({good.name, "BF16", good.shape, good.data, 0, {2, 1}}), WC_BAD_DATA);
+  EXPECT_THAT(wc_last_error(), HasSubstr(good.name + " is not aligned"));
   EXPECT_EQ(publish(1, &update), WC_OK) << wc_last_error();
 }
 
@@ -383,7 +393,9 @@ TEST_P(CapiDestinationsTest, AWrongTableIsRefusedByAllWithEveryDifference) {
     };
     find("model.layers.0.self_attn.qkv_proj.weight")->shape[0] += 1;
     find("model.layers.0.mlp.down_proj.weight")->dtype = "F16";
-    find("model.layers.1.mlp.down_proj.weight")->data = nullptr;
+    auto& strided = *find("model.layers.1.mlp.down_proj.weight");
+    strided.strides = {0, 2};
+    strided.pitch = 0;
     find("model.layers.2.mlp.down_proj.weight")->data = find("model.layers.2.mlp.up_proj.weight")->data;
     find("model.layers.2.self_attn.o_proj.weight")->name = "no.such.weight";
     find("model.norm.weight")->data = static_cast<std::byte*>(find("model.norm.weight")->data) + 1;
@@ -393,8 +405,9 @@ TEST_P(CapiDestinationsTest, AWrongTableIsRefusedByAllWithEveryDifference) {
   EXPECT_THAT(std::string(wc_last_error()),
               AllOf(HasSubstr("model.layers.0.self_attn.qkv_proj.weight is BF16 ["),
                     HasSubstr("but this rank holds BF16 ["), HasSubstr("model.layers.0.mlp.down_proj.weight is F16 ["),
-                    HasSubstr("model.layers.1.mlp.down_proj.weight has no data"), HasSubstr("overlaps another tensor"),
-                    HasSubstr("no.such.weight: the model has neither"), HasSubstr("model.norm.weight is not aligned"),
+                    HasSubstr("model.layers.1.mlp.down_proj.weight has elements that share memory"),
+                    HasSubstr("overlaps another tensor"), HasSubstr("no.such.weight: the model has neither"),
+                    HasSubstr("model.norm.weight is not aligned"),
                     HasSubstr("model.layers.1.input_layernorm.weight is given twice")));
   EXPECT_THAT(wc_last_error(), HasSubstr("model.layers.2.self_attn.o_proj.weight is missing"));
   EXPECT_THAT(wc_last_error(), HasSubstr(fmt::format("tp rank {}", world_size() - 2)));

@@ -74,14 +74,29 @@ struct Loop {
 
 /// What the parameter must be, element by element.
 std::vector<std::byte> expected_of(const TrainingTensor& tensor, DType wire) {
-  const auto* from = static_cast<const std::byte*>(tensor.data);
-  if (tensor.info.dtype == wire) return {from, from + *tensor.info.size_bytes()};
-  std::vector<std::byte> result(2 * *tensor.info.elements());
+  const auto& shape = tensor.info.shape;
+  const auto given_bytes = static_cast<std::size_t>(bits(tensor.info.dtype)) / 8;
+  const auto columns = shape.size() > 1 ? shape[1] : 1;
+  std::vector<std::byte> result;
   for (std::uint64_t i = 0; i < *tensor.info.elements(); ++i) {
-    std::uint32_t bits = 0;
-    std::memcpy(&bits, from + 4 * i, 4);
-    const auto narrowed = narrow(wire == DType::BF16 ? NarrowFloat::bf16 : NarrowFloat::f16, bits);
-    std::memcpy(result.data() + 2 * i, &narrowed, 2);
+    auto offset = static_cast<std::ptrdiff_t>(i * given_bytes);
+    if (!tensor.strides_bytes.empty()) {
+      offset = static_cast<std::ptrdiff_t>(i / columns) * tensor.strides_bytes[0];
+      if (shape.size() > 1) offset += static_cast<std::ptrdiff_t>(i % columns) * tensor.strides_bytes[1];
+    }
+    const auto* const from = static_cast<const std::byte*>(tensor.data) + offset;
+    if (tensor.info.dtype == wire) {
+      result.insert(result.end(), from, from + given_bytes);
+      continue;
+    }
+    std::uint32_t element = 0;
+    std::memcpy(&element, from, given_bytes);
+    const auto wide = tensor.info.dtype == DType::F32   ? element
+                      : tensor.info.dtype == DType::F16 ? float_of_f16(static_cast<std::uint16_t>(element))
+                                                        : float_of_bf16(static_cast<std::uint16_t>(element));
+    const auto narrowed = narrow(wire == DType::BF16 ? NarrowFloat::bf16 : NarrowFloat::f16, wide);
+    const auto* const bytes = reinterpret_cast<const std::byte*>(&narrowed);
+    result.insert(result.end(), bytes, bytes + 2);
   }
   return result;
 }
@@ -124,6 +139,71 @@ TEST(TrainerFill, MastersAreRoundedAndOwnTypesCopied) {
   }
 }
 
+TEST(TrainerFill, TheOther16BitTypeIsRoundedAndWideningRefused) {
+  for (const auto wire : {DType::BF16, DType::F16}) {
+    const auto plan = make_test_plan(wire);
+    Trainer trainer(plan);
+    trainer.reserve();
+    const Loop loop(plan.model, wire == DType::BF16 ? DType::F16 : DType::BF16);
+    trainer.fill(0, loop.tensors);
+    expect_filled(plan, loop, trainer.source(0));
+    EXPECT_THAT(refusal(trainer, Loop(plan.model, DType::F64)), HasSubstr("model.norm.weight is F64"));
+  }
+  const auto plan = make_test_plan(DType::F32);
+  Trainer trainer(plan);
+  trainer.reserve();
+  EXPECT_THAT(refusal(trainer, Loop(plan.model, DType::BF16)), HasSubstr("model.norm.weight is BF16"));
+}
+
+/// The same memory seen otherwise, all within what the loop has: transposed, reversed, spread, one element many times.
+void make_strided(Loop& loop) {
+  std::size_t kind = 0;
+  for (auto& tensor : loop.tensors) {
+    const auto width = static_cast<std::int64_t>(bits(tensor.info.dtype)) / 8;
+    const auto rows = static_cast<std::int64_t>(tensor.info.shape.front());
+    const auto columns = tensor.info.shape.size() > 1 ? static_cast<std::int64_t>(tensor.info.shape[1]) : 1;
+    const auto last = static_cast<const std::byte*>(tensor.data) + (rows * columns - 1) * width;
+    const bool vector = tensor.info.shape.size() == 1;
+    switch (++kind % 5) {
+      case 0: tensor.strides_bytes = {width, rows * width}; break;
+      case 1: tensor.strides_bytes = {-columns * width, -width}; break;
+      case 2: tensor.strides_bytes = {0, width}; break;
+      case 3: tensor.strides_bytes = {columns * width, 0}; break;
+      case 4: tensor.strides_bytes = {columns / 2 * width, -width}; break;
+    }
+    if (vector) tensor.strides_bytes = {kind % 2 == 0 ? 0 : -width};
+    if (kind % 5 == 1 || vector) tensor.data = last;
+    if (kind % 5 == 4 && !vector) tensor.data = static_cast<const std::byte*>(tensor.data) + (columns - 1) * width;
+  }
+}
+
+TEST(TrainerFill, AnyStridesAreTaken) {
+  for (const auto given : {DType::F32, DType::BF16, DType::F16}) {
+    const auto plan = make_test_plan(DType::BF16);
+    Trainer trainer(plan);
+    trainer.reserve();
+    Loop loop(plan.model, given);
+    make_strided(loop);
+    trainer.fill(0, loop.tensors);
+    expect_filled(plan, loop, trainer.source(0));
+    for (auto& tensor : loop.tensors) EXPECT_NO_THROW(trainer.put(0, tensor));
+    expect_filled(plan, loop, trainer.source(0));
+  }
+}
+
+TEST(TrainerFill, StridesThatDoNotDescribeTheTensorAreRefusedByName) {
+  const auto plan = make_test_plan(DType::BF16);
+  Trainer trainer(plan);
+  trainer.reserve();
+  Loop loop(plan.model, DType::F32);
+  loop["model.norm.weight"].strides_bytes = {4, 4};
+  loop["lm_head.weight"].strides_bytes = {72 * 4, 2};
+  loop["model.layers.0.mlp.up_proj.weight"].strides_bytes = {INT64_MAX, 4};
+  EXPECT_THAT(refusal(trainer, loop), AllOf(HasSubstr("model.norm.weight has strides that do not describe it"),
+                                            HasSubstr("lm_head.weight is not aligned"),
+                                            HasSubstr("model.layers.0.mlp.up_proj.weight has strides that do not")));
+}
+
 TEST(TrainerFill, AllocatesNothingFromTheSecondTimeOn) {
   const auto plan = make_test_plan(DType::BF16);
   Trainer trainer(plan);
@@ -157,14 +237,14 @@ TEST(TrainerFill, ListsEveryDifferenceInOneError) {
   loop["model.norm.weight"].info.name = "model.nrom.weight";
   loop["lm_head.weight"].info.shape = {72, 8011};
   loop["model.layers.0.mlp.up_proj.weight"].info.dtype = DType::F64;
-  loop["model.layers.1.mlp.up_proj.weight"].info.dtype = DType::F16;
+  loop["model.layers.1.mlp.up_proj.weight"].info.dtype = DType::I16;
   loop.tensors.push_back(loop["model.layers.0.mlp.down_proj.weight"]);
   const auto before = std::vector<std::byte>(trainer.source(0).bytes().begin(), trainer.source(0).bytes().end());
   EXPECT_THAT(refusal(trainer, loop), AllOf(HasSubstr("6 differences"), HasSubstr("model.norm.weight is missing"),
                                             HasSubstr("model.nrom.weight is unknown"),
                                             HasSubstr("lm_head.weight is F32 [72, 8011], expected BF16 [8011, 72]"),
                                             HasSubstr("model.layers.0.mlp.up_proj.weight is F64"),
-                                            HasSubstr("model.layers.1.mlp.up_proj.weight is F16"),
+                                            HasSubstr("model.layers.1.mlp.up_proj.weight is I16"),
                                             HasSubstr("model.layers.0.mlp.down_proj.weight appears twice")));
   EXPECT_TRUE(std::equal(before.begin(), before.end(), trainer.source(0).bytes().begin())) << "something was written";
   // A table that was refused once is refused again, and a good one is taken after it.
@@ -198,7 +278,7 @@ TEST(TrainerFill, MemoryThatCannotBeReadIsRefusedByName) {
               AllOf(HasSubstr("model.norm.weight has no data"), HasSubstr("lm_head.weight is not aligned")));
 }
 
-TEST(TrainerFill, ATiedHeadMustBeTheEmbedding) {
+TEST(TrainerFill, ATiedHeadMustHoldWhatTheEmbeddingHolds) {
   const auto plan = make_test_plan(DType::BF16, true);
   Trainer trainer(plan);
   trainer.reserve();
@@ -208,9 +288,27 @@ TEST(TrainerFill, ATiedHeadMustBeTheEmbedding) {
   loop.tensors.push_back(head);
   trainer.fill(0, loop.tensors);
   expect_filled(plan, loop, trainer.source(0));
-  const std::vector<std::byte> other(*head.info.size_bytes());
+  const auto* const from = static_cast<const std::byte*>(head.data);
+  std::vector<std::byte> other(from, from + *head.info.size_bytes());
   loop.tensors.back().data = other.data();
-  EXPECT_THAT(refusal(trainer, loop), HasSubstr("lm_head.weight is not the memory of the embedding"));
+  trainer.fill(0, loop.tensors);
+  expect_filled(plan, loop, trainer.source(0));
+  other.back() ^= std::byte{0x40};
+  EXPECT_THAT(refusal(trainer, loop), HasSubstr("lm_head.weight differs from model.embed_tokens.weight"));
+  expect_filled(plan, Loop(plan.model, DType::F32), trainer.source(0));
+  // One after the other, each may be the first.
+  const auto put = [&](std::string_view name, const void* data, std::string_view before) {
+    auto tensor = head;
+    tensor.info.name = name;
+    tensor.data = data;
+    if (!before.empty()) return trainer.expect_held(0, tensor, before);
+    EXPECT_EQ(trainer.put(0, tensor), 0U);
+  };
+  put("lm_head.weight", head.data, "");
+  put("model.embed_tokens.weight", head.data, "lm_head.weight");
+  EXPECT_THROW(put("model.embed_tokens.weight", other.data(), "lm_head.weight"), Error);
+  put("model.embed_tokens.weight", other.data(), "");
+  put("lm_head.weight", other.data(), "model.embed_tokens.weight");
 }
 
 TEST(TrainerFill, TensorsComeOneByOneInAnyOrderBetweenTables) {

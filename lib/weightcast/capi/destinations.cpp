@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <exception>
-#include <mutex>
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
@@ -18,6 +16,11 @@ constexpr std::size_t reported_limit = 20;
 std::vector<std::uint64_t> shape_of(const TensorInfo& like, std::uint64_t rows, std::uint64_t columns) {
   if (like.shape.size() == 1) return {rows};
   return {rows, columns};
+}
+
+StridedElements elements_of(const MatrixLayout& layout) {
+  return {layout.columns,      0, layout.rows * layout.columns, layout.row_stride, layout.column_stride,
+          layout.element_bytes};
 }
 
 }  // namespace
@@ -56,20 +59,20 @@ struct Destinations::Problems {
 Destinations::Destinations(const TransferPlan& plan, std::size_t tp_rank, Placement placement)
     : plan_(&plan), tp_rank_(tp_rank), placement_(placement) {}
 
-std::optional<Destinations::Step> Destinations::find(const ForeignTensor& tensor, std::vector<std::size_t>& parameters,
-                                                     Problems& problems) const {
+std::optional<std::uint64_t> Destinations::find(const ForeignTensor& tensor, std::vector<std::size_t>& parameters,
+                                                Problems& problems) const {
   const auto& info = tensor.info;
   const auto index = plan_->model.find(info.name);
   const auto fused = std::find_if(plan_->engine_tensors.begin(), plan_->engine_tensors.end(),
                                   [&](const EngineTensor& candidate) { return candidate.name == info.name; });
   const bool has_fused = fused != plan_->engine_tensors.end();
-  Step step;
+  std::uint64_t offset = 0;
   std::string expected;
   if (index >= 0) {
     const auto p = static_cast<std::size_t>(index);
     const TensorInfo shard{info.name, plan_->model.parameters[p].info.dtype, shard_shape(*plan_, tp_rank_, p)};
     parameters = {p};
-    step.offset = plan_->ranks[tp_rank_].shards[p].destination;
+    offset = plan_->ranks[tp_rank_].shards[p].destination;
     if (info == shard)
       expected.clear();
     else
@@ -78,7 +81,7 @@ std::optional<Destinations::Step> Destinations::find(const ForeignTensor& tensor
   if (has_fused && (index < 0 || !expected.empty())) {
     const TensorInfo whole{info.name, fused->dtype, engine_tensor_shape(*plan_, *fused)};
     parameters = fused->parameters;
-    step.offset = fused->offset;
+    offset = fused->offset;
     if (info == whole)
       expected.clear();
     else if (expected != whole.describe())
@@ -92,65 +95,66 @@ std::optional<Destinations::Step> Destinations::find(const ForeignTensor& tensor
     problems.add("{} is {}, but this rank holds {}", info.name, info.describe(), expected);
     return std::nullopt;
   }
-  const auto element_bytes = static_cast<std::uint64_t>(bits(info.dtype)) / 8;
-  step.rows = info.shape.front();
-  step.row_bytes = element_bytes * (info.shape.size() > 1 ? info.shape[1] : 1);
-  step.pitch = tensor.row_pitch_bytes == 0 ? step.row_bytes : tensor.row_pitch_bytes;
-  step.data = tensor.data;
-  if (step.pitch == step.row_bytes || step.rows == 1) step = {step.offset, step.rows * step.row_bytes, 1, 0, step.data};
-  return step;
+  return offset;
+}
+
+void Destinations::check_memory(const ForeignTensor& tensor, std::uint64_t offset,
+                                std::vector<const ForeignTensor*>& usable, Problems& problems) {
+  const auto& name = tensor.info.name;
+  const auto layout = layout_of(tensor.info, tensor.strides_bytes);
+  if (!layout) return problems.add("{} has strides that do not describe it", name);
+  if (layout->columns == 0) return;
+  const auto before = problems.lines.size();
+  const auto address = reinterpret_cast<std::uintptr_t>(tensor.data);
+  const bool aligned = layout->aligned() && address % layout->element_bytes == 0;
+  if (tensor.data == nullptr) problems.add("{} has no data", name);
+  if (!aligned) problems.add("{} is not aligned as its elements are", name);
+  if (aligned && !layout->elements_apart())
+    problems.add("{} has elements that share memory, with strides of {} bytes", name,
+                 fmt::join(tensor.strides_bytes, ", "));
+  const bool same_place = tensor.placement.kind == placement_.kind &&
+                          (placement_.kind == MemoryKind::host || tensor.placement.gpu == placement_.gpu);
+  if (!same_place) problems.add("{} is not where this engine's memory is", name);
+  if (problems.lines.size() > before) return;
+  const Step step{offset, tensor.data, *layout};
+  const bool tied_and_one = std::any_of(steps_.begin(), steps_.end(), [&](const Step& other) {
+    return other.offset == offset && other.data == tensor.data && other.layout == *layout;
+  });
+  if (tied_and_one) return;
+  steps_.push_back(step);
+  usable.push_back(&tensor);
 }
 
 void Destinations::resolve(std::span<const ForeignTensor> tensors) {
+  if (!resolved_.empty() && std::equal(tensors.begin(), tensors.end(), resolved_.begin(), resolved_.end())) return;
   const auto& rules = plan_->model.parameters;
   Problems problems;
-  std::vector<const ForeignTensor*> holder(rules.size());
-  std::vector<std::pair<Step, const ForeignTensor*>> accepted;
+  std::vector<const ForeignTensor*> holder(rules.size()), usable;
+  resolved_.clear();
   steps_.clear();
   for (const auto& tensor : tensors) {
     std::vector<std::size_t> parameters;
-    const auto step = find(tensor, parameters, problems);
+    const auto offset = find(tensor, parameters, problems);
     for (const auto p : parameters) {  // a tensor of a wrong shape is wrong, but not missing
       const auto* const other = std::exchange(holder[p], &tensor);
       if (other == nullptr) continue;
       const bool tied = tensor.info.name != other->info.name && parameters.size() == 1 &&
                         plan_->model.find(other->info.name) == plan_->model.find(tensor.info.name);
-      if (tied && tensor.data == other->data) continue;
-      if (tied) {
-        problems.add("{} is not the memory of {}, to which it is tied", tensor.info.name, other->info.name);
-      } else {
+      if (!tied)
         problems.add("{} is given twice, by {} and by {}", rules[p].info.name, other->info.name, tensor.info.name);
-      }
     }
-    if (!step || step->row_bytes == 0 || step->rows == 0) continue;
-    const auto address = reinterpret_cast<std::uintptr_t>(step->data);
-    if (step->data == nullptr) problems.add("{} has no data", tensor.info.name);
-    if (address % (static_cast<std::uint64_t>(bits(tensor.info.dtype)) / 8) != 0)
-      problems.add("{} is not aligned as its elements are", tensor.info.name);
-    if (step->rows > 1 && step->pitch < step->row_bytes)
-      problems.add("{} has rows of {} bytes, {} apart", tensor.info.name, step->row_bytes, step->pitch);
-    const bool same_place = tensor.placement.kind == placement_.kind &&
-                            (placement_.kind == MemoryKind::host || tensor.placement.gpu == placement_.gpu);
-    if (!same_place) problems.add("{} is not where this engine's memory is", tensor.info.name);
-    accepted.emplace_back(*step, &tensor);
+    if (offset) check_memory(tensor, *offset, usable, problems);
   }
   for (std::size_t p = 0; p < rules.size(); ++p) {
     if (holder[p] == nullptr && plan_->ranks[tp_rank_].shards[p].rows > 0)
       problems.add("{} is missing", rules[p].info.name);
   }
-  std::stable_sort(accepted.begin(), accepted.end(),
-                   [](const auto& a, const auto& b) { return a.first.data < b.first.data; });
-  for (const auto& [step, tensor] : accepted) {
-    if (!steps_.empty()) {
-      const auto& before = steps_.back();
-      if (before.data == step.data && before.offset == step.offset) continue;  // tied
-      const bool dense = before.rows == 1 && step.rows == 1;                   // the rows of others may interleave
-      if (before.data == step.data || (dense && before.data + before.row_bytes > step.data))
-        problems.add("{} overlaps another tensor of the table", tensor->info.name);
-    }
-    steps_.push_back(step);
-  }
+  std::vector<PlacedMatrix> placed;
+  for (const auto& step : steps_) placed.push_back({reinterpret_cast<std::uintptr_t>(step.data), step.layout});
+  for (const auto& [first, second] : overlapping(placed))
+    problems.add("{} overlaps another tensor of the table, {}", usable[second]->info.name, usable[first]->info.name);
   problems.throw_if_any(tp_rank_);
+  resolved_.assign(tensors.begin(), tensors.end());
 }
 
 void Destinations::copy(const Region& slot, Deadline deadline) {
@@ -158,11 +162,8 @@ void Destinations::copy(const Region& slot, Deadline deadline) {
   if (!workers_) workers_.emplace(available_cores() - 1);
   std::atomic<std::size_t> next{0};
   workers_->run([&] {
-    for (auto i = next++; i < steps_.size(); i = next++) {
-      const auto& step = steps_[i];
-      copy_rows(step.data, step.rows == 1 ? step.row_bytes : step.pitch, slot.data + step.offset, step.row_bytes,
-                step.row_bytes, step.rows);
-    }
+    for (auto i = next++; i < steps_.size(); i = next++)
+      scatter(elements_of(steps_[i].layout), steps_[i].data, slot.data + steps_[i].offset);
   });
 }
 
@@ -172,15 +173,18 @@ void Destinations::copy_on_gpu(const Region& slot, Deadline deadline) {
   std::vector<void*> to;
   std::vector<std::size_t> sizes;
   std::vector<gpu::CopyTask> strided;
-  for (const auto& step : steps_) {
-    if (step.rows > 1) {
-      strided.push_back({step.offset, reinterpret_cast<std::uintptr_t>(step.data), step.row_bytes, step.pitch,
-                         step.row_bytes, step.rows});
-      continue;
+  for (const auto& [offset, data, layout] : steps_) {
+    const auto row_bytes = layout.columns * layout.element_bytes;
+    if (layout.dense()) {
+      from.push_back(slot.data + offset);
+      to.push_back(data);
+      sizes.push_back(row_bytes);
+    } else if (layout.column_stride == static_cast<std::int64_t>(layout.element_bytes) && layout.row_stride > 0) {
+      strided.push_back({offset, reinterpret_cast<std::uintptr_t>(data), row_bytes,
+                         static_cast<std::uint64_t>(layout.row_stride), row_bytes, layout.rows});
+    } else {
+      gpu::scatter(elements_of(layout), data, slot.data + offset, stream_);
     }
-    from.push_back(slot.data + step.offset);
-    to.push_back(step.data);
-    sizes.push_back(step.row_bytes);
   }
   gpu::copy_batch(to.data(), from.data(), sizes.data(), sizes.size(), stream_);
   Buffer tasks;

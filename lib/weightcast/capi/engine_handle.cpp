@@ -11,8 +11,12 @@ using namespace weightcast;
 struct wc_engine {
   explicit wc_engine(const wc_options* options)
       : member(options, false), destinations(member.plan, member.tp_rank(), member.group.placement) {
-    agree(member.comm, "start", member.long_deadline(),
-          [&] { runner.emplace(member.plan, member.tp_rank(), member.commit, member.group.placement); });
+    agree(member.comm, "start", member.long_deadline(), [&] {
+      const auto given = read_options_struct(*options);
+      if (given.destinations != nullptr || given.destination_count > 0)
+        destinations.resolve(read_table(given.destinations, given.destination_count));
+      runner.emplace(member.plan, member.tp_rank(), member.commit, member.group.placement);
+    });
     group = std::make_unique<UpdateGroup>(member.comm, member.plan, member.group, std::vector<const Buffer*>(),
                                           &runner->store());
     for (const auto& tensor : member.plan.engine_tensors) shapes.push_back(engine_tensor_shape(member.plan, tensor));
@@ -160,22 +164,24 @@ int wc_engine_tensor(const wc_engine* engine, const wc_pin* pin, size_t index, w
   return guarded([&] {
     expect_argument(engine, "the handle");
     expect_argument(tensor, "tensor");
-    expect_size(tensor->size, sizeof(wc_tensor), "wc_tensor");
+    const auto size = read_struct(*tensor, first_tensor_size, "wc_tensor").size;
     if (index >= engine->shapes.size())
       fail(ExitCode::usage, "there is no engine tensor {}: there are {}", index, engine->shapes.size());
     if (pin != nullptr && pin->engine != engine) fail(ExitCode::usage, "the pin is of another engine");
     const auto& planned = engine->member.plan.engine_tensors[index];
     const auto& shape = engine->shapes[index];
     const auto placement = engine->member.group.placement;
-    *tensor = {.size = sizeof(wc_tensor),
-               .name = planned.name.c_str(),
-               .dtype = name(planned.dtype).data(),  // of a literal
-               .shape = shape.data(),
-               .dimensions = shape.size(),
-               .data = pin == nullptr ? nullptr : pin->pin.slot().data + planned.offset,
-               .row_pitch_bytes = 0,
-               .memory = placement.kind == MemoryKind::cuda ? WC_CUDA : WC_HOST,
-               .device = placement.kind == MemoryKind::cuda ? placement.gpu : 0};
+    const wc_tensor result{.size = size,
+                           .name = planned.name.c_str(),
+                           .dtype = name(planned.dtype).data(),  // of a literal
+                           .shape = shape.data(),
+                           .dimensions = shape.size(),
+                           .data = pin == nullptr ? nullptr : pin->pin.slot().data + planned.offset,
+                           .row_pitch_bytes = 0,
+                           .memory = placement.kind == MemoryKind::cuda ? WC_CUDA : WC_HOST,
+                           .device = placement.kind == MemoryKind::cuda ? placement.gpu : 0,
+                           .strides_bytes = nullptr};
+    std::memcpy(tensor, &result, size);
   });
 }
 

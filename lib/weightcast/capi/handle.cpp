@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "weightcast/core/bytes.hpp"
 
@@ -100,6 +101,48 @@ GroupOptions read_options(const wc_options& options) {
   return group;
 }
 
+/// Strides in bytes as a wc_tensor has them; none when it is dense.
+std::vector<std::int64_t> strides_of(const wc_tensor& tensor, DType dtype) {
+  const auto name = printable(tensor.name);
+  if (tensor.strides_bytes == nullptr && (tensor.row_pitch_bytes == 0 || tensor.dimensions == 0)) return {};
+  if (tensor.strides_bytes != nullptr && tensor.row_pitch_bytes != 0)
+    fail(ExitCode::usage, "{} has both strides and a row pitch", name);
+  if (bits(dtype) % 8 != 0) fail(ExitCode::usage, "{} has elements smaller than a byte: they must be dense", name);
+  if (tensor.strides_bytes != nullptr) return {tensor.strides_bytes, tensor.strides_bytes + tensor.dimensions};
+  std::vector<std::int64_t> strides(tensor.dimensions);
+  std::optional<std::uint64_t> next = static_cast<std::uint64_t>(bits(dtype)) / 8;
+  for (auto i = tensor.dimensions; i-- > 1;) {
+    strides[i] = static_cast<std::int64_t>(*next);
+    next = checked_multiply(*next, tensor.shape[i]);
+    if (!next || *next > std::numeric_limits<std::int64_t>::max())
+      fail(ExitCode::usage, "{} does not fit the address space", name);
+  }
+  if (tensor.row_pitch_bytes < *next)
+    fail(ExitCode::usage, "{} has rows of {} bytes, {} apart", name, *next, tensor.row_pitch_bytes);
+  if (tensor.row_pitch_bytes > std::numeric_limits<std::int64_t>::max())
+    fail(ExitCode::usage, "{} does not fit the address space", name);
+  strides.front() = static_cast<std::int64_t>(tensor.row_pitch_bytes);
+  return strides;
+}
+
+void expect_in_memory(const ForeignTensor& tensor) {
+  const auto& info = tensor.info;
+  const auto size_bytes = info.size_bytes();
+  const auto too_large = [&] {
+    fail(ExitCode::usage, "{} does not fit the address space: {}", printable(info.name), info.describe());
+  };
+  if (!size_bytes || *size_bytes > std::numeric_limits<std::int64_t>::max()) return too_large();
+  if (*size_bytes == 0) return;
+  if (tensor.data == nullptr) fail(ExitCode::usage, "{} has no data", printable(info.name));
+  std::optional<Reach> reach = Reach{0, static_cast<std::int64_t>(*size_bytes)};
+  if (!tensor.strides_bytes.empty())
+    reach = reach_of(info.shape, tensor.strides_bytes, static_cast<std::uint64_t>(bits(info.dtype)) / 8);
+  const auto address = reinterpret_cast<std::uintptr_t>(tensor.data);
+  if (!reach || address < 0 - static_cast<std::uint64_t>(reach->begin) ||
+      !checked_add(address, static_cast<std::uint64_t>(reach->end)))
+    too_large();
+}
+
 }  // namespace
 
 int guarded(FunctionRef<void()> body) noexcept {
@@ -136,9 +179,9 @@ void expect_size(std::size_t given, std::size_t expected, std::string_view type)
               "initialise it with its _INIT macro, of the header that belongs to this library");
 }
 
-ForeignTensor read_tensor(const wc_tensor& tensor) {
+ForeignTensor read_tensor(const wc_tensor& given) {
   constexpr std::size_t dimension_limit = 8;
-  expect_size(tensor.size, sizeof(wc_tensor), "wc_tensor");
+  const auto tensor = read_struct(given, first_tensor_size, "wc_tensor");
   expect_argument(tensor.name, "the name of a tensor");
   expect_argument(tensor.dtype, "the dtype of a tensor");
   if (tensor.dimensions > 0) expect_argument(tensor.shape, "the shape of a tensor");
@@ -152,9 +195,9 @@ ForeignTensor read_tensor(const wc_tensor& tensor) {
     fail(ExitCode::usage, "{} has {} dimensions", printable(tensor.name), tensor.dimensions);
   ForeignTensor result{{tensor.name, *dtype, {tensor.shape, tensor.shape + tensor.dimensions}},
                        static_cast<std::byte*>(tensor.data),
-                       tensor.row_pitch_bytes,
-                       placement_of(tensor.memory, tensor.device)};
-  if (!result.info.size_bytes()) fail(ExitCode::bad_data, "{} is too large", printable(tensor.name));
+                       placement_of(tensor.memory, tensor.device),
+                       strides_of(tensor, *dtype)};
+  expect_in_memory(result);
   return result;
 }
 
@@ -162,7 +205,12 @@ std::vector<ForeignTensor> read_table(const wc_tensor* tensors, std::size_t coun
   expect_argument(tensors, "the table of tensors");
   std::vector<ForeignTensor> table;
   table.reserve(count);
-  for (std::size_t i = 0; i < count; ++i) table.push_back(read_tensor(tensors[i]));
+  const auto* const first = reinterpret_cast<const std::byte*>(tensors);
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto& tensor = *reinterpret_cast<const wc_tensor*>(first + i * tensors->size);
+    if (tensor.size != tensors->size) fail(ExitCode::usage, "the tensors of a table have different sizes");
+    table.push_back(read_tensor(tensor));
+  }
   return table;
 }
 
@@ -182,24 +230,24 @@ void write_update(wc_update* update, const UpdateResult& result, double local_s)
   if (result.digest) result.digest->hex().copy(update->digest, sizeof update->digest - 1);
 }
 
-Membership::Membership(const wc_options* options, bool trainer) {
-  expect_argument(options, "options");
-  expect_size(options->size, sizeof(wc_options), "wc_options");
-  expect_argument(options->model, "options.model");
-  group = read_options(*options);
-  if (options->slots == 1) commit = CommitMode::in_place;
+Membership::Membership(const wc_options* given, bool trainer) {
+  expect_argument(given, "options");
+  const auto options = read_options_struct(*given);
+  expect_argument(options.model, "options.model");
+  group = read_options(options);
+  if (options.slots == 1) commit = CommitMode::in_place;
   expect_mpi();
-  comm = Communicator::duplicate(communicator(*options));
+  comm = Communicator::duplicate(communicator(options));
   agree(comm, "start", deadline(), [&] {
     if (comm.rank() != 0 && trainer)
       fail(ExitCode::config, "wc_trainer_create() on rank {}: the trainer is rank 0 of the communicator", comm.rank());
     if (comm.rank() == 0 && !trainer) fail(ExitCode::config, "wc_engine_create() on rank 0, which is the trainer's");
     const auto engines = static_cast<std::uint64_t>(comm.size()) - 1;
-    group.dp = std::max<std::uint64_t>(options->dp, 1);
-    group.tp = options->tp != 0 ? options->tp : engines / group.dp;
+    group.dp = std::max<std::uint64_t>(options.dp, 1);
+    group.tp = options.tp != 0 ? options.tp : engines / group.dp;
     if (group.tp == 0 || group.dp > engines || engines % group.dp != 0 || group.tp != engines / group.dp) {
       throw Error(ExitCode::config,
-                  fmt::format("tp {} x dp {} does not make the {} engine ranks of a communicator of {}", options->tp,
+                  fmt::format("tp {} x dp {} does not make the {} engine ranks of a communicator of {}", options.tp,
                               group.dp, engines, comm.size()),
                   "start 1 + tp * dp processes");
     }
@@ -210,7 +258,7 @@ Membership::Membership(const wc_options* options, bool trainer) {
                       : fmt::format("there is no GPU {}: this process sees {}", group.placement.gpu, gpu::count()),
                   "choose another device, or the host's memory");
     }
-    plan = make_plan(build_model(load_model_config(options->model)), group.tp, group.dp);
+    plan = make_plan(build_model(load_model_config(options.model)), group.tp, group.dp);
   });
 }
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -30,7 +32,21 @@ int guarded(Handle* handle, FunctionRef<void()> body) noexcept {
 /// Error(usage) unless a struct of the caller's has the size that it has here.
 void expect_size(std::size_t given, std::size_t expected, std::string_view type);
 
-/// Error(usage) for null or unknown fields; Error(bad_data) when the shape overflows.
+/// A struct of the caller's, which may be of an earlier version of the header: then it ends before `first_new`, and
+/// what it lacks is zero. Error(usage) for any other size.
+template <typename Struct>
+Struct read_struct(const Struct& given, std::size_t first_new, std::string_view type) {
+  if (given.size != first_new) expect_size(given.size, sizeof(Struct), type);
+  Struct result{};
+  std::memcpy(&result, &given, given.size);
+  return result;
+}
+constexpr std::size_t first_tensor_size = offsetof(wc_tensor, strides_bytes);
+inline wc_options read_options_struct(const wc_options& given) {
+  return read_struct(given, offsetof(wc_options, destinations), "wc_options");
+}
+
+/// Error(usage) for null or unknown fields, and for what cannot be in memory: see wc_tensor.
 ForeignTensor read_tensor(const wc_tensor& tensor);
 std::vector<ForeignTensor> read_table(const wc_tensor* tensors, std::size_t count);
 /// `local_s`: see wc_update. Nothing when `update` is null.

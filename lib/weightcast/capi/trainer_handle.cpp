@@ -30,7 +30,7 @@ struct wc_trainer {
   Trainer trainer;
   std::size_t weights = 0;
   std::uint64_t published = 0, open = 0;  // versions; 0: none
-  std::vector<bool> given;                // of the open version, by parameter
+  std::vector<std::string> given;         // of the open version, by parameter: the name it came under, or empty
   double put_s = 0;
   std::optional<Error> lost;
 };
@@ -38,21 +38,14 @@ struct wc_trainer {
 namespace {
 
 TrainingTensor training_tensor(const ForeignTensor& tensor) {
-  const auto& info = tensor.info;
-  if (tensor.row_pitch_bytes != 0 && !info.shape.empty() && info.shape[0] > 1 &&
-      tensor.row_pitch_bytes != *info.size_bytes() / info.shape[0]) {
-    throw Error(ExitCode::bad_data,
-                fmt::format("{} is not dense: its rows are {} bytes apart", info.name, tensor.row_pitch_bytes),
-                "give the trainer's tensors dense, row after row");
-  }
-  return {info, tensor.data, tensor.placement};
+  return {tensor.info, tensor.data, tensor.placement, tensor.strides_bytes};
 }
 
 void expect_complete(const wc_trainer& trainer) {
   constexpr std::size_t reported_limit = 20;
   std::vector<std::string> missing;
   for (std::size_t p = 0; p < trainer.given.size(); ++p) {
-    if (!trainer.given[p]) missing.push_back(trainer.member.plan.model.parameters[p].info.name);
+    if (trainer.given[p].empty()) missing.push_back(trainer.member.plan.model.parameters[p].info.name);
   }
   if (missing.empty()) return;
   const auto count = missing.size();
@@ -89,7 +82,7 @@ int wc_publish(wc_trainer* trainer, uint64_t version, const wc_tensor* tensors, 
 int wc_begin(wc_trainer* trainer, uint64_t version) {
   return guarded(trainer, [&] {
     trainer->expect_next(version);
-    trainer->given.assign(trainer->member.plan.model.parameters.size(), false);
+    trainer->given.assign(trainer->member.plan.model.parameters.size(), {});
     trainer->put_s = 0;
     trainer->open = version;
   });
@@ -100,9 +93,15 @@ int wc_put(wc_trainer* trainer, const wc_tensor* tensor) {
     expect_argument(tensor, "tensor");
     if (trainer->open == 0) fail(ExitCode::config, "wc_put() before wc_begin()");
     const Stopwatch watch;
-    const auto index =
-        trainer->trainer.put(trainer->weights, training_tensor(read_tensor(*tensor)), trainer->member.long_deadline());
-    trainer->given[index] = true;
+    const auto given = training_tensor(read_tensor(*tensor));
+    const auto deadline = trainer->member.long_deadline();
+    const auto found = trainer->member.plan.model.find(given.info.name);
+    const auto held = found < 0 ? std::string() : trainer->given[static_cast<std::size_t>(found)];
+    if (!held.empty() && held != given.info.name) {  // two names that are tied
+      trainer->trainer.expect_held(trainer->weights, given, held, deadline);
+    } else {
+      trainer->given[trainer->trainer.put(trainer->weights, given, deadline)] = given.info.name;
+    }
     trainer->put_s += watch.elapsed_s();
   });
 }

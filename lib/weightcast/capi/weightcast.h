@@ -33,12 +33,13 @@
  * Threads. One thread at a time per handle, but for pins, which any thread may take and give back, also during
  * updates.
  *
- * Memory. Rows are dense unless `row_pitch_bytes` says otherwise. On GPUs all that writes the tensors that are given
- * must be done before the call (cudaStreamSynchronize), and so must be all that still reads wc_receive_into()'s; when a
- * call returns, its own work on the GPU is done. Pointers in tables are only used during the call.
+ * Memory. Tensors are dense, in row-major order, unless `strides_bytes` or `row_pitch_bytes` says otherwise. On GPUs
+ * all that writes the tensors that are given must be done before the call (cudaStreamSynchronize), and so must be all
+ * that still reads wc_receive_into()'s; when a call returns, its own work on the GPU is done. Pointers in tables are
+ * only used during the call.
  *
  * Structs begin with their size, so that later versions of this header can add fields at the end: use the _INIT
- * macros, or set `size` and zero the rest.
+ * macros, or set `size` and zero the rest. Programs that were compiled with an earlier version of it go on working.
  */
 #ifndef WEIGHTCAST_CAPI_WEIGHTCAST_H
 #define WEIGHTCAST_CAPI_WEIGHTCAST_H
@@ -75,7 +76,27 @@ enum {
 /* For waits. */
 #define WC_FOREVER (-1.0)
 
-/* How to form an update group. The ranks must agree in everything but comm_name, comm and device. */
+/* A tensor where its owner keeps it. */
+typedef struct {
+  size_t size;              /* sizeof(wc_tensor); the same in all elements of a table */
+  const char *name;         /* Hugging Face name of a parameter, or name of an engine tensor ("...qkv_proj.weight") */
+  const char *dtype;        /* as safetensors spells it: "BF16", "F16", "F32", ... */
+  const uint64_t *shape;    /* extents, outermost first */
+  size_t dimensions;        /* how many */
+  void *data;               /* first element; wc_publish() and wc_put() only read it */
+  uint64_t row_pitch_bytes; /* from one row to the next; 0: dense. Rows are what the first extent counts */
+  int memory;               /* WC_HOST or WC_CUDA */
+  int device;               /* CUDA ordinal; ignored for WC_HOST */
+  const int64_t *strides_bytes; /* of each dimension, from one element to the next; NULL: see row_pitch_bytes */
+} wc_tensor;
+#define WC_TENSOR_INIT {sizeof(wc_tensor), NULL, NULL, NULL, 0, NULL, 0, WC_HOST, 0, NULL}
+/* Strides are signed multiples of the element's size, in bytes. What is published may have any: 0 where one element
+ * stands for many, negative ones, those of a transposed view or of a part of a fused tensor. What is received into may
+ * have all with which no two elements of the table share memory. WC_USAGE for a row pitch that is smaller than a row,
+ * for both a pitch and strides, for an extent that does not fit the address space, and for no data of a tensor that has
+ * elements. */
+
+/* How to form an update group. The ranks must agree in everything but comm_name, comm, device and destinations. */
 typedef struct {
   size_t size;            /* sizeof(wc_options) */
   const char *model;      /* a config.json, a folder that holds one, or a named shape ("llama-3.2-1b", "tiny", ...) */
@@ -89,22 +110,10 @@ typedef struct {
   const char *transport;  /* "auto" (also NULL), "direct", "nccl", "mpi" */
   const char *method;     /* "sharded" (also NULL), "broadcast" */
   double timeout_s;       /* of each stage of an update; 0: 60 */
+  const wc_tensor *destinations; /* engines: judged as wc_receive_into() will, when the engine is made; or NULL */
+  size_t destination_count;      /* how many */
 } wc_options;
-#define WC_OPTIONS_INIT {sizeof(wc_options), NULL, "world", 0, WC_HOST, 0, 0, 0, 0, NULL, NULL, 0}
-
-/* A tensor where its owner keeps it. */
-typedef struct {
-  size_t size;              /* sizeof(wc_tensor); the same in all elements of a table */
-  const char *name;         /* Hugging Face name of a parameter, or name of an engine tensor ("...qkv_proj.weight") */
-  const char *dtype;        /* as safetensors spells it: "BF16", "F16", "F32", ... */
-  const uint64_t *shape;    /* extents, outermost first */
-  size_t dimensions;        /* how many */
-  void *data;               /* first element; wc_publish() and wc_put() only read it */
-  uint64_t row_pitch_bytes; /* from one row to the next; 0: dense. Rows are what the first extent counts */
-  int memory;               /* WC_HOST or WC_CUDA */
-  int device;               /* CUDA ordinal; ignored for WC_HOST */
-} wc_tensor;
-#define WC_TENSOR_INIT {sizeof(wc_tensor), NULL, NULL, NULL, 0, NULL, 0, WC_HOST, 0}
+#define WC_OPTIONS_INIT {sizeof(wc_options), NULL, "world", 0, WC_HOST, 0, 0, 0, 0, NULL, NULL, 0, NULL, 0}
 
 /* How an update went. Seconds are those of the calling rank. */
 typedef struct {
@@ -145,17 +154,18 @@ WC_API int wc_finalize(void);
 WC_API int wc_trainer_create(const wc_options *options, wc_trainer **trainer);
 
 /* Publishes all parameters as one version, higher than the last: copies `tensors` together, then sends. Each parameter
- * is given once, under its Hugging Face name, in full, in the model's dtype or as F32 for BF16 and F16 (rounded to
- * nearest even); a tied lm_head.weight may be left out, or be the embedding's memory. `update` may be NULL.
- * Collective; engines call wc_receive() or wc_receive_into(). WC_BAD_DATA listing all tensors that do not fit, or WC_BUSY
- * naming the engines that were not between requests within `timeout_s`: then nothing has changed and engines notice
- * nothing. Other failures are those of any rank, and the same on all. */
+ * is given once, under its Hugging Face name, in full, in the model's dtype, or in one that is rounded to nearest even:
+ * F32 and F16 for BF16, F32 and BF16 for F16. A tied lm_head.weight may be left out, or must hold what the embedding
+ * does. `update` may be NULL. Collective; engines call wc_receive() or wc_receive_into(). WC_BAD_DATA listing all
+ * tensors that do not fit, or WC_BUSY naming the engines that were not between requests within `timeout_s`: then nothing
+ * has changed and engines notice nothing. Other failures are those of any rank, and the same on all. */
 WC_API int wc_publish(wc_trainer *trainer, uint64_t version, const wc_tensor *tensors, size_t count,
                       wc_update *update);
 
 /* The same in pieces, for trainers that never hold all parameters at once: begin, put each once in any order, commit.
- * wc_put() copies: the tensor's memory is free again when it returns. Engines notice nothing before wc_commit(), which
- * is the collective call. After a failed wc_commit() what was put stays: commit again, or wc_abort().
+ * wc_put() copies: the tensor's memory is free again when it returns. Of two names that are tied the second must bring
+ * what the first did. Engines notice nothing before wc_commit(), which is the collective call. After a failed
+ * wc_commit() what was put stays: commit again, or wc_abort().
  * WC_BUSY for a wc_begin() or wc_publish() while another version is open, WC_CONFIG for the others when none is,
  * WC_BAD_DATA when parameters are missing (listing them) or a tensor does not fit. */
 WC_API int wc_begin(wc_trainer *trainer, uint64_t version);
@@ -172,7 +182,8 @@ WC_API void wc_trainer_destroy(wc_trainer *trainer);
 
 /* ---- engine: all tp * dp ranks call these, each for itself ------------------------------------------------------- */
 
-/* Forms the group as one of its engine ranks, holding nothing yet. See wc_trainer_create(). */
+/* Forms the group as one of its engine ranks, holding nothing yet. See wc_trainer_create(). Destinations that do not
+ * fit are refused here, on all ranks, as wc_receive_into() would. */
 WC_API int wc_engine_create(const wc_options *options, wc_engine **engine);
 
 /* Receives what the trainer publishes next into this rank's own memory, and serves it. Waits up to `wait_s` seconds for
@@ -186,7 +197,8 @@ WC_API int wc_receive(wc_engine *engine, double wait_s, wc_update *update);
  * overwritten by a local copy; whatever fails before, they are untouched. One slot is enough.
  * Each tensor is this rank's shard of a parameter under its Hugging Face name, or a whole (fused, sharded, padded)
  * engine tensor as wc_engine_tensor() lists them; together they hold every parameter exactly once. A tied lm_head.weight
- * may be left out, or be the embedding's memory. They are where the engine's slots are: on the host, or on its GPU.
+ * may be left out, be the embedding's memory, or have memory of its own: then both are written. They are where the
+ * engine's slots are: on the host, or on its GPU.
  * A table that does not fit is refused on all ranks before a byte moves: WC_CONFIG, listing every missing, unknown,
  * repeated, overlapping, mis-shaped and mistyped tensor (at most 20, then a count).
  * Returns when the ranks of this replica have all copied. */

@@ -3,10 +3,12 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "weightcast/core/deadline.hpp"
 #include "weightcast/device/narrow_float.hpp"
+#include "weightcast/device/strided_elements.hpp"
 
 /// What this project needs of GPUs, without a word of CUDA. Implemented by backend_cuda; on builds without CUDA by
 /// backend_none, where there are no GPUs and every other call is Error(config). GPUs are CUDA ordinals. Every call sets
@@ -103,6 +105,13 @@ void copy_batch(void* const* destinations, const void* const* sources, const std
 /// Queues the rounding of `count` floats to 16 bits each, both on the stream's GPU; source at a multiple of 4 bytes,
 /// destination of 2, fastest at 16. Nothing for count 0.
 void narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count, const Stream& stream);
+
+/// Queue the copies of a matrix's elements to a dense destination, and from a dense source, by one kernel, all on the
+/// stream's GPU; everything at multiples of its element's size. A gather also rounds, then elements are `rounding`'s.
+/// Nothing for count 0.
+void gather(const StridedElements& elements, std::optional<Rounding> rounding, std::byte* destination,
+            const std::byte* matrix, const Stream& stream);
+void scatter(const StridedElements& elements, std::byte* matrix, const std::byte* source, const Stream& stream);
 
 /// Part of a shard's digest for digest() and copy_and_digest(): rows of whole 16-byte vectors. `data` is an offset from
 /// the base pointer, `offset` the byte offset of row 0 in the parameter; both pitches in bytes; `result` the index of

@@ -21,6 +21,7 @@ struct Placement {
   int gpu = -1;
   Placement() = default;
   Placement(MemoryKind memory, int ordinal = -1) : kind(memory), gpu(ordinal) {}  // NOLINT: a kind alone is the host
+  bool operator==(const Placement&) const = default;
 };
 
 /// A view of memory. `data` may be dereferenced on the host only when `kind` is host.

@@ -13,6 +13,10 @@ namespace weightcast {
 /// What comes of it, and what of.
 enum class NarrowFloat : std::uint8_t { bf16, f16 };
 enum class WideFloat : std::uint8_t { f32, bf16, f16 };
+struct Rounding {
+  NarrowFloat to = NarrowFloat::bf16;
+  WideFloat from = WideFloat::f32;
+};
 
 /// The bfloat16 bits of the float with these bits.
 WEIGHTCAST_HOST_DEVICE constexpr std::uint16_t bf16_of(std::uint32_t bits) noexcept {

@@ -96,6 +96,8 @@ std::vector<std::vector<std::byte>> TpWorker::gather(TpCommand command, Reading&
 WeightRows TpWorker::rows(std::size_t parameter, std::uint64_t rows) {
   return read_times.timed([&] {
     const auto& rule = plan_->model.parameters[parameter];
+    if (constexpr std::uint64_t zero = 0; !to_float(rule.info.dtype, &zero))
+      fail(ExitCode::bad_data, "{} is {}: its values cannot be shown as floats", rule.info.name, rule.info.describe());
     rows = std::min(rows, row_count(rule.info));
     const auto columns = *rule.info.elements() / std::max<std::uint64_t>(row_count(rule.info), 1);
     const auto element_bytes = static_cast<std::uint64_t>(bits(rule.info.dtype)) / 8;
@@ -107,7 +109,7 @@ WeightRows TpWorker::rows(std::size_t parameter, std::uint64_t rows) {
       const auto slice = first_rows(shard_of(rule, plan_->tp, t), rows);
       for (std::uint64_t i = 0; i < slice.rows * slice.columns; ++i) {
         const auto value = to_float(rule.info.dtype, parts[t].data() + i * element_bytes);
-        result.values[(slice.row + i / slice.columns) * columns + slice.column + i % slice.columns] = value.value_or(0);
+        result.values[(slice.row + i / slice.columns) * columns + slice.column + i % slice.columns] = *value;
       }
     }
     return result;

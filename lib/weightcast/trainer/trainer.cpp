@@ -62,6 +62,11 @@ std::size_t Trainer::put(std::size_t source, const TrainingTensor& tensor, Deadl
   return index;
 }
 
+void Trainer::expect_held(std::size_t source, const TrainingTensor& tensor, std::string_view other, Deadline deadline) {
+  const auto ticket = admission_.enter(any_version);
+  fill_.expect_held(tensor, other, to_fill(source).buffer.region(), deadline);
+}
+
 void Trainer::init_parameter_update_group(
     const Communicator& parent, const GroupOptions& options, std::uint64_t served_version,
     const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap) {

@@ -31,13 +31,17 @@ class Trainer {
   /// Adds an empty version for fill(): allocates its region. Returns its index. Local; before
   /// init_parameter_update_group().
   std::size_t reserve();
-  /// Puts the tensors of a training loop into a version, rounding fp32 masters to the model's dtype (see SourceFill for
-  /// what it takes and refuses). Nothing is claimed of them: what is sent is what counts. Local. Error(busy) during an
+  /// Puts the tensors of a training loop into a version, rounding masters to the model's dtype (see SourceFill for what
+  /// it takes and refuses). Nothing is claimed of them: what is sent is what counts. Local. Error(busy) during an
   /// update.
   void fill(std::size_t source, std::span<const TrainingTensor> tensors, Deadline deadline = Deadline::after(60));
 
   /// One tensor of them, for loops that never have all at hand (see SourceFill::put()). Its index in the model.
   std::size_t put(std::size_t source, const TrainingTensor& tensor, Deadline deadline = Deadline::after(60));
+  /// Error(bad_data) unless a version holds what this tensor is: for one that is tied and was put under its `other`
+  /// name.
+  void expect_held(std::size_t source, const TrainingTensor& tensor, std::string_view other,
+                   Deadline deadline = Deadline::after(60));
 
   /// Joins the update group as rank 0; the engines serve `served_version` already. Collective (see UpdateGroup).
   void init_parameter_update_group(

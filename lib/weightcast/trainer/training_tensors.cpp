@@ -6,10 +6,10 @@
 #include <atomic>
 #include <cstring>
 #include <exception>
-#include <mutex>
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
+#include "weightcast/trainer/rounding.hpp"
 
 namespace weightcast {
 namespace {
@@ -21,15 +21,30 @@ std::uint64_t width_bytes(DType dtype) noexcept {
   return static_cast<std::uint64_t>(bits(dtype)) / 8;
 }
 
-/// What F32 is rounded to on its way to a parameter of that type, if it can be.
-std::optional<NarrowFloat> narrow_float(DType wire) noexcept {
-  if (wire == DType::BF16) return NarrowFloat::bf16;
-  if (wire == DType::F16) return NarrowFloat::f16;
-  return std::nullopt;
-}
-
 const std::byte* bytes_of(const TrainingTensor& tensor) noexcept {
   return static_cast<const std::byte*>(tensor.data);
+}
+
+bool on_gpu(const TrainingTensor& tensor) noexcept {
+  return tensor.placement.kind == MemoryKind::cuda;
+}
+
+/// Of a tensor that check_memory() has seen.
+MatrixLayout layout_of(const TrainingTensor& tensor) {
+  return *layout_of(tensor.info, tensor.strides_bytes);
+}
+
+StridedElements elements_of(const MatrixLayout& layout, std::uint64_t first, std::uint64_t count) {
+  return {layout.columns, first, count, layout.row_stride, layout.column_stride, layout.element_bytes};
+}
+
+bool same_memory(const TrainingTensor& a, const TrainingTensor& b) {
+  return a.data == b.data && a.info.dtype == b.info.dtype && layout_of(a) == layout_of(b);
+}
+
+[[noreturn]] void refuse_tied(std::string_view head, std::string_view embedding) {
+  throw Error(ExitCode::bad_data, fmt::format("{} differs from {}, to which it is tied", head, embedding),
+              "tied weights are sent once: give one of the two, or the same values as both");
 }
 
 }  // namespace
@@ -57,13 +72,14 @@ void SourceFill::match(std::span<const TrainingTensor> tensors) {
     const auto index = plan_->model.find(tensor.info.name);
     if (index < 0) continue;
     const auto& expected = plan_->model.parameters[static_cast<std::size_t>(index)].info;
-    if (tensor.info.dtype == DType::F32 && tensor.info.shape == expected.shape && narrow_float(expected.dtype))
+    if (tensor.info.shape == expected.shape && rounding_of(tensor.info.dtype, expected.dtype))
       as_sent.back().dtype = expected.dtype;
   }
   try {
     match_ = match_tensors(plan_->model, as_sent, "the table of training tensors");
   } catch (const Error& error) {
-    throw Error(error.code(), error.what(), "give each parameter once, in its own dtype, or as F32 for BF16 and F16");
+    throw Error(error.code(), error.what(),
+                "give each parameter once, in its own dtype; BF16 also as F32 or F16, F16 also as F32 or BF16");
   }
   matched_ = std::move(given);
 }
@@ -73,22 +89,20 @@ void SourceFill::check_memory(std::span<const TrainingTensor> tensors, const Reg
   const auto require = [&](bool good, const TrainingTensor& tensor, std::string_view problem) {
     if (!good) problems.push_back(fmt::format("{} {}", tensor.info.name, problem));
   };
-  for (const auto index : match_.source) {
-    if (index < 0) continue;
+  const auto check = [&](std::ptrdiff_t index) {
+    if (index < 0) return;
     const auto& tensor = tensors[static_cast<std::size_t>(index)];
     const auto address = reinterpret_cast<std::uintptr_t>(tensor.data);
-    const bool on_gpu = tensor.placement.kind == MemoryKind::cuda;
-    require(tensor.data != nullptr, tensor, "has no data");
-    require(address % std::max<std::uint64_t>(width_bytes(tensor.info.dtype), 1) == 0, tensor,
+    const auto layout = weightcast::layout_of(tensor.info, tensor.strides_bytes);
+    require(tensor.data != nullptr || tensor.info.elements() == 0U, tensor, "has no data");
+    require(layout.has_value(), tensor, "has strides that do not describe it");
+    require(!layout || (layout->aligned() && address % layout->element_bytes == 0), tensor,
             "is not aligned as its elements are");
-    require(!on_gpu || region.kind != MemoryKind::cuda || tensor.placement.gpu == region.gpu, tensor,
+    require(!on_gpu(tensor) || region.kind != MemoryKind::cuda || tensor.placement.gpu == region.gpu, tensor,
             "is on another GPU than the trainer's weights");
-  }
-  if (match_.alias >= 0) {
-    const auto& alias = tensors[static_cast<std::size_t>(match_.alias)];
-    const auto& embedding = tensors[static_cast<std::size_t>(match_.source.front())];
-    require(alias.data == embedding.data, alias, "is not the memory of the embedding that it is tied to");
-  }
+  };
+  std::for_each(match_.source.begin(), match_.source.end(), check);
+  check(match_.alias);
   if (problems.empty()) return;
   const auto count = problems.size();
   if (count > reported_limit) {
@@ -99,25 +113,53 @@ void SourceFill::check_memory(std::span<const TrainingTensor> tensors, const Reg
               "give each tensor where it is, on the host or on the trainer's own GPU");
 }
 
-void SourceFill::fill_by_host(const Step& step, const TrainingTensor& tensor, const Region& region,
-                              std::vector<std::byte>& staging) const {
+void SourceFill::bring(const Step& step, const TrainingTensor& tensor, std::byte* to, Staging& staging) {
   const auto wire = plan_->model.parameters[step.parameter].info.dtype;
-  const bool from_gpu = tensor.placement.kind == MemoryKind::cuda, to_gpu = region.kind == MemoryKind::cuda;
+  const auto rounding = rounding_of(tensor.info.dtype, wire);
+  const auto layout = layout_of(tensor);
+  const auto given_bytes = step.count * layout.element_bytes, sent_bytes = step.count * width_bytes(wire);
+  if (on_gpu(tensor) && !layout.dense()) {
+    const Placement placement(MemoryKind::cuda, tensor.placement.gpu);
+    const std::scoped_lock turn(gatherer_.mutex);
+    if (gatherer_.stream.gpu() != placement.gpu) {
+      gatherer_.memory = Buffer::allocate(placement, 8 * step_elements, false, "bringing strided tensors together");
+      gatherer_.stream = gpu::Stream(placement.gpu);
+    }
+    auto* const dense = gatherer_.memory.region().data;
+    gpu::gather(elements_of(layout, step.first, step.count), rounding, dense, bytes_of(tensor), gatherer_.stream);
+    gatherer_.stream.synchronize(gatherer_.deadline, "bringing a strided tensor together");
+    return gpu::download(placement.gpu, to, dense, sent_bytes);
+  }
+  const std::byte* from = layout.dense() ? bytes_of(tensor) + step.first * layout.element_bytes : bytes_of(tensor);
+  std::byte* given = to;
+  if (rounding && (on_gpu(tensor) || !layout.dense())) {
+    staging.given.resize(4 * step_elements);
+    given = staging.given.data();
+  }
+  if (on_gpu(tensor)) {
+    gpu::download(tensor.placement.gpu, given, from, given_bytes);
+  } else if (!layout.dense()) {
+    gather(elements_of(layout, step.first, step.count), given, from);
+  } else if (rounding) {
+    given = const_cast<std::byte*>(from);  // only read from here on
+  } else {
+    std::memcpy(to, from, given_bytes);
+  }
+  if (rounding) narrow(rounding->to, to, given, step.count, rounding->from);
+}
+
+void SourceFill::fill_by_host(const Step& step, const TrainingTensor& tensor, const Region& region, Staging& staging) {
+  const auto wire = plan_->model.parameters[step.parameter].info.dtype;
+  const bool to_gpu = region.kind == MemoryKind::cuda;
+  if (on_gpu(tensor) && to_gpu) return;  // fill_by_gpu()'s
   const auto at = plan_->source_offsets[step.parameter] + step.first * width_bytes(wire);
-  const std::byte* from = bytes_of(tensor) + step.first * width_bytes(tensor.info.dtype);
-  const std::span to(region.data + at, step.count * width_bytes(wire));
-  if (from_gpu && to_gpu) return;  // fill_by_gpu()'s
-  if (tensor.info.dtype == wire) {
-    if (from_gpu) return gpu::download(tensor.placement.gpu, to.data(), from, to.size());
-    return write_region(region, at, {from, to.size()});
-  }
-  if (from_gpu || to_gpu) staging.resize(4 * step_elements);  // floats of a GPU, or what is rounded for one
-  if (from_gpu) {
-    gpu::download(tensor.placement.gpu, staging.data(), from, 4 * step.count);
-    from = staging.data();
-  }
-  narrow(*narrow_float(wire), to_gpu ? staging.data() : to.data(), from, step.count);
-  if (to_gpu) write_region(region, at, std::span(staging).first(to.size()));
+  const auto size_bytes = step.count * width_bytes(wire);
+  if (!to_gpu) return bring(step, tensor, region.data + at, staging);
+  if (tensor.info.dtype == wire && layout_of(tensor).dense())
+    return write_region(region, at, {bytes_of(tensor) + step.first * width_bytes(wire), size_bytes});
+  staging.sent.resize(8 * step_elements);
+  bring(step, tensor, staging.sent.data(), staging);
+  write_region(region, at, std::span(staging.sent).first(size_bytes));
 }
 
 void SourceFill::fill_by_gpu(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline) {
@@ -131,10 +173,14 @@ void SourceFill::fill_by_gpu(std::span<const TrainingTensor> tensors, const Regi
     const auto& tensor = tensors[static_cast<std::size_t>(match_.source[p])];
     const auto& info = plan_->model.parameters[p].info;
     std::byte* const to = region.data + plan_->source_offsets[p];
-    if (tensor.placement.kind != MemoryKind::cuda) continue;
-    if (tensor.info.dtype != info.dtype) {
-      gpu::narrow(*narrow_float(info.dtype), to, bytes_of(tensor), *info.elements(), stream_);
-    } else if (*info.size_bytes() > 0) {
+    if (!on_gpu(tensor) || *info.size_bytes() == 0) continue;
+    const auto layout = layout_of(tensor);
+    const auto rounding = rounding_of(tensor.info.dtype, info.dtype);
+    if (layout.dense() && rounding && rounding->from == WideFloat::f32) {
+      gpu::narrow(rounding->to, to, bytes_of(tensor), *info.elements(), stream_);
+    } else if (rounding || !layout.dense()) {
+      gpu::gather(elements_of(layout, 0, *info.elements()), rounding, to, bytes_of(tensor), stream_);
+    } else {
       from_.push_back(tensor.data);
       to_.push_back(to);
       sizes_.push_back(*info.size_bytes());
@@ -149,29 +195,80 @@ void SourceFill::run(std::span<const TrainingTensor> tensors, const Region& regi
   fill(tensors, region, deadline);
 }
 
-std::size_t SourceFill::put(const TrainingTensor& tensor, const Region& region, Deadline deadline) {
+std::size_t SourceFill::match_one(const TrainingTensor& tensor) {
   const auto& parameters = plan_->model.parameters;
   const auto found = plan_->model.find(tensor.info.name);
   if (found < 0) fail(ExitCode::bad_data, "the model has no parameter {}", printable(tensor.info.name));
   const auto index = static_cast<std::size_t>(found);
   const auto& expected = parameters[index].info;
-  if (tensor.info.name != expected.name)
-    fail(ExitCode::bad_data, "{} is tied to {}, which brings it", tensor.info.name, expected.name);
-  const bool rounded = tensor.info.dtype == DType::F32 && narrow_float(expected.dtype);
-  if (tensor.info.shape != expected.shape || (tensor.info.dtype != expected.dtype && !rounded)) {
-    fail(ExitCode::bad_data, "{} is {} here and {} in the model", expected.name, tensor.info.describe(),
+  const bool fits = tensor.info.dtype == expected.dtype || rounding_of(tensor.info.dtype, expected.dtype);
+  if (tensor.info.shape != expected.shape || !fits) {
+    fail(ExitCode::bad_data, "{} is {} here and {} in the model", tensor.info.name, tensor.info.describe(),
          expected.describe());
   }
   matched_.clear();
   match_ = {};
   match_.source.assign(parameters.size(), -1);
   match_.source[index] = 0;
+  return index;
+}
+
+std::size_t SourceFill::put(const TrainingTensor& tensor, const Region& region, Deadline deadline) {
+  const auto index = match_one(tensor);
   fill({&tensor, 1}, region, deadline);
   return index;
 }
 
+void SourceFill::expect_held(const TrainingTensor& tensor, std::string_view other, const Region& region,
+                             Deadline deadline) {
+  const auto index = match_one(tensor);
+  gatherer_.deadline = deadline;
+  check_memory({&tensor, 1}, region);
+  const auto& parameter = plan_->model.parameters[index].info;
+  std::atomic<bool> equal{true};
+  for_each_step([&](const Step& step, Staging& staging) {
+    if (step.parameter != index || !equal) return;
+    const auto at = plan_->source_offsets[index] + step.first * width_bytes(parameter.dtype);
+    const auto size_bytes = step.count * width_bytes(parameter.dtype);
+    staging.sent.resize(8 * step_elements);
+    staging.compared.resize(8 * step_elements);
+    bring(step, tensor, staging.sent.data(), staging);
+    read_region(region, at, std::span(staging.compared).first(size_bytes));
+    if (std::memcmp(staging.sent.data(), staging.compared.data(), size_bytes) != 0) equal = false;
+  });
+  if (!equal) refuse_tied(tensor.info.name, other);
+}
+
+void SourceFill::compare_tied(const TrainingTensor& head, const TrainingTensor& embedding) {
+  if (same_memory(head, embedding)) return;
+  std::atomic<bool> equal{true};
+  for_each_step([&](const Step& step, Staging& staging) {
+    if (step.parameter != 0 || !equal) return;
+    staging.sent.resize(8 * step_elements);
+    staging.compared.resize(8 * step_elements);
+    bring(step, head, staging.sent.data(), staging);
+    bring(step, embedding, staging.compared.data(), staging);
+    const auto size_bytes = step.count * width_bytes(plan_->model.parameters.front().info.dtype);
+    if (std::memcmp(staging.sent.data(), staging.compared.data(), size_bytes) != 0) equal = false;
+  });
+  if (!equal) refuse_tied(head.info.name, embedding.info.name);
+}
+
 void SourceFill::fill(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline) {
   check_memory(tensors, region);
+  gatherer_.deadline = deadline;
+  if (match_.alias >= 0) {
+    compare_tied(tensors[static_cast<std::size_t>(match_.alias)],
+                 tensors[static_cast<std::size_t>(match_.source.front())]);
+  }
+  for_each_step([&](const Step& step, Staging& staging) {
+    const auto source = match_.source[step.parameter];
+    if (source >= 0) fill_by_host(step, tensors[static_cast<std::size_t>(source)], region, staging);
+  });
+  fill_by_gpu(tensors, region, deadline);
+}
+
+void SourceFill::for_each_step(FunctionRef<void(const Step&, Staging&)> work) {
   if (!workers_) {
     staging_.resize(available_cores());
     workers_.emplace(staging_.size() - 1);
@@ -182,10 +279,7 @@ void SourceFill::fill(std::span<const TrainingTensor> tensors, const Region& reg
   workers_->run([&] {
     try {
       auto& staging = staging_[next_staging++];
-      for (auto i = next_step++; i < steps_.size(); i = next_step++) {
-        const auto source = match_.source[steps_[i].parameter];
-        if (source >= 0) fill_by_host(steps_[i], tensors[static_cast<std::size_t>(source)], region, staging);
-      }
+      for (auto i = next_step++; i < steps_.size(); i = next_step++) work(steps_[i], staging);
     } catch (...) {
       next_step = steps_.size();
       const std::scoped_lock lock(mutex);
@@ -193,7 +287,6 @@ void SourceFill::fill(std::span<const TrainingTensor> tensors, const Region& reg
     }
   });
   if (first) std::rethrow_exception(first);
-  fill_by_gpu(tensors, region, deadline);
 }
 
 }  // namespace weightcast

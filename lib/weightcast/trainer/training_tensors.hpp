@@ -2,40 +2,49 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <vector>
 
 #include "weightcast/core/deadline.hpp"
+#include "weightcast/core/function_ref.hpp"
 #include "weightcast/core/parallel.hpp"
 #include "weightcast/device/memory.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
+#include "weightcast/tensor/matrix_layout.hpp"
 
 namespace weightcast {
 
-/// One tensor of a training loop, where the loop keeps it: row-major, dense.
+/// One tensor of a training loop, where the loop keeps it.
 struct TrainingTensor {
   TensorInfo info;             ///< its HF name, and what it is there: F32 for masters of BF16 or F16 parameters
-  const void* data = nullptr;  ///< on the host, or on `placement.gpu`; aligned as its elements are
+  const void* data = nullptr;  ///< first element, on the host or on `placement.gpu`
   Placement placement = {};
+  std::vector<std::int64_t> strides_bytes = {};  ///< of each dimension, any, also 0 and negative; empty: dense
 };
 
-/// Brings a training loop's tensors into a source region, parameters at plan.source_offsets: F32 is rounded to BF16 and
-/// F16 (see narrow_float.hpp), the parameter's own dtype is copied; any other pair is refused. Memory
-/// and threads that it needs are made by the first run() and kept.
+/// Brings a training loop's tensors into a source region, parameters at plan.source_offsets: the parameter's own dtype
+/// is copied, others are rounded where rounding_of() says how; any other pair is refused. Memory and threads that it
+/// needs are made by the first run() and kept.
 class SourceFill {
  public:
   /// `plan` must outlive it.
   explicit SourceFill(const TransferPlan& plan);
 
   /// `tensors` in any order. Host work runs on all cores of this process; a GPU works on tensors of its own only.
-  /// Whatever writes the tensors must be done, also on GPUs. Returns when the region holds them.
+  /// Whatever writes the tensors must be done, also on GPUs. Returns when the region holds them. An lm_head.weight that
+  /// is tied to the embedding may be left out; one with memory of its own must hold the same.
   /// Error(bad_data) listing every missing, unknown, duplicate, mis-shaped and mistyped tensor (at most 20, then a
-  /// count), or those whose memory cannot be read; then the region is untouched. Error(deadline) from a GPU.
+  /// count), or those whose memory cannot be read, or a head that differs from its embedding; then the region is
+  /// untouched. Error(deadline) from a GPU.
   void run(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline);
-  /// The same for one tensor; the other parameters stay as they are. Its index in the model. Error(bad_data) also for
-  /// an lm_head.weight that is tied: its embedding brings it.
+  /// The same for one tensor, under its own name or one that is tied to it; the other parameters stay as they are. Its
+  /// index in the model.
   std::size_t put(const TrainingTensor& tensor, const Region& region, Deadline deadline);
+  /// Error(bad_data) naming the tensor and the parameter that it is tied to when the region holds something else for
+  /// it; the same errors as put() for what cannot be read.
+  void expect_held(const TrainingTensor& tensor, std::string_view other, const Region& region, Deadline deadline);
 
  private:
   /// A piece of a parameter, in elements.
@@ -43,19 +52,37 @@ class SourceFill {
     std::size_t parameter = 0;
     std::uint64_t first = 0, count = 0;
   };
+  /// A thread's memory for what is on its way.
+  struct Staging {
+    std::vector<std::byte> given, sent, compared;
+  };
+  /// For what is strided on a GPU and goes to the host: a step at a time.
+  struct Gatherer {
+    std::mutex mutex;
+    gpu::Stream stream;
+    Buffer memory;
+    Deadline deadline = Deadline::after(0);
+  };
   void match(std::span<const TrainingTensor> tensors);
+  std::size_t match_one(const TrainingTensor& tensor);
   void fill(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline);
   void check_memory(std::span<const TrainingTensor> tensors, const Region& region) const;
-  void fill_by_host(const Step& step, const TrainingTensor& tensor, const Region& region,
-                    std::vector<std::byte>& staging) const;
+  /// Calls `work` for every step on all cores; rethrows the first exception.
+  void for_each_step(FunctionRef<void(const Step&, Staging&)> work);
+  /// A step's elements as they are sent, in host memory at `to`.
+  void bring(const Step& step, const TrainingTensor& tensor, std::byte* to, Staging& staging);
+  void fill_by_host(const Step& step, const TrainingTensor& tensor, const Region& region, Staging& staging);
   void fill_by_gpu(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline);
+  /// Error(bad_data) unless the head is what the embedding is.
+  void compare_tied(const TrainingTensor& head, const TrainingTensor& embedding);
 
   const TransferPlan* plan_;
   std::vector<Step> steps_;
   std::vector<TensorInfo> matched_;  // the table that match_ belongs to: a loop gives the same one every time
   TensorMatch match_;                // source is -1 for what is not filled
-  std::vector<std::vector<std::byte>> staging_;  // by thread, for what goes between host and GPU
+  std::vector<Staging> staging_;     // by thread
   std::optional<Workers> workers_;
+  Gatherer gatherer_;
   gpu::Stream stream_;             // of the last region's GPU
   std::vector<const void*> from_;  // what copy engines are given
   std::vector<void*> to_;

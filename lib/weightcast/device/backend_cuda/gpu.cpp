@@ -265,6 +265,22 @@ void narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std
   check(launch_narrow(to, destination, source, count, static_cast<cudaStream_t>(stream.handle())), "narrow kernel");
 }
 
+void gather(const StridedElements& elements, std::optional<Rounding> rounding, std::byte* destination,
+            const std::byte* matrix, const Stream& stream) {
+  if (elements.count == 0) return;
+  use(stream.gpu());
+  auto* const queue = static_cast<cudaStream_t>(stream.handle());
+  check(rounding ? launch_gather_narrow(elements, *rounding, destination, matrix, queue)
+                 : launch_gather(elements, destination, matrix, queue),
+        "gather kernel");
+}
+
+void scatter(const StridedElements& elements, std::byte* matrix, const std::byte* source, const Stream& stream) {
+  if (elements.count == 0) return;
+  use(stream.gpu());
+  check(launch_scatter(elements, matrix, source, static_cast<cudaStream_t>(stream.handle())), "scatter kernel");
+}
+
 void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
             const Stream& stream) {
   if (count == 0) return;

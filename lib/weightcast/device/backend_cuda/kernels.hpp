@@ -4,8 +4,8 @@
 
 #include "weightcast/device/gpu.hpp"
 
-/// The kernels behind copy_strided(), narrow(), digest() and copy_and_digest(). nvcc cannot read fmt's headers, so
-/// errors come back as codes.
+/// The kernels behind copy_strided(), narrow(), gather(), scatter(), digest() and copy_and_digest(). nvcc cannot read
+/// fmt's headers, so errors come back as codes.
 namespace weightcast::gpu {
 
 cudaError_t launch_copy(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination,
@@ -13,6 +13,13 @@ cudaError_t launch_copy(const CopyTask* tasks, std::uint64_t count, const std::b
 
 cudaError_t launch_narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count,
                           cudaStream_t stream);
+
+cudaError_t launch_gather(const StridedElements& elements, std::byte* destination, const std::byte* matrix,
+                          cudaStream_t stream);
+cudaError_t launch_gather_narrow(const StridedElements& elements, Rounding rounding, std::byte* destination,
+                                 const std::byte* matrix, cudaStream_t stream);
+cudaError_t launch_scatter(const StridedElements& elements, std::byte* matrix, const std::byte* source,
+                           cudaStream_t stream);
 
 /// Copies the digest's keys to the current GPU.
 cudaError_t load_digest_keys();

@@ -75,6 +75,12 @@ void copy_batch(void* const*, const void* const*, const std::size_t*, std::size_
 void narrow(NarrowFloat, std::byte*, const std::byte*, std::uint64_t, const Stream&) {
   none();
 }
+void gather(const StridedElements&, std::optional<Rounding>, std::byte*, const std::byte*, const Stream&) {
+  none();
+}
+void scatter(const StridedElements&, std::byte*, const std::byte*, const Stream&) {
+  none();
+}
 void digest(const DigestTask*, std::uint64_t, const std::byte*, std::uint64_t*, const Stream&) {
   none();
 }
