@@ -97,6 +97,123 @@ TEST_F(GpuFill, FromAndToEitherMemory) {
   }
 }
 
+TEST_F(GpuFill, TheKernelsGatherAndScatterAsTheHostDoes) {
+  const auto source = random_bytes(1 << 16, 2);
+  const auto from = Buffer::allocate(on_gpu, source.size(), false, "a test");
+  const auto to = Buffer::allocate(on_gpu, source.size(), false, "a test");
+  write_region(from.region(), 0, source);
+  gpu::Stream stream(0);
+  const auto expect = [&](const std::vector<std::byte>& expected) {
+    stream.synchronize(Deadline::after(10), "a test");
+    std::vector<std::byte> held(expected.size());
+    read_region(to.region(), 0, held);
+    ASSERT_EQ(std::memcmp(held.data(), expected.data(), held.size()), 0);
+  };
+  for (const std::uint64_t width : {1, 2, 4, 8}) {
+    const auto w = static_cast<std::int64_t>(width);
+    const std::uint64_t middle = source.size() / 2;
+    for (const auto& [row_stride, column_stride] :
+         std::vector<std::pair<std::int64_t, std::int64_t>>{{w, 40 * w}, {-70 * w, 2 * w}, {90 * w, -w}, {64 * w, w}}) {
+      for (const std::uint64_t first : {0, 1, 37}) {
+        const StridedElements elements{29, first, 29 * 31 - first - 2, row_stride, column_stride, width};
+        const auto* const matrix = source.data() + middle;
+        auto expected = random_bytes(source.size(), 3);
+        write_region(to.region(), 0, expected);
+        gather(elements, expected.data() + 64, matrix);
+        gpu::gather(elements, std::nullopt, to.region().data + 64, from.region().data + middle, stream);
+        expect(expected);
+        scatter(elements, expected.data() + middle, source.data() + 64);
+        gpu::scatter(elements, to.region().data + middle, from.region().data + 64, stream);
+        expect(expected);
+        for (const auto rounding :
+             {Rounding{NarrowFloat::bf16, WideFloat::f32}, Rounding{NarrowFloat::f16, WideFloat::f32},
+              Rounding{NarrowFloat::bf16, WideFloat::f16}, Rounding{NarrowFloat::f16, WideFloat::bf16}}) {
+          if (width_bytes(rounding.from) != width) continue;
+          std::vector<std::byte> dense(elements.count * width);
+          gather(elements, dense.data(), matrix);
+          narrow(rounding.to, expected.data(), dense.data(), elements.count, rounding.from);
+          gpu::gather(elements, rounding, to.region().data, from.region().data + middle, stream);
+          expect(expected);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(GpuFill, AnyStridesFromAndToEitherMemory) {
+  ModelConfig config;
+  config.layers = 1;
+  config.hidden = 72;
+  config.heads = 4;
+  config.kv_heads = 2;
+  config.head_dim = 18;
+  config.intermediate = 40;
+  config.vocabulary = 8011;
+  config.tied_embeddings = true;
+  const auto plan = make_plan(build_model(config), 1, 1);
+  for (const auto& weights : {Placement{}, on_gpu}) {
+    Trainer trainer(plan, weights);
+    trainer.reserve();
+    for (int round = 0; round < 3; ++round) {
+      constexpr DType dtypes[] = {DType::F32, DType::BF16, DType::F16};
+      std::vector<std::vector<std::byte>> data, expected;
+      std::vector<Buffer> buffers;
+      std::vector<TrainingTensor> tensors;
+      for (std::size_t p = 0; p < plan.model.parameters.size(); ++p) {
+        TrainingTensor tensor{plan.model.parameters[p].info, nullptr, {}};
+        tensor.info.dtype = dtypes[(p + static_cast<std::size_t>(round)) % 3];
+        const auto width = static_cast<std::int64_t>(bits(tensor.info.dtype)) / 8;
+        data.push_back(random_bytes(*tensor.info.size_bytes(), p + 200));
+        const auto rows = static_cast<std::int64_t>(tensor.info.shape.front());
+        const auto size = static_cast<std::int64_t>(data.back().size());
+        std::int64_t at = 0;
+        if (tensor.info.shape.size() == 1) {  // backwards; else transposed or each row backwards
+          tensor.strides_bytes = {-width};
+          at = size - width;
+        } else if (p % 2 == 0) {
+          tensor.strides_bytes = {width, rows * width};
+        } else {
+          tensor.strides_bytes = {size / rows, -width};
+          at = size / rows - width;
+        }
+        const auto layout = layout_of(tensor.info, tensor.strides_bytes).value();
+        const StridedElements elements{
+            layout.columns, 0, *tensor.info.elements(), layout.row_stride, layout.column_stride, layout.element_bytes};
+        auto& sent = expected.emplace_back(data.back().size());
+        gather(elements, sent.data(), data.back().data() + at);
+        if (tensor.info.dtype != DType::BF16) {
+          const auto dense = sent;
+          sent.resize(2 * elements.count);
+          narrow(NarrowFloat::bf16, sent.data(), dense.data(), elements.count,
+                 tensor.info.dtype == DType::F32 ? WideFloat::f32 : WideFloat::f16);
+        }
+        tensor.data = data.back().data() + at;
+        if (p / 2 % 2 == 0) {
+          tensor.placement = on_gpu;
+          buffers.push_back(Buffer::allocate(on_gpu, data.back().size(), false, "a test"));
+          write_region(buffers.back().region(), 0, data.back());
+          tensor.data = buffers.back().region().data + at;
+        }
+        tensors.push_back(tensor);
+      }
+      // A tied head with memory of its own, dense: what the embedding becomes.
+      TrainingTensor head{plan.model.parameters.front().info, expected.front().data(), {}};
+      head.info.name = "lm_head.weight";
+      tensors.push_back(head);
+      trainer.fill(0, tensors);
+      const HostView held(trainer.source(0));
+      for (std::size_t p = 0; p < expected.size(); ++p) {
+        ASSERT_EQ(std::memcmp(held.bytes().data() + plan.source_offsets[p], expected[p].data(), expected[p].size()), 0)
+            << tensors[p].info.describe() << " " << p;
+      }
+      EXPECT_NO_THROW(trainer.expect_held(0, head, "model.embed_tokens.weight"));
+      expected.front().back() ^= std::byte{1};
+      EXPECT_THROW(trainer.fill(0, tensors), Error);
+      EXPECT_THROW(trainer.expect_held(0, head, "model.embed_tokens.weight"), Error);
+    }
+  }
+}
+
 TEST_F(GpuFill, AnotherGpuIsRefusedByName) {
   const auto plan = make_plan(build_model(load_model_config("tiny")), 1, 1);
   Trainer trainer(plan, on_gpu);

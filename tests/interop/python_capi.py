@@ -165,13 +165,15 @@ def refusals():
     with join() as end:
         if TRAINER:
             for text, value in (("array of uint16", np.zeros(4, np.uint16)), ("is a list", [1.0]),
-                                ("rows are not contiguous", np.zeros((4, 6), np.float32).T),
-                                ("rows are not contiguous", np.zeros((4, 6), np.float32)[:, ::2]),
-                                ("not F32", (np.zeros(4, np.uint16), "F32")), ("<c8", np.zeros(4, np.complex64))):
+                                ("not F32", (np.zeros(4, np.uint16), "F32")), ("<c8", np.zeros(4, np.complex64)),
+                                ("big-endian", np.zeros(4, ">f4")), ("big-endian", (np.zeros(4, ">u2"), "BF16")),
+                                ("not BF16", (np.zeros(4, np.float16), "BF16")), ("masked", np.ma.zeros(4, np.float32)),
+                                ("|O", (np.array([None]), "F64"))):
                 refuses(usage, text, lambda value=value: end.publish(1, {name: value}))
             refuses(weightcast.Code.BAD_DATA, "embed_tokens.weight is missing", lambda: end.publish(1, {}))
-            refuses(weightcast.Code.BAD_DATA, "not dense", lambda: end.publish(
-                1, masters(1) | {"lm_head.weight": np.zeros((VOCABULARY, HIDDEN + 1), np.float32)[:, :HIDDEN]}))
+            packed = np.zeros(HIDDEN, [("tag", "u2"), ("value", "f4")])["value"]
+            refuses(weightcast.Code.BAD_DATA, f"{name} is not aligned",
+                    lambda: end.publish(1, masters(1) | {name: packed}))
             assert end.publish(1, masters(1)).version == 1
         else:
             assert end.receive().version == 1

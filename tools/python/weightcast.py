@@ -12,8 +12,10 @@ Rank 0 of an MPI communicator is the trainer, every other rank an engine rank; e
             sample(model)                                                       # with the new weights
 
 Tensors are taken where they are, without copies: torch tensors, numpy arrays, and whatever else has
-__cuda_array_interface__ or __array_interface__. numpy has no bfloat16: give (array of uint16, "BF16"). Calls that move
-weights wait for torch's work on the GPU first; whoever uses another library's streams synchronises them before.
+__cuda_array_interface__ or __array_interface__, of any strides: transposed, reversed, expanded, parts of others. As
+destinations all are taken with which no two elements share memory. numpy has no bfloat16: give (array of uint16, "BF16").
+Calls that move weights wait for torch's work on the GPU first; whoever uses another library's streams synchronises them
+before.
 
 An engine without destinations keeps two versions in memory of its own: see Engine.serving().
 
@@ -21,8 +23,8 @@ Errors are WeightcastError. An update that fails leaves the old version where it
 same error; go on and publish again. Only when a rank is lost (error.lost) is the job over: then call comm.Abort().
 Start programs with `python3 -m mpi4py`, so that any other uncaught exception ends all ranks, too.
 
-The library is $WEIGHTCAST_LIBRARY, or libweightcast.so.1 beside this file, or where `cmake --install` or a build in
-build/host or build/cuda puts it. It must use the MPI library that mpi4py uses. Nothing here is thread-safe, but for
+The library is $WEIGHTCAST_LIBRARY, or libweightcast.so.1 beside this file, or where `cmake --install` or, run from the
+source tree, a build in build/host or build/cuda puts it. It must use the MPI library that mpi4py uses. Nothing here is thread-safe, but for
 serving(); other Python threads run during all calls.
 """
 
@@ -85,13 +87,15 @@ class _Options(ctypes.Structure):
     _fields_ = [("size", ctypes.c_size_t), ("model", ctypes.c_char_p), ("comm_name", ctypes.c_char_p),
                 ("comm", ctypes.c_int), ("memory", ctypes.c_int), ("device", ctypes.c_int), ("tp", ctypes.c_uint64),
                 ("dp", ctypes.c_uint64), ("slots", ctypes.c_int), ("transport", ctypes.c_char_p),
-                ("method", ctypes.c_char_p), ("timeout_s", ctypes.c_double)]
+                ("method", ctypes.c_char_p), ("timeout_s", ctypes.c_double), ("destinations", ctypes.c_void_p),
+                ("destination_count", ctypes.c_size_t)]
 
 
 class _Tensor(ctypes.Structure):
     _fields_ = [("size", ctypes.c_size_t), ("name", ctypes.c_char_p), ("dtype", ctypes.c_char_p),
                 ("shape", ctypes.POINTER(ctypes.c_uint64)), ("dimensions", ctypes.c_size_t), ("data", ctypes.c_void_p),
-                ("row_pitch_bytes", ctypes.c_uint64), ("memory", ctypes.c_int), ("device", ctypes.c_int)]
+                ("row_pitch_bytes", ctypes.c_uint64), ("memory", ctypes.c_int), ("device", ctypes.c_int),
+                ("strides_bytes", ctypes.POINTER(ctypes.c_int64))]
 
 
 class _Update(ctypes.Structure):
@@ -162,60 +166,64 @@ def _usage(message):
     return WeightcastError(Code.USAGE, message)
 
 
+def _look_at_torch(name, value):
+    """(type, bytes of an element, shape, strides in bytes, address, memory, device) of a torch tensor."""
+    if hasattr(value, "full_tensor"):  # a DTensor: its memory is a part of it
+        raise _usage(f"{name} is a {type(value).__name__}, of which this process has a part: give {name}.full_tensor()")
+    layout = str(value.layout)
+    if layout != "torch.strided" or value.device.type not in ("cpu", "cuda"):
+        raise _usage(f"{name} is a torch tensor of layout {layout} on {value.device}: strided ones on cpu or cuda are "
+                     "taken")
+    if value.is_neg() or value.is_conj():  # a view whose memory holds something else
+        raise _usage(f"{name} is a torch tensor that is negated or conjugated when it is read: give it .resolve_neg() "
+                     "and .resolve_conj()")
+    size, shape = value.element_size(), tuple(value.shape)
+    reach = value.storage_offset() + sum((extent - 1) * stride for extent, stride in zip(shape, value.stride())) + 1
+    if 0 not in shape and reach * size > value.untyped_storage().nbytes():  # FSDP takes it away and brings it back
+        raise _usage(f"{name} is a torch tensor whose memory was freed or never there: gather it first")
+    memory, device = (_CUDA, value.device.index) if value.device.type == "cuda" else (_HOST, 0)
+    strides = tuple(size * stride for stride in value.stride())
+    return str(value.dtype).rpartition(".")[2], size, shape, strides, value.data_ptr(), memory, device
+
+
+def _look_at_array(name, value, write):
+    """The same of an array of another library; strides are None when it is dense."""
+    cuda = getattr(value, "__cuda_array_interface__", None)
+    interface = cuda or getattr(value, "__array_interface__", None)
+    if interface is None or not isinstance(interface.get("data"), tuple):
+        raise _usage(f"{name} is a {type(value).__name__}: a torch tensor, a numpy array or anything with "
+                     "__cuda_array_interface__ is taken")
+    kind, (address, read_only) = interface["typestr"], interface["data"]
+    if kind[0] == ">":
+        raise _usage(f"{name} has big-endian elements, of type {kind}: little-endian ones are taken")
+    if interface.get("mask") is not None or hasattr(value, "filled"):
+        raise _usage(f"{name} is masked: give its data")
+    if write and read_only:
+        raise _usage(f"{name} cannot be a destination: it is read-only")
+    memory, device = (_CUDA, _device_of(value)) if cuda else (_HOST, 0)
+    return kind, int(kind[2:] or 0), interface["shape"], interface.get("strides"), address, memory, device
+
+
 def _look_at(name, value, write):
     """(dtype, shape, strides in bytes or None, address, memory, device) of a tensor of any library."""
     explicit = None
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], str):
         value, explicit = value
-    if hasattr(value, "data_ptr"):  # torch
-        kind, layout = str(value.dtype).rpartition(".")[2], str(value.layout)
-        if layout != "torch.strided" or value.device.type not in ("cpu", "cuda"):
-            raise _usage(f"{name} is a torch tensor of layout {layout} on {value.device}: dense ones on cpu or cuda are "
-                         "taken")
-        dtype, size = explicit or _TORCH_DTYPES.get(kind), value.element_size()
-        strides = tuple(size * stride for stride in value.stride())
-        memory, device = (_CUDA, value.device.index) if value.device.type == "cuda" else (_HOST, 0)
-        shape, address = tuple(value.shape), value.data_ptr()
-    else:
-        cuda = getattr(value, "__cuda_array_interface__", None)
-        interface = cuda or getattr(value, "__array_interface__", None)
-        if interface is None:
-            raise _usage(f"{name} is a {type(value).__name__}: a torch tensor, a numpy array or anything with "
-                         "__cuda_array_interface__ is taken")
-        kind = interface["typestr"]
-        dtype, size = explicit or _NUMPY_DTYPES.get(kind), int(kind[2:])
-        shape, strides = interface["shape"], interface.get("strides")
-        address, read_only = interface["data"]
-        if write and read_only:
-            raise _usage(f"{name} cannot be a destination: it is read-only")
-        memory, device = (_CUDA, _device_of(value)) if cuda else (_HOST, 0)
-    if dtype is None or _SIZES.get(dtype, size) != size:
+    torch = hasattr(value, "data_ptr")
+    kind, size, *where = _look_at_torch(name, value) if torch else _look_at_array(name, value, write)
+    known = (_TORCH_DTYPES if torch else _NUMPY_DTYPES).get(kind)
+    bits = kind.startswith(("int", "uint")) if torch else kind[1] in "iuV"  # what a dtype can be said of
+    dtype = explicit or known
+    if dtype is None or _SIZES.get(dtype, size) != size or (explicit not in (None, known) and not bits):
         raise _usage(f"{name} has elements of type {kind}, which is not {dtype or 'a known floating type'}"
                      + ("" if explicit else '; for bf16 in numpy give (array of uint16, "BF16")'))
-    return dtype, size, shape, strides, address, memory, device
+    return dtype, *where
 
 
 def _device_of(value):
     """The GPU of an array that has __cuda_array_interface__ only."""
     device = getattr(value, "device", None)  # cupy
     return int(getattr(device, "id", 0))
-
-
-def _row_pitch(name, size, shape, strides):
-    """Bytes from row to row; 0 for a dense tensor."""
-    if strides is None or 0 in shape:
-        return 0
-    dense, expected = True, size
-    for extent, stride in zip(reversed(shape), reversed(strides)):
-        dense = dense and (extent == 1 or stride == expected)
-        expected *= extent
-    if dense:
-        return 0
-    inner = [stride for extent, stride in zip(shape[1:], strides[1:]) if extent > 1]
-    if len(shape) > 2 or any(stride != size for stride in inner) or strides[0] < 0:
-        raise _usage(f"{name} of shape {list(shape)} has strides of {list(strides)} bytes: its rows are not contiguous. "
-                     "Give it .contiguous(), or the memory that it is a view of")
-    return strides[0]
 
 
 class _Table:
@@ -228,11 +236,12 @@ class _Table:
         self._values = items  # keeps their memory alive
         gpus = set()
         for entry, (name, value) in zip(self.entries, items):
-            dtype, size, shape, strides, address, memory, device = _look_at(name, value, write)
+            dtype, shape, strides, address, memory, device = _look_at(name, value, write)
             extents = (ctypes.c_uint64 * max(len(shape), 1))(*shape)
             entry.size, entry.name, entry.dtype = ctypes.sizeof(_Tensor), name.encode(), dtype.encode()
             entry.shape, entry.dimensions, entry.data = extents, len(shape), address
-            entry.row_pitch_bytes = _row_pitch(name, size, shape, strides)
+            if strides:
+                entry.strides_bytes = (ctypes.c_int64 * len(strides))(*strides)
             entry.memory, entry.device = memory, device
             if memory == _CUDA:
                 gpus.add(device)
@@ -258,7 +267,7 @@ class _Handle:
     """What trainer and engine have in common: joining, leaving, errors."""
     _kind = ""
 
-    def __init__(self, model, comm, device, tp, dp, slots, transport, method, timeout_s):
+    def __init__(self, model, comm, device, tp, dp, slots, transport, method, timeout_s, destinations=None):
         from mpi4py import MPI
         library = _library()
         mine, theirs = library.wc_mpi_library().decode(), MPI.Get_library_version().rstrip("\0")
@@ -270,6 +279,9 @@ class _Handle:
         memory, ordinal = _placement(device)
         options = _Options(ctypes.sizeof(_Options), os.fspath(model).encode(), None, self.comm.py2f(), memory, ordinal,
                            tp or 0, dp, slots, transport.encode(), method.encode(), timeout_s)
+        if destinations is not None:
+            table = _Table(destinations, write=True)
+            options.destinations, options.destination_count = ctypes.addressof(table.entries), table.count
         self._handle = ctypes.c_void_p()
         _check(getattr(library, f"wc_{self._kind}_create")(options, self._handle))
 
@@ -315,8 +327,9 @@ class Trainer(_Handle):
 
     def publish(self, version, tensors) -> Update:
         """Sends all parameters as `version` (higher than the last): a mapping of Hugging Face names, or pairs, such as
-        model.state_dict(). Masters in fp32 are rounded to the model's bf16 or fp16. Collective; returns when all ranks
-        have voted to serve it. Tensors that do not fit the model are refused with a list, and engines notice nothing."""
+        model.state_dict(). Masters in fp32 are rounded to the model's bf16 or fp16, and so is one of these to the other.
+        A tied head may be left out, or must equal the embedding. Collective; returns when all ranks have voted to serve
+        it. Tensors that do not fit the model are refused with a list, and engines notice nothing."""
         table, update = _Table(tensors, write=False), _Update()
         self._call("wc_publish", version, table.entries, table.count, update)
         return update.value()
@@ -326,7 +339,8 @@ class Trainer(_Handle):
         self._call("wc_begin", version)
 
     def put(self, name, tensor):
-        """Copies one tensor into the open version. Local; the tensor's memory is free again afterwards."""
+        """Copies one tensor into the open version. Local; the tensor's memory is free again afterwards. Of two names that
+        are tied the second must bring what the first did."""
         self._call("wc_put", _Table([(name, tensor)], write=False).entries)
 
     def commit(self) -> Update:
@@ -386,7 +400,8 @@ class Engine(_Handle):
     """A receiving rank; arguments as for Trainer. Every rank of an engine is one of these, and calls what it calls.
 
     `destinations`: this rank's own tensors (a mapping, such as model.state_dict()), each the shard of a parameter or a
-    whole fused engine tensor, together all of them. receive() overwrites them when all ranks have verified and voted;
+    whole fused engine tensor, together all of them; what does not fit is refused here, on all ranks. A tied head with
+    memory of its own is written, too. receive() overwrites them when all ranks have verified and voted;
     whatever fails, they hold the old version. Without destinations the engine keeps two versions itself: serving().
     """
     _kind = "engine"
@@ -394,7 +409,8 @@ class Engine(_Handle):
     def __init__(self, model, comm=None, *, destinations=None, device="cpu", tp=None, dp=1, transport="auto",
                  method="sharded", timeout_s=60.0):
         self._destinations = destinations
-        super().__init__(model, comm, device, tp, dp, 2 if destinations is None else 1, transport, method, timeout_s)
+        super().__init__(model, comm, device, tp, dp, 2 if destinations is None else 1, transport, method, timeout_s,
+                         destinations)
 
     def _destroy(self):
         _check(_library().wc_engine_destroy(self._handle))
