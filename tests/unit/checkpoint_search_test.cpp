@@ -241,6 +241,9 @@ TEST_F(Search, ARepositoryOfAHubCache) {
     EXPECT_THAT(refusal(ExitCode::no_input, "models--org--name"), HasSubstr("names the snapshot \"" + ref + "\""))
         << ref;
   }
+  put_tensors(repository + "model.safetensors", {"a"}, '3');  // a folder that happens to have one called snapshots
+  EXPECT_EQ(open(), "a=3");
+  fs::remove(folder_ / repository / "model.safetensors");
   fs::remove_all(folder_ / repository / "snapshots");
   fs::create_directory(folder_ / repository / "snapshots");
   fs::remove_all(folder_ / repository / "refs");

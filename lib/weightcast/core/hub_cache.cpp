@@ -16,7 +16,11 @@ namespace fs = std::filesystem;
 std::optional<std::string> hub_snapshot(const std::string& folder) {
   std::error_code ignored;
   const fs::path root(folder), snapshots = root / "snapshots", main = root / "refs" / "main";
-  if (!fs::is_directory(snapshots, ignored) || fs::exists(root / "config.json", ignored)) return std::nullopt;
+  if (!fs::is_directory(snapshots, ignored)) return std::nullopt;
+  for (const auto& entry : fs::directory_iterator(root, ignored)) {
+    const auto name = entry.path().filename().string();
+    if (name.ends_with(".json") || name.ends_with(".safetensors")) return std::nullopt;
+  }
   if (fs::exists(main, ignored)) {
     auto name = read_text_file(main, 1000);
     while (!name.empty() && (name.back() == '\n' || name.back() == '\r' || name.back() == ' ')) name.pop_back();
