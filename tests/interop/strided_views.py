@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Random views as sources and as destinations, through tools/python/weightcast.py on two ranks: each is right, or refused by
-name because elements of it share memory with others. Every view is made twice, of numbers and of their positions, so that
-which elements it has is never taken from strides. Exit code 77: a package is not there.
+"""Random views as sources and as destinations, through tools/python/weightcast.py on two ranks: each is right, or refused
+by name because elements of it share memory with others. Every view is made twice, of numbers and of their positions, so
+that which elements it has is never taken from strides. Exit code 77: a package is not there.
 
 usage: mpiexec -n 2 python3 strided_views.py [numpy|torch]       WEIGHTCAST_VIEWS: how many of each end (240)
 """
@@ -186,7 +186,8 @@ def make_table(choose, wild):
     if choose.random() < 0.7:
         group = [f"model.layers.{choose.randrange(3)}.{name}.weight"
                  for name in choose.choice((("self_attn.q_proj", "self_attn.o_proj"), ("mlp.gate_proj", "mlp.up_proj"),
-                                            ("self_attn.k_proj", "self_attn.v_proj"), ("mlp.down_proj", "self_attn.q_proj")))]
+                                            ("self_attn.k_proj", "self_attn.v_proj"),
+                                            ("mlp.down_proj", "self_attn.q_proj")))]
         views = {}
         result.append((fused(choose, group, views), views))
         names = [name for name in names if name not in group]
