@@ -64,6 +64,10 @@ int main(void) {
   options.method = "sharded";
   EXPECT(WC_CONFIG, "wc_init()", wc_trainer_create(&options, &trainer));
   EXPECT(WC_CONFIG, "wc_init()", wc_engine_create(&options, &engine));
+  options.size = offsetof(wc_options, destinations); /* of a program that was compiled before there were any */
+  EXPECT(WC_CONFIG, "wc_init()", wc_engine_create(&options, &engine));
+  options.size = offsetof(wc_options, destination_count);
+  EXPECT(WC_USAGE, "_INIT", wc_engine_create(&options, &engine));
   CHECK(trainer == NULL && engine == NULL);
 
   EXPECT(WC_USAGE, "handle", wc_publish(NULL, 1, &tensor, 1, &update));

@@ -117,7 +117,10 @@ def _candidates():
     if os.environ.get("WEIGHTCAST_LIBRARY"):
         return [pathlib.Path(os.environ["WEIGHTCAST_LIBRARY"])]
     here = pathlib.Path(__file__).resolve().parent
-    folders = [here, here.parents[1], here.parents[1] / "build/host/lib", here.parents[1] / "build/cuda/lib"]
+    folders = [here]
+    if len(here.parents) > 1:
+        root = here.parents[1]
+        folders += [root, root / "build/host/lib", root / "build/cuda/lib"]
     return [folder / "libweightcast.so.1" for folder in folders]
 
 
@@ -128,7 +131,10 @@ def _library():
     if path is None:
         raise WeightcastError(Code.NO_INPUT, "libweightcast.so is not there: looked for "
                               + ", ".join(map(str, candidates)) + "\nbuild it, or name it in WEIGHTCAST_LIBRARY")
-    library = ctypes.CDLL(str(path))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise WeightcastError(Code.UNAVAILABLE, f"{path} cannot be loaded: {error}") from error
     for text in ("wc_version", "wc_mpi_library", "wc_last_error"):
         getattr(library, text).restype = ctypes.c_char_p
     handle, u64, table, update = ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(_Tensor), ctypes.POINTER(_Update)
