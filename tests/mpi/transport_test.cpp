@@ -38,8 +38,12 @@ class CountingWitness final : public Witness {
       ++broken_rows;
     for (auto i = first; i < first + size_bytes; ++i) ++counts[parameter].at(i);
   }
-  bool work() noexcept override { return worked++ < 3; }
+  bool work() noexcept override {
+    if (worked == 0 && at_first_work) at_first_work();
+    return worked++ < 3;
+  }
 
+  std::function<void()> at_first_work;
   std::vector<std::vector<int>> counts;
   int worked = 0, broken_rows = 0;
 
@@ -134,18 +138,40 @@ TEST_P(TransportTest, MovesAnyRangeAndTouchesNothingElse) {
   }
 }
 
-TEST_P(TransportTest, AnnouncesEveryByteOnce) {
-  std::optional<CountingWitness> witness;
-  witness.emplace(plan.ranks[peers.trainer() ? 0 : peers.tp_rank()]);
-  run({0, 0, 0, plan.model.parameters.size(), &*witness});
+TEST_P(TransportTest, AnnouncesEveryByteOnceAndToEnginesOnly) {
+  CountingWitness witness(plan.ranks[peers.trainer() ? 0 : peers.tp_rank()]);
+  run({0, 0, 0, plan.model.parameters.size(), &witness});
+  EXPECT_EQ(witness.broken_rows, 0);
+  const int expected = peers.trainer() ? 0 : 1;
+  for (std::size_t p = 0; p < witness.counts.size(); ++p) {
+    for (const int count : witness.counts[p]) ASSERT_EQ(count, expected) << plan.model.parameters[p].info.name;
+  }
+  if (!peers.trainer()) {
+    EXPECT_EQ(witness.worked, 0);
+  }
+}
+
+TEST_P(TransportTest, ATrainerThatWaitsWorks) {
+  if (GetParam().transport != "mpi") GTEST_SKIP() << "the trainer waits for nobody, or for its GPU";
+  constexpr int tag = 1;
+  CountingWitness witness(plan.ranks[peers.trainer() ? 0 : peers.tp_rank()]);
+  bool called = false;
+  const auto call_engines = [&] {
+    for (int engine = 1; engine < group.size() && !called; ++engine)
+      MPI_Send(nullptr, 0, MPI_BYTE, engine, tag, MPI_COMM_WORLD);
+    called = true;
+  };
+  // The engines come when the trainer has begun to work: one that waits for them without would wait for ever.
   if (peers.trainer()) {
-    EXPECT_GE(witness->worked, 0);
-    return;
+    witness.at_first_work = call_engines;
+    transport->run({0, 0, 0, plan.model.parameters.size(), &witness}, deadline());
+    call_engines();  // small shards are under way before anybody has to wait
+  } else {
+    MPI_Recv(nullptr, 0, MPI_BYTE, 0, tag, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+    transport->run({0, 0, 0, plan.model.parameters.size(), &witness}, deadline());
+    EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), held(*store, 0).bytes(), *weights[0]));
   }
-  EXPECT_EQ(witness->broken_rows, 0);
-  for (std::size_t p = 0; p < witness->counts.size(); ++p) {
-    for (const int count : witness->counts[p]) ASSERT_EQ(count, 1) << plan.model.parameters[p].info.name;
-  }
+  group.barrier(deadline());
 }
 
 TEST_P(TransportTest, ShardedSendsEachShardOnceForEachTpRank) {
