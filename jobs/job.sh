@@ -136,6 +136,8 @@ place() {
       used=$(sort -u "$OUTPUT/hosts" | wc -l)
       export SLURM_HOSTFILE=$OUTPUT/hosts
       unset SLURM_NTASKS_PER_NODE  # the hosts say it
+      # Slurm 22.05 to 23.02 does not hand --cpus-per-task on from the job to srun.
+      [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=${SRUN_CPUS_PER_TASK:-$SLURM_CPUS_PER_TASK}
       export PMIX_MCA_gds=${PMIX_MCA_gds:-hash}  # else Open MPI 4.1.4 crashes in MPI_Init now and then
       launcher=(srun --mpi=pmix --nodes="$used" --ntasks="${#hosts[@]}" --distribution=arbitrary --kill-on-bad-exit=1)
       ;;

@@ -3,8 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
+#include <sstream>
 
+#include "container_notes.hpp"
 #include "weightcast/core/bytes.hpp"
+#include "weightcast/core/file.hpp"
 #include "weightcast/core/parallel.hpp"
 #include "weightcast/device/memory_room.hpp"
 
@@ -19,12 +23,14 @@ std::string describe_rank(const ReportRank& rank) {
 }
 
 void print_table(const UpdateOptions& options, const Peers& peers, Method method, const std::vector<std::string>& ranks,
-                 const std::string& transports) {
+                 const std::string& transports, const std::set<std::string>& notes) {
   fmt::print("# weightcast preflight: 1 trainer + {} x tp {} engine ranks, memory {}, method {}\n", options.dp,
              peers.tp, name(peers.placement.kind), name(method));
   fmt::print("rank  role     host                     cores  memory: free of total    gpu\n");
   for (const auto& rank : ranks) fmt::print("{}\n", rank);
   fmt::print("transports\n{}", transports);
+  if (!notes.empty()) fmt::print("notes\n");
+  for (const auto& note : notes) fmt::print("  {}\n", note);
 }
 
 }  // namespace
@@ -63,7 +69,15 @@ int run_preflight(const UpdateOptions& options, Job& job) {
         if (considered) refusals += fmt::format("{}{}: {}", refusals.empty() ? "" : "; ", transport, refusal);
       }
     }
-    if (job.trainer()) print_table(options, peers, method, ranks, transports);
+    std::string found;
+    for (const auto& note : container_notes(job.world(), job.deadline()))
+      found += fmt::format("{}: {}\n", host_name(), note);
+    std::set<std::string> notes;  // ranks of one host see the same
+    for (const auto& text : job.world().all_gather(found, job.deadline())) {
+      std::istringstream lines(text);
+      for (std::string line; std::getline(lines, line);) notes.insert(line);
+    }
+    if (job.trainer()) print_table(options, peers, method, ranks, transports, notes);
     agree(job.world(), "preflight", job.deadline(), [&] {
       if (usable) return;
       throw Error(ExitCode::config, "no transport can be used. " + refusals,

@@ -166,6 +166,55 @@ class ControlGroup:
         raise AssertionError(f"{self.folder} is still in use")
 
 
+class Containers(unittest.TestCase):
+    # Runs its arguments without the right to read other processes' memory, as seccomp profiles of containers have it:
+    # process_vm_readv (310) and process_vm_writev (311) of x86-64 are EPERM.
+    NO_PTRACE = """
+import ctypes, os, struct, sys
+rules = ((0x20, 0, 0, 0), (0x15, 1, 0, 310), (0x15, 0, 1, 311), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7fff0000))
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+libc, program = ctypes.CDLL(None), Program(len(rules), ctypes.addressof(code))
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.byref(program), 0, 0):
+    os._exit(77)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+    def notes(self, *command, **keywords):
+        done = run(*command, "update", "--preflight", "--device", "host", **keywords)
+        if done.returncode in (1, 77):
+            self.skipTest(f"not possible here: {done.stderr}")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout.split("notes\n")[1].splitlines() if "notes\n" in done.stdout else []
+
+    def test_nothing_to_note(self):
+        self.assertEqual(self.notes(MPIEXEC, "-n", 3, PROGRAM), [])
+
+    @unittest.skipUnless(os.uname().machine == "x86_64", "the filter is of x86-64")
+    def test_no_right_to_read_other_ranks(self):
+        command = (MPIEXEC, "-n", 3, sys.executable, "-c", self.NO_PTRACE, PROGRAM)
+        notes = self.notes(*command)
+        self.assertEqual(len(notes), 1, notes)
+        self.assertIn("set OMPI_MCA_btl_vader_single_copy_mechanism=none", notes[0])
+        self.assertEqual(self.notes(*command, env={"OMPI_MCA_btl_vader_single_copy_mechanism": "none"}), [])
+
+    def with_shm(self, size, prepare, env=None):
+        script = f"mount -t tmpfs -o size={size} tmpfs /dev/shm && {prepare} exec \"$@\""
+        return self.notes("unshare", "-mpf", "--mount-proc", "bash", "-c", script, "bash", MPIEXEC, "-n", 3, PROGRAM, env=env)
+
+    @unittest.skipUnless(os.geteuid() == 0, "needs namespaces")
+    def test_shared_memory(self):
+        other = "touch /dev/shm/vader_segment.other.0.1.{0,1,2,3} &&"
+        self.assertEqual(self.with_shm("64m", ""), [])
+        small, shared = self.with_shm("10m", ""), self.with_shm("64m", other)
+        self.assertIn("/dev/shm has 10.5 MB for 3 ranks", small[0])
+        self.assertIn("another job has files in /dev/shm", shared[0])
+        self.assertEqual((len(small), len(shared)), (1, 1))
+        with tempfile.TemporaryDirectory() as folder:
+            self.assertEqual(self.with_shm("10m", other, env={"OMPI_MCA_btl_vader_backing_directory": folder}), [])
+
+
 class Memory(unittest.TestCase):
     COMMAND = [*UPDATE, "--model", "smollm2-135m", "--tp", "3"]  # 2 x 269 MB on the trainer, 6 x 90 MB on the engines
 

@@ -149,6 +149,17 @@ class Jobs(Sandbox):
         self.assertEqual((report["verify"]["mode"], report["verify"]["parameters"], report["verify"]["mismatched"]), ("all", 30, 0))
         self.assertEqual({u["result"] for u in report["updates"]}, {"committed"})
 
+    def test_the_cores_of_a_task_reach_its_ranks(self):
+        # The virtual nodes do not bind ranks to cores, so this sees what srun is told and not what it does.
+        program = os.path.join(self.folder, "program")
+        with open(program, "w", encoding="utf-8") as file:
+            file.write(f'#!/bin/sh\necho "$SRUN_CPUS_PER_TASK" >>"{self.folder}/cores"\nexec "{PROGRAM}" "$@"\n')
+        os.chmod(program, 0o755)
+        self.completed(self.submit("update", "--nodes=1", "--ntasks-per-node=3", "--cpus-per-task=2", LAUNCHER="srun", PROGRAM=program,
+                                   OPTIONS="--model tiny"))
+        with open(os.path.join(self.folder, "cores"), encoding="utf-8") as file:
+            self.assertEqual(set(file.read().split("\n")[:-1]), {"2"})
+
     def test_all(self):
         ways = [(launcher, nodes) for nodes in (1, 2) for launcher in ("mpirun", "srun")]
         # Two replicas of tp 2: on two nodes of three tasks each, one stays beside the trainer.
