@@ -90,8 +90,9 @@ std::byte* allocate(int gpu, std::uint64_t size_bytes, const std::string& purpos
                 "use a larger --tp, other --gpus, or --commit in-place (one slot for each engine rank)");
   }
   check(status, "cudaMalloc");
-  check(cudaMemset(memory, 0, size_bytes), "cudaMemset");
-  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  // Waits for the zeros alone, and not for whatever else this process has given the GPU.
+  check(cudaMemsetAsync(memory, 0, size_bytes, cudaStreamPerThread), "cudaMemsetAsync");
+  check(cudaStreamSynchronize(cudaStreamPerThread), "cudaStreamSynchronize");
   return static_cast<std::byte*>(memory);
 }
 
@@ -137,7 +138,6 @@ void download(int gpu, std::byte* host, const std::byte* device, std::uint64_t s
 
 Stream::Stream(int gpu) : gpu_(gpu) {
   use(gpu);
-  check(load_digest_keys(), "digest keys");
   cudaStream_t stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
   stream_ = stream;

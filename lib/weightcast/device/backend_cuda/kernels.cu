@@ -12,7 +12,8 @@ constexpr int warp = 32;
 constexpr std::uint32_t all_lanes = 0xffffffffu;
 constexpr std::uint64_t block_bytes = 4 * digest_keys::block_words;  // of the digest: 1 KiB share an outer factor
 
-__constant__ std::uint32_t constant_keys[2][digest_keys::block_words];
+// A constant of the program: the driver loads it with the kernels, once for each GPU that a process uses.
+__constant__ const digest_keys::KeyTable constant_keys = digest_keys::make_key_table();
 
 // --- copy -----------------------------------------------------------------------------------------------------------
 
@@ -180,7 +181,7 @@ __global__ void __launch_bounds__(256, with_source ? 2 : 1)
   __shared__ alignas(16) std::uint32_t keys[2][digest_keys::block_words];
   for (unsigned i = threadIdx.x; i < 2 * digest_keys::block_words; i += blockDim.x) {
     keys[i / digest_keys::block_words][i % digest_keys::block_words] =
-        constant_keys[i / digest_keys::block_words][i % digest_keys::block_words];
+        constant_keys.lane[i / digest_keys::block_words][i % digest_keys::block_words];
   }
   __syncthreads();
   const unsigned warps = blockDim.x / warp, lane = threadIdx.x % warp;
@@ -243,12 +244,6 @@ cudaError_t launch_narrow(NarrowFloat to, std::byte* destination, const std::byt
     narrow_kernel<NarrowFloat::f16><<<blocks, block, 0, stream>>>(out, in, count);
   }
   return cudaGetLastError();
-}
-
-cudaError_t load_digest_keys() {
-  constexpr std::size_t size = sizeof(std::uint32_t) * digest_keys::block_words;
-  const auto status = cudaMemcpyToSymbol(constant_keys, digest_keys::key_table.lane[0], size);
-  return status != cudaSuccess ? status : cudaMemcpyToSymbol(constant_keys, digest_keys::key_table.lane[1], size, size);
 }
 
 cudaError_t launch_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,

@@ -21,8 +21,6 @@ cudaError_t launch_gather_narrow(const StridedElements& elements, Rounding round
 cudaError_t launch_scatter(const StridedElements& elements, std::byte* matrix, const std::byte* source,
                            cudaStream_t stream);
 
-/// Copies the digest's keys to the current GPU.
-cudaError_t load_digest_keys();
 cudaError_t launch_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
                           cudaStream_t stream);
 cudaError_t launch_copy_and_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* source,
