@@ -5,6 +5,7 @@
 #include "harness/replica_set.hpp"
 #include "weightcast/comm/communicator.hpp"
 #include "weightcast/comm/pulse.hpp"
+#include "weightcast/core/parallel.hpp"
 
 namespace weightcast {
 namespace {
@@ -174,6 +175,15 @@ TEST(Communicator, GathersTextsOfDifferentLength) {
   const auto all = comm.all_gather(std::string(static_cast<std::size_t>(comm.rank()) * 7, 'a'), Deadline::after(10));
   ASSERT_EQ(all.size(), static_cast<std::size_t>(comm.size()));
   for (std::size_t r = 0; r < all.size(); ++r) EXPECT_EQ(all[r], std::string(r * 7, 'a'));
+}
+
+TEST(Communicator, PartsKnowWhetherTheHostIsCrowded) {
+  const auto comm = world();
+  const auto alone = Communicator::duplicate(MPI_COMM_SELF);  // one rank, and of no influence on the others
+  EXPECT_FALSE(alone.crowded());
+  EXPECT_EQ(comm.crowded(), available_cores() < static_cast<std::size_t>(comm.size()));
+  EXPECT_EQ(comm.split(comm.rank() % 2, comm.rank(), Deadline::after(10)).crowded(), comm.crowded());
+  EXPECT_EQ(comm.split_by_host(Deadline::after(10)).crowded(), comm.crowded());
 }
 
 TEST(Communicator, AWaitEndsAtItsDeadline) {

@@ -25,7 +25,7 @@ double agreement_s(Deadline deadline) {
 void send(const Communicator& comm, const void* data, std::size_t bytes, int peer, int tag, Deadline deadline) {
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Isend(data, static_cast<int>(bytes), MPI_BYTE, peer, tag, comm.get(), &request), "MPI_Isend");
-  wait_all({&request, 1}, deadline, "sending an outcome");
+  wait_all(comm, {&request, 1}, deadline, "sending an outcome");
 }
 
 void receive(const Communicator& comm, void* data, std::size_t bytes, int peer, int tag, Deadline deadline,
@@ -33,7 +33,7 @@ void receive(const Communicator& comm, void* data, std::size_t bytes, int peer, 
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Irecv(data, static_cast<int>(bytes), MPI_BYTE, peer, tag, comm.get(), &request), "MPI_Irecv");
   try {
-    wait_all({&request, 1}, deadline, "waiting for an outcome", [&] {
+    wait_all(comm, {&request, 1}, deadline, "waiting for an outcome", [&] {
       if (watch) watch();
       return false;
     });

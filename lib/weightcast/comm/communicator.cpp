@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <ctime>
 #include <exception>
 
@@ -13,8 +12,6 @@
 
 namespace weightcast {
 namespace {
-
-std::atomic<double> spin_s{2e-4};
 
 constexpr std::uint64_t message_limit = 1ULL << 30;  // counts are int
 
@@ -28,14 +25,13 @@ void check_mpi(int status, std::string_view call) {
   fail(ExitCode::unavailable, "{}: {}", call, std::string_view(text.data(), static_cast<std::size_t>(length)));
 }
 
-void Patience::set_spin_s(double seconds) noexcept {
-  spin_s = seconds;
-}
+// A waiting rank that has a core to itself may poll for as long as a whole GPU update takes.
+Patience::Patience(const Communicator& comm) noexcept : spin_s_(comm.crowded() ? 1e-4 : 50e-3) {}
 
 void Patience::pause() noexcept {
   constexpr long longest_nap_ns = 200'000;
   const auto waited = Deadline::Clock::now() - begin_;
-  if (waited < std::chrono::duration<double>(spin_s.load(std::memory_order_relaxed))) {
+  if (waited < std::chrono::duration<double>(spin_s_)) {
     ::sched_yield();
     return;
   }
@@ -46,8 +42,9 @@ void Patience::pause() noexcept {
   ::nanosleep(&nap, nullptr);
 }
 
-void wait_all(std::span<MPI_Request> requests, Deadline deadline, std::string_view what, FunctionRef<bool()> idle) {
-  Patience patience;
+void wait_all(const Communicator& comm, std::span<MPI_Request> requests, Deadline deadline, std::string_view what,
+              FunctionRef<bool()> idle) {
+  Patience patience(comm);
   while (true) {
     int done = 0;
     check_mpi(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE), what);
@@ -78,7 +75,7 @@ void CommTraits::close(MPI_Comm comm) noexcept {
   if (finalized == 0) MPI_Comm_free(&comm);
 }
 
-Communicator::Communicator(MPI_Comm comm) : comm_(comm) {
+Communicator::Communicator(MPI_Comm comm, bool crowded) : comm_(comm), crowded_(crowded) {
   MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN);
   MPI_Comm_rank(comm, &rank_);
   MPI_Comm_size(comm, &size_);
@@ -88,12 +85,10 @@ Communicator Communicator::duplicate(MPI_Comm comm, Deadline deadline) {
   MPI_Comm copy = MPI_COMM_NULL;
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Comm_idup(comm, &copy, &request), "MPI_Comm_idup");
-  wait_all({&request, 1}, deadline, "duplicating a communicator");
-  Communicator result(copy);
+  wait_all(Communicator(), {&request, 1}, deadline, "duplicating a communicator");
+  Communicator result(copy, true);
   const auto local = result.split_by_host(deadline);
-  // A waiting rank that has a core to itself may poll for as long as a whole GPU update takes.
   result.crowded_ = available_cores() < static_cast<std::size_t>(local.size());
-  Patience::set_spin_s(result.crowded_ ? 1e-4 : 50e-3);
   return result;
 }
 
@@ -109,7 +104,7 @@ Communicator Communicator::split(int color, int key, Deadline deadline) const {
   MPI_Comm part = MPI_COMM_NULL;
   check_mpi(MPI_Comm_split(get(), color < 0 ? MPI_UNDEFINED : color, key, &part), "MPI_Comm_split");
   if (part == MPI_COMM_NULL) return {};
-  Communicator result(part);
+  Communicator result(part, crowded_);
   result.clock_ = clock_;
   return result;
 }
@@ -119,7 +114,7 @@ Communicator Communicator::split_by_host(Deadline deadline) const {
   barrier(deadline);
   MPI_Comm part = MPI_COMM_NULL;
   check_mpi(MPI_Comm_split_type(get(), MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &part), "MPI_Comm_split_type");
-  Communicator result(part);
+  Communicator result(part, crowded_);
   result.clock_ = clock_;
   return result;
 }
@@ -127,7 +122,7 @@ Communicator Communicator::split_by_host(Deadline deadline) const {
 void Communicator::barrier(Deadline deadline) const {
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Ibarrier(get(), &request), "MPI_Ibarrier");
-  wait_all({&request, 1}, deadline, "a barrier");
+  wait_all(*this, {&request, 1}, deadline, "a barrier");
 }
 
 void Communicator::broadcast(std::span<std::byte> data, int root, Deadline deadline) const {
@@ -135,29 +130,29 @@ void Communicator::broadcast(std::span<std::byte> data, int root, Deadline deadl
     const auto part = data.first(std::min<std::size_t>(data.size(), message_limit));
     MPI_Request request = MPI_REQUEST_NULL;
     check_mpi(MPI_Ibcast(part.data(), static_cast<int>(part.size()), MPI_BYTE, root, get(), &request), "MPI_Ibcast");
-    wait_all({&request, 1}, deadline, "a broadcast");
+    wait_all(*this, {&request, 1}, deadline, "a broadcast");
     data = data.subspan(part.size());
   }
 }
 
 namespace {
 
-std::uint64_t reduce(MPI_Comm comm, std::uint64_t value, MPI_Op operation, Deadline deadline) {
+std::uint64_t reduce(const Communicator& comm, std::uint64_t value, MPI_Op operation, Deadline deadline) {
   std::uint64_t result = 0;
   MPI_Request request = MPI_REQUEST_NULL;
-  check_mpi(MPI_Iallreduce(&value, &result, 1, MPI_UINT64_T, operation, comm, &request), "MPI_Iallreduce");
-  wait_all({&request, 1}, deadline, "a reduction");
+  check_mpi(MPI_Iallreduce(&value, &result, 1, MPI_UINT64_T, operation, comm.get(), &request), "MPI_Iallreduce");
+  wait_all(comm, {&request, 1}, deadline, "a reduction");
   return result;
 }
 
 }  // namespace
 
 std::uint64_t Communicator::max(std::uint64_t value, Deadline deadline) const {
-  return reduce(get(), value, MPI_MAX, deadline);
+  return reduce(*this, value, MPI_MAX, deadline);
 }
 
 std::uint64_t Communicator::sum(std::uint64_t value, Deadline deadline) const {
-  return reduce(get(), value, MPI_SUM, deadline);
+  return reduce(*this, value, MPI_SUM, deadline);
 }
 
 std::vector<std::string> Communicator::all_gather(std::string_view text, Deadline deadline) const {
@@ -175,7 +170,7 @@ std::vector<std::string> Communicator::all_gather(std::string_view text, Deadlin
   check_mpi(MPI_Iallgather(mine.data(), static_cast<int>(limit), MPI_CHAR, all.data(), static_cast<int>(limit),
                            MPI_CHAR, get(), &requests[1]),
             "MPI_Iallgather");
-  wait_all(requests, deadline, "an exchange");
+  wait_all(*this, requests, deadline, "an exchange");
   std::vector<std::string> result;
   for (std::size_t r = 0; r < ranks; ++r) result.emplace_back(all.data() + r * limit, sizes[r]);
   return result;
@@ -187,7 +182,7 @@ std::vector<std::byte> Communicator::gather(std::span<const std::byte> data, int
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Igather(data.data(), count, MPI_BYTE, all.data(), count, MPI_BYTE, root, get(), &request),
             "MPI_Igather");
-  wait_all({&request, 1}, deadline, "a gather");
+  wait_all(*this, {&request, 1}, deadline, "a gather");
   return all;
 }
 

@@ -58,7 +58,8 @@ class Communicator {
   /// From now on stages over this communicator and those made of it are noted on `clock`, which must outlive them.
   void note_stages(StageClock& clock) noexcept { clock_ = &clock; }
   StageClock* stage_clock() const noexcept { return clock_; }
-  /// Whether this host has fewer cores than a waiting and a working rank each need (known to duplicate()s).
+  /// Whether this host has fewer cores than a waiting and a working rank each need. Found out by duplicate(); parts
+  /// know it from the whole.
   bool crowded() const noexcept { return crowded_; }
 
   void barrier(Deadline deadline) const;
@@ -71,16 +72,18 @@ class Communicator {
   std::vector<std::byte> gather(std::span<const std::byte> data, int root, Deadline deadline) const;
 
  private:
-  explicit Communicator(MPI_Comm comm);
+  Communicator(MPI_Comm comm, bool crowded);
   UniqueHandle<CommTraits> comm_;
   int rank_ = 0, size_ = 1;
-  bool crowded_ = false;
+  bool crowded_ = true;
   StageClock* clock_ = nullptr;
 };
 
-/// Waits until all `requests` are complete, polling; `idle` (may be empty) is called between polls and returns whether
-/// it did something useful. Error(deadline) naming `what` when time runs out (the requests are then abandoned).
-void wait_all(std::span<MPI_Request> requests, Deadline deadline, std::string_view what, FunctionRef<bool()> idle = {});
+/// Waits until all `requests` of `comm` are complete, polling; `idle` (may be empty) is called between polls and
+/// returns whether it did something useful. Error(deadline) naming `what` when time runs out (the requests are then
+/// abandoned).
+void wait_all(const Communicator& comm, std::span<MPI_Request> requests, Deadline deadline, std::string_view what,
+              FunctionRef<bool()> idle = {});
 
 /// Called again and again during long waits; throws when the wait is in vain. May be empty.
 using Watch = FunctionRef<void()>;
@@ -112,15 +115,18 @@ void agree(const Communicator& comm, std::string_view stage, Deadline deadline, 
 void check_mpi(int status, std::string_view call);
 
 /// What a waiting rank does between two polls: yields, and when the wait gets long naps, a quarter of the time waited
-/// so far, at most 200 us. How long is long depends on whether the host's ranks have a core each: where they do not, a
-/// yielding rank keeps the core from the one that it waits for.
+/// so far, at most 200 us.
 class Patience {
  public:
+  /// For a wait of 0.2 ms or more, for whatever may need a core.
+  Patience() noexcept = default;
+  /// For other ranks of `comm`. When naps begin depends on whether the host's ranks have a core each: where they do
+  /// not, a yielding rank keeps the core from the one that it waits for.
+  explicit Patience(const Communicator& comm) noexcept;
   void pause() noexcept;
-  /// Set by Communicator::duplicate(): seconds of polling before the naps begin.
-  static void set_spin_s(double seconds) noexcept;
 
  private:
+  double spin_s_ = 2e-4;
   Deadline::Clock::time_point begin_ = Deadline::Clock::now();
 };
 

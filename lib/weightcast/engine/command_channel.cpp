@@ -12,20 +12,20 @@ constexpr std::size_t message_limit = std::size_t{1} << 30;  // counts are int
 class Message {
  public:
   static Message send(const Communicator& comm, std::span<const std::byte> bytes, int peer, int tag) {
-    Message message;
+    Message message(comm);
     check_mpi(
         MPI_Isend(bytes.data(), static_cast<int>(bytes.size()), MPI_BYTE, peer, tag, comm.get(), &message.request_),
         "MPI_Isend");
     return message;
   }
   static Message receive(const Communicator& comm, std::span<std::byte> bytes, int peer, int tag) {
-    Message message;
+    Message message(comm);
     check_mpi(
         MPI_Irecv(bytes.data(), static_cast<int>(bytes.size()), MPI_BYTE, peer, tag, comm.get(), &message.request_),
         "MPI_Irecv");
     return message;
   }
-  Message(Message&& other) noexcept : request_(std::exchange(other.request_, MPI_REQUEST_NULL)) {}
+  Message(Message&& other) noexcept : comm_(other.comm_), request_(std::exchange(other.request_, MPI_REQUEST_NULL)) {}
   Message& operator=(Message&&) = delete;
   ~Message() {
     if (request_ == MPI_REQUEST_NULL) return;
@@ -38,10 +38,11 @@ class Message {
     check_mpi(MPI_Test(&request_, &flag, MPI_STATUS_IGNORE), "MPI_Test");
     return flag != 0;
   }
-  void wait(Deadline deadline, std::string_view what) { wait_all({&request_, 1}, deadline, what); }
+  void wait(Deadline deadline, std::string_view what) { wait_all(*comm_, {&request_, 1}, deadline, what); }
 
  private:
-  Message() = default;
+  explicit Message(const Communicator& comm) : comm_(&comm) {}
+  const Communicator* comm_;
   MPI_Request request_ = MPI_REQUEST_NULL;
 };
 
@@ -90,14 +91,14 @@ TpReply CommandChannel::collect(int rank, std::vector<std::byte>& payload, Deadl
 std::optional<TpCommand> CommandChannel::next(const std::stop_token& stop) const {
   TpCommand command;
   auto message = Message::receive(comm_, std::as_writable_bytes(std::span(&command, 1)), 0, tag_command);
-  for (Patience patience; !message.done(); patience.pause()) {
+  for (Patience patience(comm_); !message.done(); patience.pause()) {
     if (stop.stop_requested()) return std::nullopt;
   }
   return command;
 }
 
 bool CommandChannel::arrived(Deadline deadline) const {
-  for (Patience patience;; patience.pause()) {
+  for (Patience patience(comm_);; patience.pause()) {
     int flag = 0;
     check_mpi(MPI_Iprobe(0, tag_command, comm_.get(), &flag, MPI_STATUS_IGNORE), "MPI_Iprobe");
     if (flag != 0) return true;

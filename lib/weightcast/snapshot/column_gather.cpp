@@ -62,7 +62,7 @@ void exchange(const Communicator& replica, const TransferPlan& plan, std::span<c
                         replica.get(), &requests.emplace_back(MPI_REQUEST_NULL)),
               "MPI_Isend");
   }
-  wait_all(requests, deadline, "gathering columns for the snapshot");
+  wait_all(replica, requests, deadline, "gathering columns for the snapshot");
 }
 
 /// Puts the ranks' pieces side by side.

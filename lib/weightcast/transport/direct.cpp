@@ -82,7 +82,7 @@ void Upstream::announce() {
 }
 
 void Upstream::finish(Deadline deadline) {
-  if (announces()) wait_all(std::span(outgoing_).first(announced_), deadline, "telling the next replica");
+  if (announces()) wait_all(comm_, std::span(outgoing_).first(announced_), deadline, "telling the next replica");
 }
 
 }  // namespace weightcast

@@ -44,7 +44,7 @@ class DirectHost final : public Transport {
     for (std::size_t i = 0; i < count; ++i) {
       const auto part = all ? parts_[i] : Part{batch.first_parameter + i, 1};
       const auto& name = plan_->model.parameters[part.first].info.name;
-      for (Patience patience; !upstream_.ready(i); patience.pause()) {
+      for (Patience patience(*peers_->group); !upstream_.ready(i); patience.pause()) {
         if (deadline.passed()) fail(ExitCode::deadline, "{} did not arrive at rank {} in time", name, upstream_.rank());
       }
       for (auto p = part.first; p < part.first + part.count; ++p) pull(p, source, sink, batch.witness);

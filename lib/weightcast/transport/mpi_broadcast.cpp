@@ -57,7 +57,7 @@ class MpiBroadcast final : public Transport {
         if (peers_->trainer()) egress_bytes_ += size_bytes * (static_cast<std::uint64_t>(peers_->group->size()) - 1);
         posted.row += posted.rows;
       }
-      wait_all({&requests[completed % window], 1}, deadline, "a broadcast of weights",
+      wait_all(comm_, {&requests[completed % window], 1}, deadline, "a broadcast of weights",
                [&] { return peers_->trainer() && batch.witness != nullptr && batch.witness->work(); });
       if (!peers_->trainer()) slice(batch, arrived, stage(completed));
       ++completed;

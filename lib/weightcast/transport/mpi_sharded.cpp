@@ -132,7 +132,7 @@ class MpiSharded final : public Transport {
   void send_all(const Batch& batch, Deadline deadline) {
     const std::byte* const source = endpoints_->sources.at(batch.source)->region().data;
     for (std::size_t t = 0; t < links_.size(); ++t) links_[t] = {MessageSequence(*plan_, t, batch, block_bytes_), {}};
-    Patience patience;
+    Patience patience(comm_);
     bool busy = true;
     try {
       while (busy) {
@@ -147,7 +147,7 @@ class MpiSharded final : public Transport {
         }
         if (deadline.passed()) fail(ExitCode::deadline, "sending weights did not finish in time");
         if (progress) {
-          patience = Patience();
+          patience = Patience(comm_);
         } else if (busy && !(batch.witness != nullptr && batch.witness->work())) {
           patience.pause();
         }
@@ -182,7 +182,7 @@ class MpiSharded final : public Transport {
     std::byte* const sink = endpoints_->sinks.at(batch.sink).data;
     MessageSequence begun(*plan_, tp_rank, batch, block_bytes_), arrived = begun;
     RequestRing receives, sends;
-    Patience patience;
+    Patience patience(comm_);
     try {
       while (!arrived.done() || !sends.empty()) {
         bool progress = false;
@@ -207,7 +207,7 @@ class MpiSharded final : public Transport {
         }
         if (deadline.passed()) fail(ExitCode::deadline, "receiving weights from rank {} did not finish in time", from);
         if (!progress) patience.pause();
-        if (progress) patience = Patience();
+        if (progress) patience = Patience(comm_);
       }
     } catch (...) {
       receives.cancel();

@@ -16,7 +16,7 @@ template <typename T>
 void send(const Communicator& comm, const T& value, int rank, int tag, Deadline deadline) {
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Isend(&value, sizeof value, MPI_BYTE, rank, tag, comm.get(), &request), "MPI_Isend");
-  wait_all({&request, 1}, deadline, "sending a message");
+  wait_all(comm, {&request, 1}, deadline, "sending a message");
 }
 
 /// Receives what is known to be on its way.
@@ -26,7 +26,7 @@ T receive(const Communicator& comm, int rank, int tag, Deadline deadline) {
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Irecv(&value, sizeof value, MPI_BYTE, rank, tag, comm.get(), &request), "MPI_Irecv");
   try {
-    wait_all({&request, 1}, deadline, "receiving a message");
+    wait_all(comm, {&request, 1}, deadline, "receiving a message");
   } catch (...) {
     MPI_Cancel(&request);
     MPI_Request_free(&request);
@@ -83,7 +83,7 @@ void Offers::offer(const UpdateClaim& claim, Deadline deadline, FunctionRef<void
   } catch (...) {
     reasons.push_back(make_reason(current_error(), stage, 0, host_name()));
   }
-  Patience pause;
+  Patience pause(comm_);
   while (std::ranges::count(answered_, true) != static_cast<std::ptrdiff_t>(answered_.size()) && !patience.passed()) {
     if (!take_answers(reasons)) pause.pause();
   }
@@ -161,7 +161,7 @@ std::optional<UpdateClaim> Offers::accept(Deadline wait, double timeout_s,
                                           FunctionRef<void()> undo, FunctionRef<bool()> give_up) {
   std::optional<Note> offer;  // that was answered and not decided yet
   auto decided_by = wait;
-  for (Patience patience; !closed_; patience.pause()) {
+  for (Patience patience(comm_); !closed_; patience.pause()) {
     const auto note = next_note();
     if (!note) {
       if (offer && decided_by.passed()) throw silence(0, stage);
@@ -171,7 +171,7 @@ std::optional<UpdateClaim> Offers::accept(Deadline wait, double timeout_s,
       }
       continue;
     }
-    patience = Patience();
+    patience = Patience(comm_);
     switch (note->kind) {
       case Kind::farewell: closed_ = true; break;
       case Kind::offer: {
@@ -199,7 +199,7 @@ std::optional<UpdateClaim> Offers::accept(Deadline wait, double timeout_s,
 }
 
 void Offers::leave(Deadline deadline) {
-  for (Patience patience; !closed_ && !deadline.passed(); patience.pause()) {
+  for (Patience patience(comm_); !closed_ && !deadline.passed(); patience.pause()) {
     const auto note = next_note();
     if (!note) continue;
     if (note->kind == Kind::farewell) closed_ = true;
