@@ -56,7 +56,7 @@ if ((EUID == 0)); then
 fi
 mkdir -p build/demo
 command=(mpirun -n $((tp + 1)) "$program" update --initial synth:1 --target "$target" --tp "$tp" --device host
-  --snapshot build/demo/weights.h5 --json build/demo/report.json)
+  --snapshot build/demo/weights.h5 --force --json build/demo/report.json)
 say "${command[*]}"
 "${command[@]}"
 say "the verified weights are in build/demo/weights.h5, the report in build/demo/report.json"

@@ -84,7 +84,8 @@ int run(const Options& options) {
   const auto device = options.choice<DeviceChoice>("device");
   const double timeout_s = options.duration_s("timeout");
 
-  Job job(timeout_s, [](const std::optional<Error>&) {});
+  Job job(
+      timeout_s, [](const std::optional<Error>&) {}, [](const Error&) {});
   const auto body = [&] {
     TransferPlan plan;
     agree(job.world(), "start", job.deadline(), [&] {

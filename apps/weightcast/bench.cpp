@@ -250,11 +250,11 @@ void print_row(const ReportRow& row) {
   std::fflush(stdout);
 }
 
-void run(const BenchOptions& options, Job& job, Report& report) {
+void run(const BenchOptions& options, Job& job, Report& report, const EarlyName& json) {
   std::uint64_t tp = 1;
   agree(job.world(), "start", job.deadline(), [&] {
     tp = tensor_parallel_size(options.tp, options.dp, job.world().size());
-    if (job.trainer() && !options.json.empty()) OutputFile probe(options.json);
+    if (job.trainer()) json.probe();
   });
   const auto placement = choose_placement(job.world(), options.device, options.gpus, job.deadline());
   report.ranks = gather_ranks(job.world(), placement, job.deadline());
@@ -288,17 +288,20 @@ void run(const BenchOptions& options, Job& job, Report& report) {
 }  // namespace
 
 int run_bench(const BenchOptions& options) {
+  const EarlyName json(options.json);
   Report report;
   report.command = "bench";
   report.versions = versions();
-  Job job(options.timeout_s, [&](const std::optional<Error>& error) {
+  const Report nothing_yet = report;
+  const auto finish = [&](const std::optional<Error>& error) {
     if (error) {
       report.error = report_error(*error);
       report.exit_code = error->code();
     }
-    if (!options.json.empty()) write_report(options.json, report);
-  });
-  return job.run([&] { run(options, job, report); });
+    if (json) write_report(json.get(), report, reader_deadline(options.timeout_s));
+  };
+  Job job(options.timeout_s, finish, [&](const Error& error) { write_late_report(json, nothing_yet, error); });
+  return job.run([&] { run(options, job, report, json); });
 }
 
 }  // namespace weightcast

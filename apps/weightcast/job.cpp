@@ -45,14 +45,17 @@ bool Job::astray() const {
   return world_.size() == 1 && launch_size() > 1 && launch_rank() > 0;
 }
 
-Job::Job(double timeout_s, Finish finish)
+Job::Job(double timeout_s, Finish finish, FinishLate finish_late)
     : timeout_s_(timeout_s),
       finish_(std::move(finish)),
+      finish_late_(std::move(finish_late)),
       note_(std::in_place, &clock_, "start", Deadline::after(timeout_s)),
       watchdog_([this](const std::stop_token& stop) { watch(stop); }),
       environment_(nullptr, nullptr),
-      world_(Communicator::duplicate(MPI_COMM_WORLD, deadline())),
-      alarm_(world_.duplicate(deadline())) {
+      world_(Communicator::duplicate(MPI_COMM_WORLD, watched_deadline())),
+      alarm_(world_.duplicate(watched_deadline())) {
+  world_.barrier(watched_deadline());
+  names_.remove();
   world_.note_stages(clock_);
   in_mpi_ = true;
   note_.reset();
@@ -60,8 +63,14 @@ Job::Job(double timeout_s, Finish finish)
 }
 
 Job::~Job() {
+  names_.restore();
+  obey_coming_signals();
   in_mpi_ = false;
   note_.emplace(&clock_, "leaving MPI", deadline());
+}
+
+Deadline Job::watched_deadline() const noexcept {
+  return Deadline::after(2 * timeout_s_);
 }
 
 double Job::roll_call_s() const noexcept {
@@ -84,7 +93,9 @@ void Job::watch(const std::stop_token& stop) {
   std::mutex mutex;
   std::condition_variable_any wake;
   std::unique_lock lock(mutex);
-  while (!wake.wait_for(lock, stop, pause, [&] { return stop.stop_requested(); })) {
+  constexpr int pauses = 10;  // of the second that the launcher leaves, half is for noticing and half for the report
+  for (int told = 0; !wake.wait_for(lock, stop, pause, [&] { return stop.stop_requested(); });) {
+    if (told_by_launcher() && launch_rank() == 0 && ++told >= pauses && !ending_.exchange(true)) end_late();
     const auto stage = clock_.overdue(late_s);
     if (!stage) continue;
     std::optional<Error> error;
@@ -101,8 +112,19 @@ void Job::watch(const std::stop_token& stop) {
   }
 }
 
+void Job::end_late() {
+  Error error = stopped_by(noted_signal(), "while it was busy");
+  place(error, launch_rank());
+  try {
+    finish_late_(error);
+  } catch (...) {  // NOLINT(bugprone-empty-catch): the error block is still due
+  }
+  show(error);
+  leave_now(error.code());
+}
+
 void Job::give_up(const Error& error) {
-  if (ending_.exchange(true)) {  // another thread does it
+  if (lost_.exchange(true)) {  // another thread does it
     while (true) let_others_speak(turn_s);
   }
   const int rank = launch_rank();
@@ -132,6 +154,7 @@ int Job::run(FunctionRef<void()> body) {
   } catch (...) {
     error = current_error();
   }
+  while (ending_.exchange(true)) let_others_speak(turn_s);  // the watchdog does it
   const auto shared = [&] { return !error || error->reach() == Error::Reach::everybody; };
   if (!shared() && error->reach() == Error::Reach::local && error->code() == ExitCode::deadline) {
     const auto stage = error->origin().stage.empty() ? "waiting" : error->origin().stage;
@@ -149,13 +172,28 @@ int Job::run(FunctionRef<void()> body) {
     place(*error, world_.rank());
     if (!shared()) give_up(*error);
   }
+  if (!error && told_by_launcher()) leave_now(ExitCode::ok);
   if (!error) return 0;
   if (astray()) {
     let_others_speak(1.0);
   } else if (trainer()) {
     show(*error);
   }
+  if (told_by_launcher()) leave_now(error->code());
   return static_cast<int>(error->code());
+}
+
+Deadline reader_deadline(double timeout_s) noexcept {
+  constexpr double longest_s = 10;
+  return Deadline::after(std::min(timeout_s / 4, longest_s));
+}
+
+void write_late_report(const EarlyName& name, Report report, const Error& error) {
+  constexpr double reader_s = 0.1;
+  if (!name) return;
+  report.error = report_error(error);
+  report.exit_code = error.code();
+  write_report(name.get(), report, Deadline::after(reader_s));
 }
 
 void Job::stop_if_asked(const Communicator& callers, std::uint64_t updates) const {

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "choices.hpp"
+#include "early_name.hpp"
+#include "shared_names.hpp"
 #include "weightcast/comm/communicator.hpp"
 #include "weightcast/comm/pulse.hpp"
 #include "weightcast/core/function_ref.hpp"
@@ -21,6 +23,8 @@ namespace weightcast {
 
 /// What is done at the end with the error that ended the job, or without one: the report.
 using Finish = std::function<void(const std::optional<Error>&)>;
+/// The same when the job did not notice in time that the launcher ends it: it must not touch what the job changes.
+using FinishLate = std::function<void(const Error&)>;
 
 /// A running MPI job. At most one per process.
 class Job {
@@ -28,8 +32,9 @@ class Job {
   /// Initialises MPI. From now on signals that ask to end are only noted: see stop_if_asked(). `finish` runs once at
   /// the end, on rank 0 or, when that is lost, on the lowest rank that runs; in case MPI itself hangs, on another
   /// thread.
-  Job(double timeout_s, Finish finish);
+  Job(double timeout_s, Finish finish, FinishLate finish_late);
   ~Job();
+  Job(Job&&) = delete;
 
   const Communicator& world() const noexcept { return world_; }
   bool trainer() const noexcept { return world_.rank() == 0; }
@@ -58,13 +63,15 @@ class Job {
   }
 
   /// Runs `body` on every rank, then what finishes the job. Prints the error block once. Returns the exit status, the
-  /// same on all ranks; does not return when a rank is lost.
+  /// same on all ranks; does not return when a rank is lost, or when the launcher told it to end.
   int run(FunctionRef<void()> body);
 
   /// Error(deadline) on all `callers` when any of them has noted a signal. Collective over them; between updates.
   void stop_if_asked(const Communicator& callers, std::uint64_t updates) const;
 
  private:
+  /// Of waits at the start, which the watchdog ends before.
+  Deadline watched_deadline() const noexcept;
   /// Of the timeout, what is kept for finding out who is missing.
   double roll_call_s() const noexcept;
   /// Error(deadline) naming the rank of `ranks` that does not answer any more, if there is one. Collective over those
@@ -72,7 +79,9 @@ class Job {
   std::optional<Error> find_missing(const Communicator& ranks, const std::string& stage, double seconds) const;
   /// The end of a job that has lost a rank, by the lowest rank that runs.
   [[noreturn]] void give_up(const Error& error);
-  /// Ends the job when a call into MPI hangs.
+  /// The end of a job that the launcher ends while it is busy.
+  [[noreturn]] void end_late();
+  /// Ends the job when a call into MPI hangs, or the launcher's signal is not noticed.
   void watch(const std::stop_token& stop);
 
   /// Whether this is one of several ranks that should be one job and are not (why_alone()), and not the first of them,
@@ -81,14 +90,23 @@ class Job {
 
   double timeout_s_;
   Finish finish_;
+  FinishLate finish_late_;
   StageClock clock_;
-  std::atomic<bool> in_mpi_ = false;  // and so able to look for a missing rank
-  std::atomic<bool> ending_ = false;
+  std::atomic<bool> in_mpi_ = false;      // and so able to look for a missing rank
+  std::atomic<bool> ending_ = false;      // somebody writes the report
+  std::atomic<bool> lost_ = false;        // somebody ends a job that has lost a rank
   std::optional<StageClock::Note> note_;  // of the start and the end
   std::jthread watchdog_;
+  SharedNames names_;  // destroyed when MPI is over
   MpiEnvironment environment_;
   Communicator world_, alarm_;  // alarm_: the watchdog's
 };
+
+/// How long a report waits for somebody who reads the pipe that it goes to, while the other ranks wait for rank 0.
+Deadline reader_deadline(double timeout_s) noexcept;
+
+/// Writes a report of the error and nothing else, if a report is wanted: for Job's FinishLate.
+void write_late_report(const EarlyName& name, Report report, const Error& error);
 
 /// tp from the option, or the world's: (world - 1) / dp. Error(config) saying how to start it when that is no whole
 /// number.

@@ -1,5 +1,6 @@
 #include "commands.hpp"
 #include "progress.hpp"
+#include "stop.hpp"
 #include "weightcast/checkpoint/checkpoint.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/parallel.hpp"
@@ -10,12 +11,13 @@ namespace weightcast {
 CommandSpec synth_command() {
   return {
       .name = "synth",
-      .arguments = "--model SHAPE --output DIR [--seed N] [--shard-size SIZE]",
+      .arguments = "--model SHAPE --output DIR [--seed N] [--shard-size SIZE] [--force]",
       .summary = "Writes a checkpoint of made-up weights; a seed gives the same weights as synth:SEED in update.",
       .options = {{"model", "SHAPE", "a named shape or config.json"},
                   {"output", "DIR", "the folder to write, created when missing"},
                   {"seed", "N", "any number", "1"},
-                  {"shard-size", "SIZE", "largest size of a file", "5G"}},
+                  {"shard-size", "SIZE", "largest size of a file", "5G"},
+                  {"force", "", "replace the whole folder when something is in it"}},
   };
 }
 
@@ -32,11 +34,14 @@ int run_synth(const Options& options) {
   content.fill = [&](std::size_t index, std::uint64_t offset, std::span<std::byte> destination) {
     source->read(index, offset, destination);
   };
-  {
+  const Existing existing = options.flag("force") ? Existing::replace : Existing::refuse;
+  const std::string when = "while it wrote " + output;
+  run_until_asked(when, [&] {
     Progress progress("writing " + output, model.size_bytes());
-    write_checkpoint(output, content, shard_bytes, to_config_json(model.config), available_cores(),
-                     [&](std::uint64_t bytes) { progress.add(bytes); });
-  }
+    write_checkpoint(
+        output, content, shard_bytes, to_config_json(model.config), available_cores(),
+        [&](std::uint64_t bytes) { stop_if_asked(when), progress.add(bytes); }, existing);
+  });
   fmt::print("{}: {} parameters, {} ({} bytes), seed {}\n", printable(output), model.parameters.size(),
              format_size(model.size_bytes()), model.size_bytes(), seed);
   return 0;

@@ -2,7 +2,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 
 #include "job.hpp"
@@ -10,6 +9,7 @@
 #include "preflight.hpp"
 #include "progress.hpp"
 #include "readers.hpp"
+#include "replica_digests.hpp"
 #include "sample.hpp"
 #include "serving.hpp"
 #include "stop.hpp"
@@ -22,21 +22,19 @@
 #include "weightcast/snapshot/snapshot.hpp"
 #include "weightcast/trainer/checkpoint_source.hpp"
 #include "weightcast/trainer/trainer.hpp"
-#include "weightcast/verify/shard_digests.hpp"
 
 namespace weightcast {
 namespace {
 
-/// Finds out before anything moves that an output cannot be created.
-void check_output(const std::string& path) {
-  if (!path.empty()) OutputFile probe(path);
-}
+struct Outputs {
+  EarlyName json, trace, snapshot;
+};
 
 /// One job: the values that its stages share, in the order in which they come to be.
 class Update {
  public:
-  Update(const UpdateOptions& options, Job& job, Report& report, Trace& trace)
-      : options_(options), job_(job), report_(report), trace_(trace) {}
+  Update(const UpdateOptions& options, const Outputs& outputs, Job& job, Report& report, Trace& trace)
+      : options_(options), outputs_(outputs), job_(job), report_(report), trace_(trace) {}
 
   void run() {
     join();
@@ -54,8 +52,10 @@ class Update {
     agree(job_.world(), "start", job_.deadline(), [&] {
       tp_ = tensor_parallel_size(options_.tp, options_.dp, job_.world().size());
       if (job_.trainer()) {
-        for (const auto& path : {options_.snapshot, options_.json, options_.trace}) check_output(path);
+        outputs_.json.probe();
+        outputs_.trace.probe();
       }
+      if (writes_snapshot()) probe_snapshot(outputs_.snapshot.get());
     });
     placement_ = choose_placement(job_.world(), options_.device, options_.gpus, job_.deadline());
     report_.ranks = gather_ranks(job_.world(), placement_, job_.deadline());
@@ -268,7 +268,6 @@ class Update {
   void snapshot() {
     const auto& model = plan_.model;
     job_.stop_if_asked(job_.world(), options_.repeat);
-    obey_signals();  // a file that is half written must go at once
     if (job_.trainer()) fmt::print(stderr, "writing {}\n", printable(options_.snapshot));
     job_.agree_patiently("snapshot", model.size_bytes(), [&](const Pulse&, Deadline deadline) {
       // One replica writes: they all hold the same.
@@ -276,33 +275,25 @@ class Update {
       const auto pin = engine_->store().pin();
       const HostView slot(pin.slot());
       const SnapshotInfo info{pin.version().id,
-                              reference_digests(slot.bytes().data()),
+                              digests_of_replica(group().replica(), plan_, slot.bytes().data(), job_.deadline()),
                               {{"tp", std::to_string(tp_)}, {"transport", report_.transport}}};
-      write_snapshot(options_.snapshot, group().replica(), plan_, slot.bytes(), info, deadline);
+      constexpr std::string_view when = "while it wrote the snapshot";
+      try {
+        write_snapshot(options_.snapshot, group().replica(), plan_, slot.bytes(), info, deadline,
+                       writes_snapshot() ? std::optional(outputs_.snapshot.get()) : std::nullopt,
+                       [&] { stop_if_asked(when); });
+      } catch (const Error& error) {
+        if (error.reach() == Error::Reach::everybody) stop_if_asked(when);  // which took its file away
+        throw;
+      }
     });
   }
 
-  /// Digest of each parameter as this replica holds it: its shards' digests, copies counted once, summed over its
-  /// ranks.
-  std::vector<Digest> reference_digests(const std::byte* slot) const {
-    const auto& replica = group().replica();
-    const auto tp_rank = static_cast<std::size_t>(replica.rank());
-    std::vector<Digest> mine(plan_.model.parameters.size());
-    for (std::size_t p = 0; p < mine.size(); ++p) {
-      if (!plan_.copy(tp_rank, p)) mine[p] = digest_of_shard(plan_, tp_rank, p, slot);
-    }
-    auto all = replica.gather(std::as_bytes(std::span(mine)), 0, job_.deadline());
-    std::vector<Digest> sum(mine.size());
-    for (std::size_t i = 0; i * sizeof(Digest) < all.size(); ++i) {
-      Digest part;
-      std::memcpy(&part, all.data() + i * sizeof part, sizeof part);
-      sum[i % sum.size()] += part;
-    }
-    replica.broadcast(std::as_writable_bytes(std::span(sum)), 0, job_.deadline());
-    return sum;
-  }
+  /// The first rank of the first engine makes the file, so it is the one that looks at its name.
+  bool writes_snapshot() const { return !options_.snapshot.empty() && job_.world().rank() == 1; }
 
   const UpdateOptions& options_;
+  const Outputs& outputs_;
   Job& job_;
   Report& report_;
   Trace& trace_;
@@ -320,6 +311,8 @@ class Update {
 }  // namespace
 
 int run_update(const UpdateOptions& options) {
+  const Outputs outputs{EarlyName(options.json), EarlyName(options.trace),
+                        EarlyName(options.snapshot, options.force ? Existing::replace : Existing::refuse)};
   Report report;
   Trace trace;
   const auto finish = [&](const std::optional<Error>& error) {
@@ -329,14 +322,16 @@ int run_update(const UpdateOptions& options) {
       report.exit_code = error->code();
     }
     report.summary = summarize(report.updates, report.model.bytes);
-    if (!options.json.empty()) write_report(options.json, report);
-    if (!options.trace.empty()) write_text_file(options.trace, trace.to_json());
+    const auto deadline = reader_deadline(options.timeout_s);
+    if (outputs.json) write_report(outputs.json.get(), report, deadline);
+    if (outputs.trace) write_text_file(outputs.trace.get(), trace.to_json(), deadline);
   };
   report.command = "update";
   report.versions = versions();
-  Job job(options.timeout_s, finish);
+  const Report nothing_yet = report;
+  Job job(options.timeout_s, finish, [&](const Error& error) { write_late_report(outputs.json, nothing_yet, error); });
   if (options.preflight) return run_preflight(options, job);
-  Update update(options, job, report, trace);
+  Update update(options, outputs, job, report, trace);
   return job.run([&] { update.run(); });
 }
 

@@ -29,6 +29,7 @@ CommandSpec update_command() {
                   {"truncate", "ROWS", "rows that --verify sample compares", "10"},
                   {"repeat", "N", "update N times, alternating target and initial", "1"},
                   {"snapshot", "FILE.h5", "write the engine's weights after the last update"},
+                  {"force", "", "let the snapshot replace a file that is there"},
                   {"readers", "N",
                    "threads that read on each engine at full rate during the updates, and check what they get", "0"},
                   {"timeout", "DURATION", "the longest that any wait may take", "60s"},
@@ -62,6 +63,7 @@ UpdateOptions parse_update_options(const Options& options) {
   result.readers = options.number("readers", 0, 1024);
   result.timeout_s = options.duration_s("timeout");
   result.snapshot = options.text("snapshot");
+  result.force = options.flag("force");
   result.json = options.text("json");
   result.trace = options.text("trace");
   const auto synthetic = [](const std::string& spec) { return spec == "synth" || spec.starts_with("synth:"); };

@@ -27,6 +27,7 @@ struct UpdateOptions {
   std::uint64_t readers = 0;  ///< threads that read on each engine meanwhile
   double timeout_s = 60;
   std::string snapshot, json, trace;  ///< output files; empty: none
+  bool force = false;                 ///< a file that is there may become the snapshot
   bool preflight = false;
 };
 

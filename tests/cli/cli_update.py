@@ -155,7 +155,7 @@ class Success(Workplace):
             choice = {"transport": transport, "method": method, "granularity": granularity, "commit": commit}
             with self.subTest(tp=tp, dp=dp, verify=verify, **choice):
                 snapshot = self.path("out.h5")
-                report, text = self.update(1 + tp * dp, "--tp", tp, "--dp", dp, "--verify", verify, "--snapshot", snapshot,
+                report, text = self.update(1 + tp * dp, "--tp", tp, "--dp", dp, "--verify", verify, "--snapshot", snapshot, "--force",
                                            *(f"--{k}={v}" for k, v in choice.items()))
                 self.same_snapshot(self.two + ".h5", snapshot)
                 self.assertLessEqual(choice.items(), report.items())
@@ -239,7 +239,7 @@ class Success(Workplace):
     def test_output_is_replaced(self):
         self.write("out.h5", "something else")
         self.write("report.json", "something else")
-        self.update(3, "--snapshot", self.path("out.h5"))
+        self.update(3, "--snapshot", self.path("out.h5"), "--force")  # reports need none
         self.same_snapshot(self.two + ".h5", self.path("out.h5"))
 
     def test_bench_sends_what_plan_says(self):

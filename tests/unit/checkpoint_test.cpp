@@ -169,7 +169,7 @@ TEST_F(CheckpointTest, AFailureLeavesTheOldCheckpointAlone) {
   expect_content(folder_, content);
 }
 
-TEST_F(CheckpointTest, NothingStaleContradictsTheNewCheckpoint) {
+TEST_F(CheckpointTest, NothingOfTheOldFolderIsLeft) {
   auto other = small_content();
   other.tensors = {{"only", DType::U8, {700}}, {"this", DType::U8, {700}}, {"that", DType::U8, {700}}};
   const auto content = small_content();
@@ -179,13 +179,29 @@ TEST_F(CheckpointTest, NothingStaleContradictsTheNewCheckpoint) {
   write_checkpoint(folder_, other, 1500, "", 1);   // two
   expect_content(folder_, other);
   EXPECT_EQ(files(), (std::set<std::string>{"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
-                                            "model-old.safetensors", "model.safetensors.index.json", "notes.txt"}));
+                                            "model.safetensors.index.json"}));
   write_checkpoint(folder_, content, 10'000, "", 1);  // one file
   expect_content(folder_, content);
-  EXPECT_EQ(files(), (std::set<std::string>{"model-old.safetensors", "model.safetensors", "notes.txt"}));
+  EXPECT_EQ(files(), std::set<std::string>{"model.safetensors"});
   write_checkpoint(folder_, other, 1500, "", 1);
   expect_content(folder_, other);
   EXPECT_FALSE(files().contains("model.safetensors"));
+}
+
+TEST_F(CheckpointTest, AFolderWithSomethingInItIsLeftAloneUnlessItMayBeReplaced) {
+  const auto refusing = [&] { write_checkpoint(folder_, small_content(), 1000, "", 1, {}, Existing::refuse); };
+  refusing();  // empty
+  expect_content(folder_, small_content());
+  put("vocab.json", "mine");
+  try {
+    refusing();
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::cant_create);
+    EXPECT_THAT(error.what(), testing::AllOf(HasSubstr("model.safetensors"), HasSubstr("vocab.json")));
+    EXPECT_THAT(error.hint(), HasSubstr("--force"));
+  }
+  EXPECT_EQ(files(), (std::set<std::string>{"model.safetensors", "vocab.json"}));
 }
 
 TEST_F(CheckpointTest, WriterRefusesTheSameNameTwiceAndAFileAsFolder) {

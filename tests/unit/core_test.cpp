@@ -490,10 +490,9 @@ TEST_F(FileTest, OutputThatCannotBeCreated) {
 
 TEST_F(FileTest, AFolderIsNotReplaced) {
   fs::create_directory(path("folder"));
-  {
-    OutputFile file(path("folder"));
-    EXPECT_EQ(error_of([&] { file.commit(); }).code(), ExitCode::io_error);
-  }
+  const auto error = error_of([&] { OutputFile file(path("folder")); });
+  EXPECT_EQ(error.code(), ExitCode::cant_create);
+  EXPECT_THAT(error.what(), HasSubstr("it is a folder"));
   EXPECT_EQ(files(), std::set<std::string>{"folder"});
 }
 

@@ -65,12 +65,12 @@ struct CheckpointContent {
 
 /// Writes the folder `directory` (created when missing): `model.safetensors`, or, when the tensors need more than one
 /// file of `shard_bytes`, `model-00001-of-0000N.safetensors` and the index; and `config.json` with the text
-/// `config_json` (left out when empty). Space for all is reserved first; each file appears complete or not at all, the
-/// index last. An older checkpoint in that folder is replaced: its shards and index are removed, so that nothing there
-/// contradicts the new one. Until all bytes are written it is left alone.
-/// `progress(bytes)` is called after each block, from several threads. Error(cant_create), Error(io_error).
+/// `config_json` (left out when empty). Space for all is reserved first. The folder appears whole or not at all; with
+/// Existing::replace it takes the place of all that was there, which is left alone until then. `progress(bytes)` is
+/// called after each block, from several threads. Errors: those of OutputFolder, and what `fill` and `progress` throw.
 void write_checkpoint(const std::string& directory, const CheckpointContent& content, std::uint64_t shard_bytes,
                       const std::string& config_json, std::size_t threads,
-                      const std::function<void(std::uint64_t bytes)>& progress = {});
+                      const std::function<void(std::uint64_t bytes)>& progress = {},
+                      Existing existing = Existing::replace);
 
 }  // namespace weightcast

@@ -2,20 +2,19 @@
 
 #include <algorithm>
 #include <atomic>
-#include <filesystem>
-#include <memory>
-#include <string_view>
+#include <string>
+#include <vector>
 
 #include "weightcast/checkpoint/checkpoint.hpp"
 #include "weightcast/checkpoint/safetensors_header.hpp"
 #include "weightcast/checkpoint/sharded_index.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/expects.hpp"
+#include "weightcast/core/output_folder.hpp"
 #include "weightcast/core/parallel.hpp"
 
 namespace weightcast {
 namespace {
-namespace fs = std::filesystem;
 
 constexpr const char* single_name = "model.safetensors";
 constexpr const char* index_name = "model.safetensors.index.json";
@@ -54,40 +53,11 @@ struct Block {
   std::uint64_t file_offset;
 };
 
-bool is_checkpoint_file(std::string name) {
-  if (name == single_name || name == index_name) return true;
-  std::replace_if(
-      name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; }, '0');
-  return name == "model-00000-of-00000.safetensors";
-}
-
-/// Removes what an earlier checkpoint left in the folder, but for the file `keep`.
-void remove_stale(const fs::path& folder, std::string_view keep) {
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(folder)) {
-    const auto name = entry.path().filename().string();
-    if (!is_checkpoint_file(name) || name == keep) continue;
-    if (!fs::remove(entry.path(), error) && error) {
-      fail(ExitCode::cant_create, "cannot remove the stale {}: {}", entry.path().string(), error.message());
-    }
-  }
-}
-
-void create_folder(const fs::path& folder) {
-  std::error_code error;
-  fs::create_directories(folder, error);
-  if (!fs::is_directory(folder)) {
-    throw Error(ExitCode::cant_create, fmt::format("cannot create the folder {}: {}", folder.string(), error.message()),
-                "write to a folder that you may create");
-  }
-}
-
 }  // namespace
 
 void write_checkpoint(const std::string& directory, const CheckpointContent& content, std::uint64_t shard_bytes,
                       const std::string& config_json, std::size_t threads,
-                      const std::function<void(std::uint64_t bytes)>& progress) {
-  const fs::path folder(directory);
+                      const std::function<void(std::uint64_t bytes)>& progress, Existing existing) {
   const std::span<const TensorInfo> tensors(content.tensors);
   const auto shards = cut_into_shards(tensors, shard_bytes);
   WeightMap weight_map;
@@ -98,21 +68,20 @@ void write_checkpoint(const std::string& directory, const CheckpointContent& con
 
   // All files are reserved before the first byte is written, so that a full disk costs nothing, and all are filled as
   // one list of blocks, so that no thread waits at the end of a file.
-  create_folder(folder);
-  std::vector<std::unique_ptr<OutputFile>> files;
+  OutputFolder folder(directory, existing);
   std::vector<Block> blocks;
   std::uint64_t total_bytes = 0;
   for (const auto& shard : shards) {
     const auto header =
         make_safetensors_header(tensors.subspan(shard.first, shard.last - shard.first), {{"format", "pt"}});
-    files.push_back(std::make_unique<OutputFile>(folder / shard.name, header.size() + shard.bytes));
-    files.back()->write(0, std::as_bytes(std::span(header)));
+    const auto file = folder.add(shard.name, header.size() + shard.bytes);
+    folder.write(file, 0, std::as_bytes(std::span(header)));
     std::uint64_t file_offset = header.size();
     for (std::size_t i = shard.first; i < shard.last; ++i) {
       const auto tensor_bytes = *tensors[i].size_bytes();
       for (std::uint64_t offset = 0; offset < tensor_bytes; offset += checkpoint_block_bytes) {
         const auto size = std::min<std::uint64_t>(checkpoint_block_bytes, tensor_bytes - offset);
-        blocks.push_back({i, offset, size, files.size() - 1, file_offset});
+        blocks.push_back({i, offset, size, file, file_offset});
         file_offset += size;
       }
     }
@@ -128,7 +97,7 @@ void write_checkpoint(const std::string& directory, const CheckpointContent& con
         buffer.resize(std::max(buffer.size(), block.size));
         const auto part = std::span(buffer).first(block.size);
         content.fill(block.tensor, block.offset, part);
-        files[block.file]->write(block.file_offset, part);
+        folder.write(block.file, block.file_offset, part);
         if (progress) progress(block.size);
       }
     } catch (...) {
@@ -137,15 +106,12 @@ void write_checkpoint(const std::string& directory, const CheckpointContent& con
     }
   });
 
-  const bool sharded = shards.size() > 1;
-  if (sharded) remove_stale(folder, {});
-  if (!config_json.empty()) write_text_file(folder / "config.json", config_json);
-  for (auto& file : files) file->commit();
-  if (sharded) {
-    write_text_file(folder / index_name, make_sharded_index(weight_map, total_bytes));
-  } else {
-    remove_stale(folder, single_name);
-  }
+  const auto add_text = [&](const char* name, const std::string& text) {
+    folder.write(folder.add(name), 0, std::as_bytes(std::span(text)));
+  };
+  if (!config_json.empty()) add_text("config.json", config_json);
+  if (shards.size() > 1) add_text(index_name, make_sharded_index(weight_map, total_bytes));
+  folder.commit();
 }
 
 }  // namespace weightcast

@@ -30,6 +30,14 @@ Error no_memory(std::uint64_t size_bytes, const std::string& purpose, const std:
 
 /// The error of a system call that was refused memory.
 Error refused_memory(std::uint64_t size_bytes, const std::string& purpose) {
+  if (errno == EFBIG) {
+    return Error(
+        ExitCode::io_error,
+        fmt::format("cannot allocate {} bytes for {}: memory that processes share counts as a file, and that is "
+                    "more than a file may have here",
+                    size_bytes, purpose),
+        "raise the limit on the size of files (ulimit -f)");
+  }
   const std::string reason = std::strerror(errno);
   rlimit space{};
   if (::getrlimit(RLIMIT_AS, &space) != 0 || space.rlim_cur == RLIM_INFINITY)

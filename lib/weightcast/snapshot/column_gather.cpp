@@ -88,7 +88,7 @@ bool cut_in_columns(const TransferPlan& plan, std::size_t parameter) {
 }
 
 void write_column_shards(hid_t file, const Communicator& replica, const TransferPlan& plan,
-                         std::span<const std::byte> slot, Deadline deadline) {
+                         std::span<const std::byte> slot, Deadline deadline, FunctionRef<void()> between) {
   const std::vector<Task> tasks = make_tasks(plan);
   const auto rank = static_cast<std::size_t>(replica.rank());
   std::vector<std::byte> pieces, whole;
@@ -102,7 +102,7 @@ void write_column_shards(hid_t file, const Communicator& replica, const Transfer
         const TensorInfo& info = plan.model.parameters[round[rank].parameter].info;
         assemble(plan, round[rank], pieces, whole);
         snapshot_layout::write(file, info, {round[rank].row, 0, round[rank].rows, matrix_of(info).columns},
-                               whole.data());
+                               whole.data(), between);
       } catch (...) {
         failure = std::current_exception();
       }

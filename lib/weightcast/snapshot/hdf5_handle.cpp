@@ -37,6 +37,12 @@ void check_hdf5(long long result, ExitCode code, std::string_view what) {
   fail(code, "cannot {}: HDF5 says: {}", what, reason);
 }
 
+Hdf5Id lock_free_access() {
+  Hdf5Id access = own_hdf5(H5Pcreate(H5P_FILE_ACCESS), ExitCode::internal, "make properties");
+  check_hdf5(H5Pset_file_locking(access.get(), false, true), ExitCode::internal, "set properties");
+  return access;
+}
+
 Hdf5Id hdf5_type(DType dtype) {
   switch (dtype) {
     case DType::BF16: return half_type(8, 7, 127);

@@ -48,6 +48,10 @@ inline void close_hdf5(Hdf5Id& id, ExitCode code, std::string_view what) {
   check_hdf5(H5Idec_ref(id.release()), code, what);
 }
 
+/// File access properties with which the library takes no locks: files that are read are locked by their reader, new
+/// ones are known to nobody else, and not every file system has locks.
+Hdf5Id lock_free_access();
+
 /// The type of a dataset of that dtype (format.md). Error(config) for a dtype that a snapshot cannot hold.
 Hdf5Id hdf5_type(DType dtype);
 

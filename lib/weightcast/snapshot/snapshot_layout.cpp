@@ -19,7 +19,7 @@ namespace {
 
 constexpr hsize_t align_from_bytes = 64 * kibibyte, align_to_bytes = 4 * kibibyte,
                   metadata_block_bytes = 256 * kibibyte;
-constexpr std::uint64_t write_limit_bytes = 256 * mebibyte;
+constexpr std::uint64_t write_limit_bytes = 16 * mebibyte;
 constexpr auto internal = ExitCode::internal;
 
 std::string dataset_name(const TensorInfo& info) {
@@ -109,7 +109,7 @@ std::uint64_t most_bytes(const Model& model) {
 
 Hdf5Id create(const std::string& file_name, const Model& model, const std::string& path) {
   const Hdf5Id creation = own_hdf5(H5Pcreate(H5P_FILE_CREATE), internal, "make properties");
-  const Hdf5Id access = own_hdf5(H5Pcreate(H5P_FILE_ACCESS), internal, "make properties");
+  const Hdf5Id access = lock_free_access();
   const Hdf5Id contents = own_hdf5(H5Pcreate(H5P_DATASET_CREATE), internal, "make properties");
   for (const herr_t status :
        {H5Pset_userblock(creation.get(), user_block_bytes), H5Pset_obj_track_times(creation.get(), false),
@@ -149,20 +149,17 @@ void reserve(const std::string& file_name, const std::string& path) {
   struct stat status {};
   if (!fd || ::fstat(fd.get(), &status) != 0)
     fail(ExitCode::io_error, "cannot open {}: {}", file_name, std::strerror(errno));
-  const int result = ::posix_fallocate(fd.get(), 0, status.st_size);
-  if (result == 0) return;
-  throw Error(ExitCode::io_error,
-              fmt::format("cannot reserve {} bytes for {}: {}", status.st_size, path, std::strerror(result)),
-              "free some space on that file system or write elsewhere");
+  reserve_space(fd.get(), static_cast<std::uint64_t>(status.st_size), path);
 }
 
-void write(hid_t file, const TensorInfo& info, const Slice& slice, const std::byte* data) {
+void write(hid_t file, const TensorInfo& info, const Slice& slice, const std::byte* data, FunctionRef<void()> between) {
   const Hdf5Id type = hdf5_type(info.dtype);
   const Hdf5Id dataset = own_hdf5(H5Dopen2(file, dataset_name(info).c_str(), H5P_DEFAULT), ExitCode::io_error,
                                   fmt::format("open the dataset {}", info.name));
   const std::uint64_t row_bytes = slice.columns * static_cast<std::uint64_t>(bits(info.dtype)) / 8;
   const std::uint64_t step = std::max<std::uint64_t>(1, write_limit_bytes / std::max<std::uint64_t>(1, row_bytes));
   for (std::uint64_t done = 0; done < slice.rows; done += step) {
+    if (between) between();
     const std::uint64_t rows = std::min(step, slice.rows - done);
     std::vector<hsize_t> start(info.shape.size(), 0), count(info.shape.begin(), info.shape.end());
     if (!start.empty()) start[0] = slice.row + done, count[0] = rows;

@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 
+#include "weightcast/core/function_ref.hpp"
 #include "weightcast/model/parameter_rules.hpp"
 #include "weightcast/snapshot/hdf5_handle.hpp"
 #include "weightcast/snapshot/snapshot.hpp"
@@ -33,8 +34,10 @@ void set_digests(hid_t file, const Model& model, std::span<const Digest> digests
 /// Sets the disk space of the closed file aside. Error(io_error) when there is not enough.
 void reserve(const std::string& file_name, const std::string& path);
 
-/// A rectangle of a parameter, in elements of its matrix view, written from dense rows at `data`. Cut into pieces below
-/// 1 GiB, because the MPI-IO driver fails on 2 GiB. `slice` may cut columns only where the shape has two dimensions.
-void write(hid_t file, const TensorInfo& info, const Slice& slice, const std::byte* data);
+/// A rectangle of a parameter, in elements of its matrix view, written from dense rows at `data`. Cut into pieces of
+/// 16 MiB: the MPI-IO driver fails on 2 GiB, and a signal waits until a piece is written. `between` is called before
+/// each and may throw. `slice` may cut columns only where the shape has two dimensions.
+void write(hid_t file, const TensorInfo& info, const Slice& slice, const std::byte* data,
+           FunctionRef<void()> between = {});
 
 }  // namespace weightcast::snapshot_layout

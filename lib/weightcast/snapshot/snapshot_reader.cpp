@@ -1,5 +1,10 @@
+#include <fcntl.h>
+#include <sys/file.h>
+
 #include <algorithm>
 #include <array>
+#include <cerrno>
+#include <cstdlib>
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
@@ -19,6 +24,19 @@ bool has_signature(const InputFile& file, std::uint64_t offset) {
   if (file.size() < offset + bytes.size()) return false;
   file.read(offset, std::as_writable_bytes(std::span(bytes)));
   return std::string_view(bytes.data(), bytes.size()) == signature;
+}
+
+/// The lock that HDF5 programs take on a file which they read, unless HDF5_USE_FILE_LOCKING forbids it. Error(busy)
+/// when somebody has it open for writing. Where the file system has no locks, nobody is asked.
+UniqueFd lock_for_reading(const std::string& path) {
+  const char* choice = std::getenv("HDF5_USE_FILE_LOCKING");
+  if (choice != nullptr && (std::string_view(choice) == "FALSE" || std::string_view(choice) == "0")) return {};
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (fd && ::flock(fd.get(), LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    throw Error(ExitCode::busy, fmt::format("{} is in use: another program has it open for writing", path),
+                "try again when that program has closed it");
+  }
+  return fd;
 }
 
 /// Holds what the child says against the file: data inside it, no byte twice, and the digest of the set.
@@ -49,8 +67,9 @@ void check_table(const std::string& path, std::uint64_t file_bytes, const Walked
 }  // namespace
 
 struct Snapshot::State {
-  explicit State(const std::string& path) : file(path) {}
+  explicit State(const std::string& path) : file(path), lock(lock_for_reading(path)) {}
   InputFile file;
+  UniqueFd lock;
   std::uint64_t version = 0;
   std::vector<TensorInfo> tensors;
   std::vector<Digest> digests;

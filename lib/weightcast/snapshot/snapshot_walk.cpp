@@ -114,7 +114,8 @@ WalkedDataset walk_dataset(hid_t group, const std::string& name) {
 
 WalkedFile walk_snapshot(const std::string& path) {
   const QuietHdf5 quiet;
-  const Hdf5Id file = own_hdf5(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), bad_data, "open it");
+  const Hdf5Id access = lock_free_access();
+  const Hdf5Id file = own_hdf5(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get()), bad_data, "open it");
   require(read_text(file.get(), "format") == snapshot_layout::format_name,
           "its attribute `format` is not weightcast.snapshot");
   const std::uint32_t version = read_format_version(file.get());

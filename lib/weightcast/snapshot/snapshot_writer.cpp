@@ -26,7 +26,7 @@ void finish(OutputFile& output, const std::string& user_block) {
 /// Opens an existing file through MPI-IO. Collective; cannot be given a deadline, so everybody must be known to be
 /// there.
 Hdf5Id open_together(const std::string& file_name, MPI_Comm comm) {
-  const Hdf5Id access = own_hdf5(H5Pcreate(H5P_FILE_ACCESS), ExitCode::internal, "make properties");
+  const Hdf5Id access = lock_free_access();
   check_hdf5(H5Pset_fapl_mpio(access.get(), comm, MPI_INFO_NULL), ExitCode::internal, "set properties");
   return own_hdf5(H5Fopen(file_name.c_str(), H5F_ACC_RDWR, access.get()), ExitCode::io_error,
                   fmt::format("open {} on all ranks", file_name));
@@ -34,7 +34,7 @@ Hdf5Id open_together(const std::string& file_name, MPI_Comm comm) {
 
 /// Writes this rank's shards of whole rows, each at its place.
 void write_row_shards(hid_t file, const TransferPlan& plan, std::size_t rank, std::span<const std::byte> slot,
-                      Deadline deadline) {
+                      Deadline deadline, FunctionRef<void()> between) {
   for (std::size_t i = 0; i < plan.model.parameters.size(); ++i) {
     const Slice slice = shard_of(plan.model.parameters[i], plan.tp, rank);
     if (slice.empty() || plan.copy(rank, i) || cut_in_columns(plan, i)) continue;
@@ -42,20 +42,30 @@ void write_row_shards(hid_t file, const TransferPlan& plan, std::size_t rank, st
       fail(ExitCode::deadline, "writing the snapshot took too long, at {}", plan.model.parameters[i].info.name);
     const Segment& shard = plan.ranks[rank].shards[i];
     WEIGHTCAST_EXPECTS(shard.contiguous_destination() && shard.destination + shard.size_bytes() <= slot.size());
-    snapshot_layout::write(file, plan.model.parameters[i].info, slice, slot.data() + shard.destination);
+    snapshot_layout::write(file, plan.model.parameters[i].info, slice, slot.data() + shard.destination, between);
   }
 }
 
 void sync_file(const std::string& file_name) {
   const UniqueFd fd(::open(file_name.c_str(), O_RDWR | O_CLOEXEC));
-  if (!fd || ::fsync(fd.get()) != 0)
-    fail(ExitCode::io_error, "cannot write {} to disk: {}", file_name, std::strerror(errno));
+  if (!fd) fail(ExitCode::io_error, "cannot write {} to disk: {}", file_name, std::strerror(errno));
+  sync_to_disk(fd.get(), file_name);
 }
 
 }  // namespace
 
+void probe_snapshot(const OutputName& name) {
+  const QuietHdf5 quiet;
+  OutputFile output(name);
+  Hdf5Id file = snapshot_layout::create(output.temporary_path(), {}, name.path());
+  close_hdf5(file, ExitCode::io_error, fmt::format("write {}", name.path()));
+  file = open_together(output.temporary_path(), MPI_COMM_SELF);
+  close_hdf5(file, ExitCode::io_error, fmt::format("write {}", name.path()));
+}
+
 void write_snapshot(const std::string& path, const Communicator& replica, const TransferPlan& plan,
-                    std::span<const std::byte> slot, const SnapshotInfo& info, Deadline deadline) {
+                    std::span<const std::byte> slot, const SnapshotInfo& info, Deadline deadline,
+                    const std::optional<OutputName>& name, FunctionRef<void()> between) {
   WEIGHTCAST_EXPECTS(static_cast<std::uint64_t>(replica.size()) == plan.tp);
   const QuietHdf5 quiet;
   const auto rank = static_cast<std::size_t>(replica.rank());
@@ -64,7 +74,7 @@ void write_snapshot(const std::string& path, const Communicator& replica, const 
   agree(replica, "snapshot: create", deadline, [&] {
     if (rank != 0) return;
     user_block = snapshot_layout::make_user_block(info);
-    output.emplace(path, snapshot_layout::most_bytes(plan.model));
+    output.emplace(name ? *name : OutputName(path), snapshot_layout::most_bytes(plan.model));
     Hdf5Id file = snapshot_layout::create(output->temporary_path(), plan.model, path);
     snapshot_layout::set_digests(file.get(), plan.model, info.digests);
     close_hdf5(file, ExitCode::io_error, fmt::format("write {}", path));
@@ -75,8 +85,9 @@ void write_snapshot(const std::string& path, const Communicator& replica, const 
   Hdf5Id file;
   try {
     agree(replica, "snapshot: open", deadline, [&] { file = open_together(file_name, replica.get()); });
-    agree(replica, "snapshot: write", deadline, [&] { write_row_shards(file.get(), plan, rank, slot, deadline); });
-    write_column_shards(file.get(), replica, plan, slot, deadline);
+    agree(replica, "snapshot: write", deadline,
+          [&] { write_row_shards(file.get(), plan, rank, slot, deadline, between); });
+    write_column_shards(file.get(), replica, plan, slot, deadline, between);
   } catch (const Error& error) {
     if (error.reach() != Error::Reach::everybody)
       file.release();  // closing is collective and would wait for the rank that is gone
@@ -91,12 +102,13 @@ void write_snapshot(const std::string& path, const Communicator& replica, const 
 }
 
 std::vector<Digest> write_snapshot(
-    const std::string& path, const Model& model,
+    const OutputName& name, const Model& model,
     FunctionRef<void(std::size_t index, std::uint64_t offset, std::span<std::byte> destination)> content,
     const SnapshotInfo& info, FunctionRef<void(std::uint64_t bytes)> progress) {
   const QuietHdf5 quiet;
   const std::string user_block = snapshot_layout::make_user_block(info);
-  OutputFile output(path, snapshot_layout::most_bytes(model));
+  const std::string& path = name.path();
+  OutputFile output(name, snapshot_layout::most_bytes(model));
   Hdf5Id file = snapshot_layout::create(output.temporary_path(), model, path);
   check_hdf5(H5Fflush(file.get(), H5F_SCOPE_GLOBAL), ExitCode::io_error, fmt::format("write {}", path));
   snapshot_layout::reserve(output.temporary_path(), path);

@@ -169,8 +169,8 @@ std::string to_json(const Report& r) {
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
-void write_report(const std::string& path, const Report& report) {
-  write_text_file(path, to_json(report));
+void write_report(const OutputName& name, const Report& report, Deadline deadline) {
+  write_text_file(name, to_json(report), deadline);
 }
 
 ReportCalls summarize_calls(const std::vector<double>& seconds, const std::vector<double>& below,

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "weightcast/core/error.hpp"
+#include "weightcast/core/file.hpp"
 #include "weightcast/telemetry/statistics.hpp"
 
 /// What `update` and `bench` write with --json: the schema weightcast.report/1, as plain values. Members carry the
@@ -139,7 +140,11 @@ struct Report {
 /// The report as JSON text, indented, with a final newline. Bytes that are not UTF-8 are replaced.
 std::string to_json(const Report& report);
 
-/// Writes the report to `path`: under a temporary name, then renamed. Error(cant_create), Error(io_error).
-void write_report(const std::string& path, const Report& report);
+/// Writes the report: under a temporary name, then renamed, or into a pipe (write_text_file()). Error(cant_create),
+/// Error(io_error).
+void write_report(const OutputName& name, const Report& report, Deadline deadline = Deadline::after(10));
+inline void write_report(const std::string& path, const Report& report) {
+  write_report(OutputName(path), report);
+}
 
 }  // namespace weightcast
