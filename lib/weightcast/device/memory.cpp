@@ -30,7 +30,8 @@ Error no_memory(std::uint64_t size_bytes, const std::string& purpose, const std:
 
 /// The error of a system call that was refused memory.
 Error refused_memory(std::uint64_t size_bytes, const std::string& purpose) {
-  if (errno == EFBIG) {
+  rlimit file{};
+  if (errno == EFBIG && ::getrlimit(RLIMIT_FSIZE, &file) == 0 && file.rlim_cur < size_bytes) {
     return Error(
         ExitCode::io_error,
         fmt::format("cannot allocate {} bytes for {}: memory that processes share counts as a file, and that is "
