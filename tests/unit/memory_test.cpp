@@ -68,7 +68,7 @@ TEST(Buffer, TooLargeNamesPurposeAndSize) {
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
   for (const bool shared : {false, true}) {
     const auto error = error_of([&] { Buffer::host(std::uint64_t{1} << 60, shared, "slot 1 of an engine rank"); });
-    EXPECT_EQ(error.code(), shared ? ExitCode::io_error : ExitCode::unavailable);  // shared memory is a file
+    EXPECT_EQ(error.code(), ExitCode::unavailable);
     EXPECT_THAT(error.what(), AllOf(HasSubstr("slot 1 of an engine rank"), HasSubstr("1152921504606846976 bytes")));
     EXPECT_NE(error.hint(), "");
   }

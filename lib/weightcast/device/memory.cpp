@@ -30,8 +30,9 @@ Error no_memory(std::uint64_t size_bytes, const std::string& purpose, const std:
 
 /// The error of a system call that was refused memory.
 Error refused_memory(std::uint64_t size_bytes, const std::string& purpose) {
-  rlimit file{};
-  if (errno == EFBIG && ::getrlimit(RLIMIT_FSIZE, &file) == 0 && file.rlim_cur < size_bytes) {
+  const auto machine_bytes =
+      static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  if (errno == EFBIG && size_bytes <= machine_bytes) {  // more than that it cannot be, limit or not
     return Error(
         ExitCode::io_error,
         fmt::format("cannot allocate {} bytes for {}: memory that processes share counts as a file, and that is "
