@@ -33,18 +33,23 @@ class UpdateRig {
         seed2(plan.model, 2) {
     Placement placement;
     if (settings.memory == MemoryKind::cuda) placement = {MemoryKind::cuda, world.rank() % gpu::count()};
-    const GroupOptions options{plan.tp,         plan.dp,        placement,         settings.transport,
-                               settings.method, settings.proof, settings.timeout_s};
+    GroupOptions options{plan.tp,         plan.dp,        placement,         settings.transport,
+                         settings.method, settings.proof, settings.timeout_s};
+    if (wrap) {
+      options.make_transport = [wrap](std::string_view name, Method method, MemoryKind memory) {
+        return wrap(make_transport(name, method, memory));
+      };
+    }
     if (world.rank() == 0) {
       trainer = std::make_unique<Trainer>(plan, placement);
       trainer->load(seed2, 1);
       trainer->load(seed1, 1);
-      trainer->init_parameter_update_group(world, options, 1, wrap);
+      trainer->init_parameter_update_group(world, options, 1);
     } else {
       engine = std::make_unique<Engine>(plan, tp_rank(), settings.commit, placement);
       engine->load(
           1, [&](std::size_t p, std::uint64_t offset, std::span<std::byte> to) { seed1.read(p, offset, to); }, 1);
-      engine->init_parameter_update_group(world, options, wrap);
+      engine->init_parameter_update_group(world, options);
       if (!caller()) server_ = std::jthread([this] { serve(); });
     }
     callers = world.split(caller() ? 0 : -1, world.rank(), deadline());

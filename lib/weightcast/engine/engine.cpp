@@ -36,11 +36,9 @@ void Engine::load(std::uint64_t version, const ReadReference& read, std::size_t 
   runner_.load(version, read, threads, progress);
 }
 
-void Engine::init_parameter_update_group(
-    const Communicator& parent, const GroupOptions& options,
-    const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap) {
+void Engine::init_parameter_update_group(const Communicator& parent, const GroupOptions& options) {
   scheduler_.expect_no_group("init_parameter_update_group()");
-  scheduler_.join(std::make_unique<UpdateGroup>(parent, *plan_, options, std::vector<const Buffer*>(), &store(), wrap));
+  scheduler_.join(std::make_unique<UpdateGroup>(parent, *plan_, options, std::vector<const Buffer*>(), &store()));
 }
 
 void Engine::serve() {
@@ -86,7 +84,7 @@ Answer Engine::update_weights(std::uint64_t version) {
 
 Answer Engine::rollback(std::uint64_t version) {
   return answer("rollback()", version, false, [](const UpdateClaim& claim) {
-    if (claim.flags != UpdateClaim::rollback)
+    if (claim.kind != UpdateKind::rollback)
       fail(ExitCode::config, "the trainer publishes version {}, it does not roll back", claim.version);
   });
 }

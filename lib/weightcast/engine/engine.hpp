@@ -47,9 +47,7 @@ class Engine {
 
   /// Forms the update group, warms it up and ends in a barrier bound to this rank's device. Collective (see
   /// UpdateGroup).
-  void init_parameter_update_group(
-      const Communicator& parent, const GroupOptions& options,
-      const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap = {});
+  void init_parameter_update_group(const Communicator& parent, const GroupOptions& options);
 
   /// Tp ranks other than 0: works for tp rank 0 until its shutdown(). Throws when a rank is lost (Error::Reach::lost);
   /// refused updates are answered by tp rank 0.

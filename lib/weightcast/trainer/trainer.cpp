@@ -67,14 +67,13 @@ void Trainer::expect_held(std::size_t source, const TrainingTensor& tensor, std:
   fill_.expect_held(tensor, other, to_fill(source).buffer.region(), deadline);
 }
 
-void Trainer::init_parameter_update_group(
-    const Communicator& parent, const GroupOptions& options, std::uint64_t served_version,
-    const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap) {
+void Trainer::init_parameter_update_group(const Communicator& parent, const GroupOptions& options,
+                                          std::uint64_t served_version) {
   if (versions_.empty())
     throw Error(ExitCode::config, "init_parameter_update_group() before load() or reserve()",
                 "the memory of the weights must be there first");
   const auto ticket = admission_.enter(served_version);
-  group_ = std::make_unique<UpdateGroup>(parent, *plan_, options, buffers(), nullptr, wrap);
+  group_ = std::make_unique<UpdateGroup>(parent, *plan_, options, buffers(), nullptr);
   served_version_ = served_version;
 }
 

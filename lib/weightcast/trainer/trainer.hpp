@@ -44,9 +44,8 @@ class Trainer {
                    Deadline deadline = Deadline::after(60));
 
   /// Joins the update group as rank 0; the engines serve `served_version` already. Collective (see UpdateGroup).
-  void init_parameter_update_group(
-      const Communicator& parent, const GroupOptions& options, std::uint64_t served_version,
-      const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap = {});
+  void init_parameter_update_group(const Communicator& parent, const GroupOptions& options,
+                                   std::uint64_t served_version);
   /// Sends all parameters of a version as one transaction. Collective; the engines call their update_weights().
   UpdateResult update_weights(std::size_t source, std::uint64_t version);
   /// Sends one parameter; the version is committed when the last one has been sent. Error(usage) for an unknown name.

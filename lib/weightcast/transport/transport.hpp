@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -116,5 +117,6 @@ std::vector<std::string_view> transport_names();
 /// A transport of that name for weights in that kind of memory. Error(usage) listing the names; Error(config) when
 /// method or build rule it out.
 std::unique_ptr<Transport> make_transport(std::string_view name, Method method, MemoryKind memory);
+using TransportFactory = std::function<std::unique_ptr<Transport>(std::string_view, Method, MemoryKind)>;
 
 }  // namespace weightcast

@@ -30,16 +30,21 @@ Manifest parse_manifest(std::string_view text);
 /// The first difference in words ("settings.method is sharded here and broadcast there"), or an empty string.
 std::string first_difference(const Manifest& mine, const Manifest& theirs);
 
+/// What a claim asks for.
+enum class UpdateKind : std::uint64_t {
+  weights,    ///< parameters of a new version move
+  unchanged,  ///< trainer and engines hold it already
+  rollback,   ///< engines shall serve a version that they still hold
+};
+
 /// Sent at the beginning of every update (or of every parameter of one): what it claims. Plain data, sent as bytes.
 struct UpdateClaim {
   std::array<char, 8> schema{'w', 'c', 'c', 'l', 'a', 'i', 'm', '1'};
   std::array<char, 32> plan_digest{};
+  UpdateKind kind = UpdateKind::weights;
   std::uint64_t base_version = 0, version = 0;
-  std::uint64_t source = 0;                           ///< index of the trainer's source region
+  std::uint64_t source_index = 0;                     ///< which of the trainer's versions in memory
   std::uint64_t first_parameter = 0, parameters = 0;  ///< range of this call
-  std::uint64_t flags = 0;                            ///< one of the following, or 0
-  static constexpr std::uint64_t same = 1;            ///< trainer and engines hold it already
-  static constexpr std::uint64_t rollback = 2;        ///< engines shall serve a version that they still hold
 };
 static_assert(std::is_trivially_copyable_v<UpdateClaim>);
 

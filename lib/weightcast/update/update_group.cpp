@@ -54,14 +54,12 @@ void compare_manifests(const Communicator& group, const Manifest& mine, Deadline
 }  // namespace
 
 UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, const GroupOptions& options,
-                         std::vector<const Buffer*> sources, ParameterStore* store,
-                         const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap)
+                         std::vector<const Buffer*> sources, ParameterStore* store)
     : state_(std::make_unique<State>()) {
   Stopwatch watch;
   auto& s = *state_;
   s.plan = &plan;
   s.options = options;
-  s.store = store;
   const auto world = 1 + options.tp * options.dp;
   s.group = parent.duplicate(s.deadline());
   agree(s.group, "prepare", s.deadline(), [&] {
@@ -78,31 +76,22 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
   compare_manifests(s.group, make_manifest(plan, options), s.deadline());
   agree(s.group, "prepare", s.deadline(), [&](Deadline work) { s.offers.emplace(s.group, work); });
 
-  s.endpoints.sources = std::move(sources);
-  if (store != nullptr) s.endpoints.sinks = store->slots();
-  if (store != nullptr && options.dp > 1) s.endpoints.shared_sinks = store->share();
-  s.wrap = wrap;
-  s.choose_transport();
-
-  const auto parameters = plan.model.parameters.size();
-  s.arrived.resize(parameters);
-  s.parameter_digests.resize(parameters);
-  s.sent.resize(options.tp * parameters + 1);
   agree(s.group, "attach", s.deadline(), [&] {
-    if (options.proof == Proof::none) return;
-    if (!s.trainer()) {
-      s.slot_witness.emplace(plan, s.peers.tp_rank(), options.placement);
+    if (!s.peers.trainer()) {
+      s.end = make_engine_end(plan, options, s.peers.tp_rank(), *store);
       return;
     }
     const auto& gpus = s.peers.gpus;
     const bool shared = std::all_of(gpus.begin() + 1, gpus.end(), [&](const auto& gpu) { return gpu == gpus[0]; });
-    s.source_witness.emplace(plan, options.placement,
-                             options.placement.kind == MemoryKind::cuda ? shared : s.group.crowded());
-    s.model_digest.emplace(plan.model);
+    const bool crowded = options.placement.kind == MemoryKind::cuda ? shared : s.group.crowded();
+    s.end = make_trainer_end(plan, options, std::move(sources), crowded);
   });
+  s.choose_transport();
+  s.arrived.resize(plan.model.parameters.size());
+  s.sent.resize(options.tp * plan.model.parameters.size() + 1);
   s.init_s = watch.lap();
   s.warm_up();
-  s.prove_served();
+  agree(s.group, "warm-up", s.deadline(), [&](Deadline work) { s.end->settle(work); });
   s.warmup_s = watch.lap();
 }
 
@@ -111,23 +100,22 @@ UpdateGroup::~UpdateGroup() {
   const bool whole = !s.transport_failed && !s.lost && std::uncaught_exceptions() == 0;
   s.transport.reset();
   try {
-    if (s.trainer()) {
+    if (s.peers.trainer()) {
       s.offers->say_farewell();
     } else {
       s.offers->leave(Deadline::after(whole ? goodbye_s : 0));
     }
     // Whoever has mapped this rank's memory lets go of it before it is freed.
     const StageClock::Note note(s.group.stage_clock(), "leaving the group", Deadline::after(goodbye_s));
-    if (whole && (s.trainer() || s.offers->closed())) s.group.barrier(Deadline::after(goodbye_s));
+    if (whole && (s.peers.trainer() || s.offers->closed())) s.group.barrier(Deadline::after(goodbye_s));
   } catch (const Error&) {  // NOLINT(bugprone-empty-catch): somebody left without a word, and holds nothing any more
   }
 }
 
 void UpdateGroup::State::replace_transport() {
   retired.push_back(std::move(transport));
-  transport = make_transport(retired.back()->name(), options.method, options.placement.kind);
-  if (wrap) transport = wrap(std::move(transport));
-  agree(group, "attach", deadline(), [&](Deadline work) { transport->attach(peers, *plan, endpoints, work); });
+  transport = options.make_transport(retired.back()->name(), options.method, options.placement.kind);
+  agree(group, "attach", deadline(), [&](Deadline work) { transport->attach(peers, *plan, end->endpoints(), work); });
   transport_failed = false;
 }
 
@@ -142,7 +130,7 @@ void UpdateGroup::State::choose_transport() {
   for (const auto& candidate : candidates) {
     std::vector<std::string> reasons;
     try {
-      transport = make_transport(candidate, options.method, options.placement.kind);
+      transport = options.make_transport(candidate, options.method, options.placement.kind);
       const auto reason = transport->probe(peers);
       const auto all = group.all_gather(reason.value_or(""), deadline());
       for (std::size_t rank = 0; rank < all.size(); ++rank) {
@@ -156,9 +144,9 @@ void UpdateGroup::State::choose_transport() {
       reasons.push_back(error.what());
     }
     if (reasons.empty()) {
-      if (wrap) transport = wrap(std::move(transport));
       try {
-        agree(group, "attach", deadline(), [&](Deadline work) { transport->attach(peers, *plan, endpoints, work); });
+        agree(group, "attach", deadline(),
+              [&](Deadline work) { transport->attach(peers, *plan, end->endpoints(), work); });
         transport_notes = refusals;
         return;
       } catch (const Error& error) {
@@ -175,27 +163,16 @@ void UpdateGroup::State::choose_transport() {
 }
 
 void UpdateGroup::State::warm_up() {
-  // With one slot there is no memory that a warm-up may write to.
-  const bool possible = options.warm_up && (store == nullptr || store->slots().size() > 1);
+  constexpr std::size_t few_parameters = 16;  // enough to open every connection
+  const bool possible = options.warm_up && end->can_rehearse();
   // The first copy over a fresh mapping of another GPU's memory takes a fourth longer: there, all of every source.
   const bool whole = options.placement.kind == MemoryKind::cuda;
-  const auto count = whole ? plan->model.parameters.size() : std::min<std::size_t>(plan->model.parameters.size(), 16);
-  const auto sources = whole ? group.max(endpoints.sources.size(), deadline()) : 1;
+  const auto parameters = plan->model.parameters.size(),
+             count = whole ? parameters : std::min(parameters, few_parameters);
+  const auto sources = whole ? group.max(end->endpoints().sources.size(), deadline()) : 1;
   const auto runs = group.max(possible ? 0 : 1, deadline()) == 0 ? sources : 0;
-  for (std::size_t source = 0; source < runs; ++source) {
-    agree(group, "warm-up", deadline(), [&](Deadline work) {
-      Batch batch{source, 0, 0, count, nullptr};
-      if (store == nullptr) return transport->run(batch, work);
-      batch.sink = store->stage(work);
-      try {
-        transport->run(batch, work);
-      } catch (...) {
-        store->drop();
-        throw;
-      }
-      store->drop();
-    });
-  }
+  for (std::size_t source = 0; source < runs; ++source)
+    agree(group, "warm-up", deadline(), [&](Deadline work) { end->rehearse(*transport, source, count, work); });
   group.barrier(deadline());
 }
 

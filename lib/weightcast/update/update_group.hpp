@@ -42,6 +42,7 @@ struct GroupOptions {
   Proof proof = Proof::digests;
   double timeout_s = 60;  ///< of each stage
   bool warm_up = true;    ///< exercise the transport's paths when the group is formed, and not in the first update
+  TransportFactory make_transport = weightcast::make_transport;  ///< tests put decorators around what it makes
 };
 
 /// What the trainer asks for.
@@ -75,10 +76,9 @@ class UpdateGroup {
   /// Forms the group: checks world = 1 + tp * dp, compares the manifests of all ranks (the first difference is named),
   /// chooses and attaches the transport, warms up its paths. Collective over `parent`.
   /// Trainer: `sources` are its versions, `store` is nullptr. Engine: `store` is its store, `sources` is empty.
-  /// All must outlive the group. `wrap`, for tests, may put a decorator around the transport.
+  /// All must outlive the group.
   UpdateGroup(const Communicator& parent, const TransferPlan& plan, const GroupOptions& options,
-              std::vector<const Buffer*> sources, ParameterStore* store,
-              const std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>& wrap = {});
+              std::vector<const Buffer*> sources, ParameterStore* store);
   ~UpdateGroup();
   UpdateGroup(UpdateGroup&&) = delete;
 

@@ -1,7 +1,8 @@
+#include "weightcast/update/witnesses.hpp"
+
 #include <algorithm>
 
 #include "weightcast/core/parallel.hpp"
-#include "weightcast/update/group_state.hpp"
 
 namespace weightcast {
 

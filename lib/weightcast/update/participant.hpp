@@ -1,0 +1,53 @@
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "weightcast/update/update_group.hpp"
+
+namespace weightcast {
+
+/// One end of an update: what one rank does in each stage. The transaction (transaction.cpp) is the same for both ends;
+/// each verb is local, and the outcome is agreed on by all ranks before the next one.
+class Participant {
+ public:
+  virtual ~Participant() = default;
+
+  /// The memory that is moved from or into; it lives as long as this object.
+  virtual const Endpoints& endpoints() const noexcept = 0;
+  /// Whether bytes may move here before the first update: not into the only slot.
+  virtual bool can_rehearse() const noexcept = 0;
+  /// Moves parameters [0, `count`) of version `source` once, so that connections, buffers and mappings are ready.
+  virtual void rehearse(Transport& transport, std::size_t source, std::size_t count, Deadline deadline) = 0;
+  /// The group stands: what this end serves already is noted, so that a rollback to it can be proven.
+  virtual void settle(Deadline deadline) = 0;
+
+  /// PREPARE of the first call of an update, or of a rollback: refuses by throwing what does not fit what is held here.
+  /// Then nothing has changed.
+  virtual void prepare(const UpdateClaim& claim, Deadline deadline) = 0;
+  /// STAGE: takes part in moving the parameters of this call.
+  virtual void stage(const UpdateClaim& claim, Transport& transport, Deadline deadline) = 0;
+  /// VERIFY, first half: digests of what was moved. The trainer writes into `sent` those of all shards, by tp rank and
+  /// then parameter, and last that of the model if the call completes it.
+  virtual void digest(const UpdateClaim& claim, bool completes, std::span<Digest> sent, Deadline deadline) = 0;
+  /// VERIFY, second half: Error(mismatch) naming the parameter that is not what was `sent`, or not what was `loaded`
+  /// (by parameter; the trainer's, may be empty).
+  virtual void compare(const UpdateClaim& claim, std::span<const Digest> sent,
+                       std::span<const Digest> loaded) const = 0;
+  /// VERIFY of a rollback: Error(mismatch) when what is held is not what was committed.
+  virtual void prove_held(const UpdateClaim& claim, Deadline deadline) = 0;
+  /// COMMIT: `version` is served from now on; by a rollback, again.
+  virtual void commit(const UpdateClaim& claim, const HeldVersion& version) = 0;
+  /// ABORT: what was staged is dropped.
+  virtual void drop() noexcept = 0;
+};
+
+/// The trainer's end. `crowded`: see SourceWitness. All must outlive it.
+std::unique_ptr<Participant> make_trainer_end(const TransferPlan& plan, const GroupOptions& options,
+                                              std::vector<const Buffer*> sources, bool crowded);
+/// An engine rank's end.
+std::unique_ptr<Participant> make_engine_end(const TransferPlan& plan, const GroupOptions& options, std::size_t tp_rank,
+                                             ParameterStore& store);
+
+}  // namespace weightcast

@@ -1,0 +1,82 @@
+#include <utility>
+
+#include "weightcast/update/participant.hpp"
+#include "weightcast/update/witnesses.hpp"
+
+namespace weightcast {
+namespace {
+
+class TrainerEnd final : public Participant {
+ public:
+  TrainerEnd(const TransferPlan& plan, const GroupOptions& options, std::vector<const Buffer*> sources, bool crowded)
+      : plan_(&plan), endpoints_{.sources = std::move(sources), .sinks = {}}, parameter_digests_(plan.model.parameters.size()) {
+    if (options.proof == Proof::none) return;
+    witness_.emplace(plan, options.placement, crowded);
+    model_digest_.emplace(plan.model);
+  }
+
+  const Endpoints& endpoints() const noexcept override { return endpoints_; }
+  bool can_rehearse() const noexcept override { return true; }
+  void rehearse(Transport& transport, std::size_t source, std::size_t count, Deadline deadline) override {
+    transport.run({source, 0, 0, count, nullptr}, deadline);
+  }
+  void settle(Deadline) override {}
+
+  void prepare(const UpdateClaim& claim, Deadline) override {
+    if (claim.kind == UpdateKind::weights && claim.source_index >= endpoints_.sources.size())
+      fail(ExitCode::config, "there is no version {}: there are {}", claim.source_index, endpoints_.sources.size());
+  }
+
+  void stage(const UpdateClaim& claim, Transport& transport, Deadline deadline) override {
+    Batch batch{claim.source_index, 0, claim.first_parameter, claim.parameters, nullptr};
+    if (witness_) {
+      witness_->begin(endpoints_.sources[claim.source_index]->region(), batch.first_parameter, batch.parameters);
+      batch.witness = &*witness_;
+    }
+    transport.run(batch, deadline);
+  }
+
+  void digest(const UpdateClaim& claim, bool completes, std::span<Digest> sent, Deadline deadline) override {
+    if (!witness_) return;
+    witness_->finish(deadline);
+    const auto& digests = witness_->digests();
+    const auto first = claim.first_parameter, count = claim.parameters;
+    for (std::size_t i = 0; i < count; ++i) {
+      for (std::size_t t = 0; t < plan_->tp; ++t) sent[t * count + i] = digests.shard(t, first + i);
+      parameter_digests_[first + i] = digests.parameter(first + i);
+    }
+    sent.back() = completes ? model_digest_->of(parameter_digests_) : Digest{};
+  }
+
+  void compare(const UpdateClaim& claim, std::span<const Digest>, std::span<const Digest> loaded) const override {
+    if (!witness_ || loaded.empty()) return;
+    for (auto p = claim.first_parameter; p < claim.first_parameter + claim.parameters; ++p) {
+      if (loaded[p] == parameter_digests_[p]) continue;
+      throw Error(ExitCode::mismatch,
+                  fmt::format("{} changed between loading and sending: its digest was {} and is {}",
+                              plan_->model.parameters[p].info.name, loaded[p].hex(), parameter_digests_[p].hex()),
+                  "the trainer's memory or its file was overwritten; publish again");
+    }
+  }
+
+  // Of a rollback and its proof engines know alone.
+  void prove_held(const UpdateClaim&, Deadline) override {}
+  void commit(const UpdateClaim&, const HeldVersion&) override {}
+  void drop() noexcept override {}
+
+ private:
+  const TransferPlan* plan_;
+  Endpoints endpoints_;
+  std::optional<SourceWitness> witness_;  // with proof
+  std::optional<ModelDigest> model_digest_;
+  std::vector<Digest> parameter_digests_;  // of whole parameters, as sent in the open update
+};
+
+}  // namespace
+
+std::unique_ptr<Participant> make_trainer_end(const TransferPlan& plan, const GroupOptions& options,
+                                              std::vector<const Buffer*> sources, bool crowded) {
+  return std::make_unique<TrainerEnd>(plan, options, std::move(sources), crowded);
+}
+
+}  // namespace weightcast
