@@ -239,6 +239,67 @@ TEST_P(CapiTest, PiecesAreSentWithTheCommitAndNotBefore) {
   EXPECT_GT(update.local_s, 0);
 }
 
+TEST_P(CapiTest, TheSeedsVerbsMoveAndShowParameters) {
+  ASSERT_EQ(create(), WC_OK) << wc_last_error();
+  ASSERT_EQ(is_trainer() ? publish(1, &update) : wc_receive(engine, WC_FOREVER, &update), WC_OK) << wc_last_error();
+  const auto bytes = harness::model_bytes(plan.model, 2);
+  const auto& parameters = plan.model.parameters;
+  for (std::size_t p = 0; p < parameters.size(); ++p) {
+    const auto& info = parameters[p].info;
+    if (is_trainer()) {
+      auto memory = Buffer::allocate(placement, bytes[p].size(), false, "a test");
+      write_region(memory.region(), 0, bytes[p]);
+      Table table(placement);
+      table.add(info.name, info.shape, memory.region().data);
+      ASSERT_EQ(wc_update_parameter(trainer, 2, table.view().data(), 0, &update), WC_OK) << wc_last_error();
+    } else {
+      ASSERT_EQ(wc_update_parameter_from_distributed(engine, info.name.c_str(), "BF16", info.shape.data(),
+                                                     info.shape.size(), 0, &update),
+                WC_OK)
+          << wc_last_error();
+    }
+    EXPECT_EQ(update.version, p + 1 == parameters.size() ? 2u : 1u) << "served after " << info.name;
+  }
+  if (is_trainer()) return;
+  expect_served(2);
+  for (const auto p : {std::size_t{0}, std::size_t{2}, parameters.size() - 1}) {
+    const auto& info = parameters[p].info;
+    std::uint64_t version = 0;
+    std::size_t count = 0;
+    ASSERT_EQ(wc_get_weights_by_parameter_name(engine, info.name.c_str(), 3, nullptr, 0, &count, &version), WC_OK);
+    EXPECT_EQ(version, 2u);
+    ASSERT_EQ(count, std::min<std::uint64_t>(3, info.shape[0]) * (info.shape.size() > 1 ? info.shape[1] : 1));
+    std::vector<float> values(count);
+    ASSERT_EQ(wc_get_weights_by_parameter_name(engine, info.name.c_str(), 3, values.data(), count, &count, nullptr),
+              WC_OK);
+    for (std::size_t i = 0; i < count; ++i) {
+      const auto expected = to_float(info.dtype, bytes[p].data() + 2 * i).value();
+      EXPECT_TRUE(std::memcmp(&values[i], &expected, sizeof expected) == 0) << info.name << " element " << i;
+    }
+  }
+  std::size_t count = 0;
+  EXPECT_EQ(wc_get_weights_by_parameter_name(engine, "nonsense", 3, nullptr, 0, &count, nullptr), WC_USAGE);
+}
+
+TEST_P(CapiTest, AParameterThatIsNotAsExpectedIsRefusedByAll) {
+  ASSERT_EQ(create(), WC_OK) << wc_last_error();
+  const auto& info = plan.model.parameters[0].info;
+  const auto bytes = harness::model_bytes(plan.model, 1);
+  if (is_trainer()) {
+    auto memory = Buffer::allocate(placement, bytes[0].size(), false, "a test");
+    write_region(memory.region(), 0, bytes[0]);
+    Table table(placement);
+    table.add(info.name, info.shape, memory.region().data);
+    EXPECT_EQ(wc_update_parameter(trainer, 1, table.view().data(), 0, &update), WC_CONFIG);
+  } else {
+    EXPECT_EQ(wc_update_parameter_from_distributed(engine, info.name.c_str(), "F32", info.shape.data(),
+                                                   info.shape.size(), 0, &update),
+              WC_CONFIG);
+    EXPECT_EQ(wc_update_parameter_from_distributed(engine, nullptr, "F32", nullptr, 0, 0, &update), WC_USAGE);
+  }
+  EXPECT_EQ(is_trainer() ? publish(1, &update) : wc_receive(engine, WC_FOREVER, &update), WC_OK) << wc_last_error();
+}
+
 TEST_P(CapiTest, ATrainersTableThatDoesNotFitIsItsOwnAffair) {
   ASSERT_EQ(create(), WC_OK) << wc_last_error();
   if (!is_trainer()) {

@@ -142,6 +142,11 @@ def _library():
             "wc_trainer_create": [ctypes.POINTER(_Options), ctypes.POINTER(handle)],
             "wc_engine_create": [ctypes.POINTER(_Options), ctypes.POINTER(handle)],
             "wc_publish": [handle, u64, table, ctypes.c_size_t, update],
+            "wc_update_parameter": [handle, u64, table, ctypes.c_int, update],
+            "wc_update_parameter_from_distributed": [handle, ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(u64),
+                                                     ctypes.c_size_t, ctypes.c_int, update],
+            "wc_get_weights_by_parameter_name": [handle, ctypes.c_char_p, u64, ctypes.POINTER(ctypes.c_float),
+                                                 ctypes.c_size_t, ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(u64)],
             "wc_begin": [handle, u64], "wc_put": [handle, table], "wc_commit": [handle, update], "wc_abort": [handle],
             "wc_receive": [handle, ctypes.c_double, update],
             "wc_receive_into": [handle, ctypes.c_double, table, ctypes.c_size_t, update],
@@ -340,6 +345,14 @@ class Trainer(_Handle):
         self._call("wc_publish", version, table.entries, table.count, update)
         return update.value()
 
+    def update_parameter(self, version, name, tensor, empty_cache=False) -> Update:
+        """Sends one parameter of `version`, the seed's way: the version is served when each has been sent once. Of the
+        result `version` is what engines serve then. `empty_cache`: also give back memory that is only kept for speed.
+        Collective; engines call update_parameter_from_distributed()."""
+        update = _Update()
+        self._call("wc_update_parameter", version, _Table([(name, tensor)], write=False).entries, int(empty_cache), update)
+        return update.value()
+
     def begin(self, version):
         """Opens a version whose tensors come one by one: put() each, then commit() or abort(). Local."""
         self._call("wc_begin", version)
@@ -432,6 +445,27 @@ class Engine(_Handle):
             table = _Table(self._destinations, write=True)
             self._call("wc_receive_into", wait_s, table.entries, table.count, update)
         return None if update.closed else update.value()
+
+    def update_parameter_from_distributed(self, name, dtype, shape, empty_cache=False) -> Update:
+        """Receives one parameter that the trainer sends by update_parameter(), into the engine's own memory; `dtype` (as
+        safetensors spells it: "BF16") and `shape` are what is expected of the whole parameter. Code.BUSY when the trainer
+        has not begun within `timeout_s`. Of the result `version` is what is served now. Collective."""
+        update, extents = _Update(), (ctypes.c_uint64 * max(len(shape), 1))(*shape)
+        self._call("wc_update_parameter_from_distributed", os.fsencode(name), dtype.encode(), extents, len(shape),
+                   int(empty_cache), update)
+        return update.value()
+
+    def get_weights_by_parameter_name(self, name, truncate_size=10):
+        """The first rows of a parameter under its Hugging Face name as it is served, unfused and from all shards: a numpy
+        array of float32, in full width. The same on all ranks of the engine. Collective over them."""
+        import numpy
+        count, version = ctypes.c_size_t(), ctypes.c_uint64()
+        arguments = os.fsencode(name), truncate_size
+        self._call("wc_get_weights_by_parameter_name", *arguments, None, 0, count, version)
+        values = numpy.empty(count.value, numpy.float32)
+        self._call("wc_get_weights_by_parameter_name", *arguments, values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+                   values.size, count, version)
+        return values
 
     @property
     def version(self):

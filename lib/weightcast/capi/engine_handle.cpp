@@ -1,9 +1,10 @@
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <memory>
 
 #include "weightcast/capi/handle.hpp"
-#include "weightcast/engine/model_runner.hpp"
+#include "weightcast/engine/engine.hpp"
 #include "weightcast/telemetry/stopwatch.hpp"
 
 using namespace weightcast;
@@ -15,24 +16,15 @@ struct wc_engine {
       const auto given = read_options_struct(*options);
       if (given.destinations != nullptr || given.destination_count > 0)
         destinations.resolve(read_table(given.destinations, given.destination_count));
-      runner.emplace(member.plan, member.tp_rank(), member.commit, member.group.placement);
+      engine.emplace(member.plan, member.tp_rank(), member.commit, member.group.placement);
     });
-    group = std::make_unique<UpdateGroup>(member.comm, member.plan, member.group, std::vector<const Buffer*>(),
-                                          &runner->store());
+    engine->init_parameter_update_group(member.comm, member.group, Driver::every_rank);
     for (const auto& tensor : member.plan.engine_tensors) shapes.push_back(engine_tensor_shape(member.plan, tensor));
-  }
-
-  /// Takes part in the next update; nothing when the trainer has left.
-  std::optional<UpdateResult> receive(double wait_s, CheckClaim check) {
-    constexpr double forever_s = 1e9;
-    return runner->update(*group, {Deadline::after(wait_s < 0 ? forever_s : std::min(wait_s, forever_s))}, false,
-                          check);
   }
 
   Membership member;
   Destinations destinations;
-  std::optional<ModelRunner> runner;
-  std::unique_ptr<UpdateGroup> group;
+  std::optional<Engine> engine;
   std::vector<std::vector<std::uint64_t>> shapes;  // of engine tensors
   bool foreign = false;                            // the last update went to the caller's tensors,
   std::uint64_t foreign_version = 0;               // and this is what they hold
@@ -47,38 +39,18 @@ struct wc_pin {
 
 namespace {
 
-void expect_receive(double wait_s, const wc_update* update) {
+/// Error(usage) unless both can be used; until when to wait.
+Deadline read_wait(double wait_s, const wc_update* update) {
+  constexpr double forever_s = 1e9;
   expect_argument(update, "update");
   expect_size(update->size, sizeof(wc_update), "wc_update");
   if (std::isnan(wait_s)) fail(ExitCode::usage, "wait_s is not a number");
+  return Deadline::after(wait_s < 0 ? forever_s : std::min(wait_s, forever_s));
 }
 
 void write_closed(wc_update* update) {
   write_update(update, {}, 0);
   update->closed = 1;
-}
-
-/// From what the served slots hold, on all ranks of the replica.
-std::string digest_of_replica(wc_engine& engine) {
-  const auto& plan = engine.member.plan;
-  const auto& replica = engine.group->replica();
-  const auto deadline = engine.member.long_deadline();
-  std::vector<Digest> shards, all(plan.tp * plan.model.parameters.size());
-  agree(replica, "digest", deadline, [&] {
-    const auto pin = engine.runner->store().pin("wc_engine_digest()");
-    shards = engine.runner->digests(pin, 0, plan.model.parameters.size(), deadline);
-  });
-  const auto bytes = replica.gather(std::as_bytes(std::span(shards)), 0, deadline);
-  Digest digest;
-  if (replica.rank() == 0) {
-    std::memcpy(all.data(), bytes.data(), bytes.size());
-    for (std::size_t i = 0; i < shards.size(); ++i) {
-      for (std::size_t t = 1; t < plan.tp; ++t) all[i] += all[t * shards.size() + i];
-    }
-    digest = digest_of_model(plan.model, std::span(all).first(shards.size()));
-  }
-  replica.broadcast(std::as_writable_bytes(std::span(&digest, 1)), 0, deadline);
-  return digest.hex();
 }
 
 }  // namespace
@@ -92,8 +64,7 @@ int wc_engine_create(const wc_options* options, wc_engine** engine) {
 
 int wc_receive(wc_engine* engine, double wait_s, wc_update* update) {
   return guarded(engine, [&] {
-    expect_receive(wait_s, update);
-    const auto result = engine->receive(wait_s, {});
+    const auto result = engine->engine->receive(read_wait(wait_s, update));
     if (!result) return write_closed(update);
     engine->foreign = false;
     write_update(update, *result, 0);
@@ -102,17 +73,17 @@ int wc_receive(wc_engine* engine, double wait_s, wc_update* update) {
 
 int wc_receive_into(wc_engine* engine, double wait_s, const wc_tensor* tensors, size_t count, wc_update* update) {
   return guarded(engine, [&] {
-    expect_receive(wait_s, update);
+    const auto wait = read_wait(wait_s, update);
     const auto table = read_table(tensors, count);
     // In PREPARE, so that a table that does not fit is refused by all.
-    const auto result = engine->receive(wait_s, [&](const UpdateClaim&) { engine->destinations.resolve(table); });
+    const auto fits = [&](const UpdateClaim&) { engine->destinations.resolve(table); };
+    const auto result = engine->engine->receive(wait, fits);
     if (!result) return write_closed(update);
     const Stopwatch watch;
     engine->foreign = true;
     engine->foreign_version = 0;  // until all of them hold it
-    const auto deadline = engine->member.long_deadline();
-    agree(engine->group->replica(), "copy", deadline, [&] {
-      const auto pin = engine->runner->store().pin("wc_receive_into()");
+    agree(engine->engine->group().replica(), "copy", engine->member.long_deadline(), [&](Deadline deadline) {
+      const auto pin = engine->engine->store().pin("wc_receive_into()");
       engine->destinations.copy(pin.slot(), deadline);
     });
     engine->foreign_version = result->version;
@@ -120,11 +91,43 @@ int wc_receive_into(wc_engine* engine, double wait_s, const wc_tensor* tensors, 
   });
 }
 
+int wc_update_parameter_from_distributed(wc_engine* engine, const char* name, const char* dtype, const uint64_t* shape,
+                                         size_t dimensions, int empty_cache, wc_update* update) {
+  return guarded(engine, [&] {
+    read_wait(0, update);
+    wc_tensor expected = WC_TENSOR_INIT;
+    expected.name = name;
+    expected.dtype = dtype;
+    expected.shape = shape;
+    expected.dimensions = dimensions;
+    const auto info = read_info(expected);
+    const auto answer =
+        engine->engine->update_parameter_from_distributed(info.name, info.dtype, info.shape, empty_cache != 0);
+    auto result = answer.throw_if_refused();
+    engine->foreign = false;
+    if (!result.committed) result.version = engine->engine->store().served().value_or(0);
+    write_update(update, result, 0);
+  });
+}
+
+int wc_get_weights_by_parameter_name(wc_engine* engine, const char* name, uint64_t truncate_size, float* values,
+                                     size_t capacity, size_t* count, uint64_t* version) {
+  return guarded(engine, [&] {
+    expect_argument(name, "name");
+    expect_argument(count, "count");
+    if (capacity > 0) expect_argument(values, "values");
+    const auto rows = engine->engine->get_weights_by_parameter_name(name, truncate_size);
+    *count = rows.values.size();
+    if (version != nullptr) *version = rows.version;
+    std::copy_n(rows.values.begin(), std::min(capacity, rows.values.size()), values);
+  });
+}
+
 int wc_engine_version(wc_engine* engine, uint64_t* version) {
   return guarded([&] {
     expect_argument(engine, "the handle");
     expect_argument(version, "version");
-    *version = engine->foreign ? engine->foreign_version : engine->runner->store().served().value_or(0);
+    *version = engine->foreign ? engine->foreign_version : engine->engine->store().served().value_or(0);
   });
 }
 
@@ -132,7 +135,7 @@ int wc_pin_served(wc_engine* engine, wc_pin** pin) {
   return guarded([&] {
     expect_argument(engine, "the handle");
     expect_argument(pin, "pin");
-    *pin = new wc_pin{engine, engine->runner->store().pin("a wc_pin")};
+    *pin = new wc_pin{engine, engine->engine->store().pin("a wc_pin")};
     ++engine->pins;
   });
 }
@@ -188,8 +191,7 @@ int wc_engine_tensor(const wc_engine* engine, const wc_pin* pin, size_t index, w
 int wc_engine_digest(wc_engine* engine, char digest[33]) {
   return guarded(engine, [&] {
     expect_argument(digest, "digest");
-    const auto text = digest_of_replica(*engine);
-    text.copy(digest, 32);
+    engine->engine->probe().digest.hex().copy(digest, 32);
     digest[32] = '\0';
   });
 }

@@ -179,9 +179,8 @@ void expect_size(std::size_t given, std::size_t expected, std::string_view type)
               "initialise it with its _INIT macro, of the header that belongs to this library");
 }
 
-ForeignTensor read_tensor(const wc_tensor& given) {
+TensorInfo read_info(const wc_tensor& tensor) {
   constexpr std::size_t dimension_limit = 8;
-  const auto tensor = read_struct(given, first_tensor_size, "wc_tensor");
   expect_argument(tensor.name, "the name of a tensor");
   expect_argument(tensor.dtype, "the dtype of a tensor");
   if (tensor.dimensions > 0) expect_argument(tensor.shape, "the shape of a tensor");
@@ -193,10 +192,14 @@ ForeignTensor read_tensor(const wc_tensor& given) {
   }
   if (tensor.dimensions > dimension_limit)
     fail(ExitCode::usage, "{} has {} dimensions", printable(tensor.name), tensor.dimensions);
-  ForeignTensor result{{tensor.name, *dtype, {tensor.shape, tensor.shape + tensor.dimensions}},
-                       static_cast<std::byte*>(tensor.data),
-                       placement_of(tensor.memory, tensor.device),
-                       strides_of(tensor, *dtype)};
+  return {tensor.name, *dtype, {tensor.shape, tensor.shape + tensor.dimensions}};
+}
+
+ForeignTensor read_tensor(const wc_tensor& given) {
+  const auto tensor = read_struct(given, first_tensor_size, "wc_tensor");
+  const auto info = read_info(tensor);
+  ForeignTensor result{info, static_cast<std::byte*>(tensor.data), placement_of(tensor.memory, tensor.device),
+                       strides_of(tensor, info.dtype)};
   expect_in_memory(result);
   return result;
 }

@@ -46,7 +46,9 @@ inline wc_options read_options_struct(const wc_options& given) {
   return read_struct(given, offsetof(wc_options, destinations), "wc_options");
 }
 
-/// Error(usage) for null or unknown fields, and for what cannot be in memory: see wc_tensor.
+/// Name, dtype and shape. Error(usage) for null or unknown ones.
+TensorInfo read_info(const wc_tensor& tensor);
+/// All of it; Error(usage) also for what cannot be in memory: see wc_tensor.
 ForeignTensor read_tensor(const wc_tensor& tensor);
 std::vector<ForeignTensor> read_table(const wc_tensor* tensors, std::size_t count);
 /// `local_s`: see wc_update. Nothing when `update` is null.

@@ -79,6 +79,24 @@ int wc_publish(wc_trainer* trainer, uint64_t version, const wc_tensor* tensors, 
   });
 }
 
+int wc_update_parameter(wc_trainer* trainer, uint64_t version, const wc_tensor* tensor, int empty_cache,
+                        wc_update* update) {
+  return guarded(trainer, [&] {
+    expect_argument(tensor, "tensor");
+    if (update != nullptr) expect_size(update->size, sizeof(wc_update), "wc_update");
+    trainer->expect_next(version);
+    const Stopwatch watch;
+    const auto given = training_tensor(read_tensor(*tensor));
+    const auto index = trainer->trainer.put(trainer->weights, given, trainer->member.long_deadline());
+    const auto local_s = watch.elapsed_s();
+    const auto& name = trainer->member.plan.model.parameters[index].info.name;
+    auto result = trainer->trainer.update_parameter(trainer->weights, version, name, empty_cache != 0);
+    if (result.committed) trainer->published = version;
+    result.version = trainer->published;
+    write_update(update, result, local_s);
+  });
+}
+
 int wc_begin(wc_trainer* trainer, uint64_t version) {
   return guarded(trainer, [&] {
     trainer->expect_next(version);

@@ -162,6 +162,13 @@ WC_API int wc_trainer_create(const wc_options *options, wc_trainer **trainer);
 WC_API int wc_publish(wc_trainer *trainer, uint64_t version, const wc_tensor *tensors, size_t count,
                       wc_update *update);
 
+/* Sends one parameter of a version, the seed's way: the version is served when each parameter has been sent once, in any
+ * order, and all ranks agree. `empty_cache`: then also give back memory that is only kept for speed. `update->version` is
+ * what engines serve after this call. Collective; engines call wc_update_parameter_from_distributed(). Whatever fails, the
+ * old version stays, and a version of which parameters were sent is begun anew; but WC_BUSY, as above, changes nothing. */
+WC_API int wc_update_parameter(wc_trainer *trainer, uint64_t version, const wc_tensor *tensor, int empty_cache,
+                               wc_update *update);
+
 /* The same in pieces, for trainers that never hold all parameters at once: begin, put each once in any order, commit.
  * wc_put() copies: the tensor's memory is free again when it returns. Of two names that are tied the second must bring
  * what the first did. Engines notice nothing before wc_commit(), which is the collective call. After a failed
@@ -204,6 +211,22 @@ WC_API int wc_receive(wc_engine *engine, double wait_s, wc_update *update);
  * Returns when the ranks of this replica have all copied. */
 WC_API int wc_receive_into(wc_engine *engine, double wait_s, const wc_tensor *tensors, size_t count,
                            wc_update *update);
+
+/* Receives one parameter, which the trainer sends by wc_update_parameter(), into this rank's own memory. `name`, `dtype`
+ * and `shape` (extents, outermost first) are what the caller expects, in full: a difference is refused on all ranks before
+ * anything moves (WC_CONFIG). The new version is served when its last parameter has arrived; `update->version` is what is
+ * served after this call. `empty_cache`: also give back memory that is only kept for speed. WC_BUSY when the trainer has
+ * not begun within `timeout_s`. Collective once it has. */
+WC_API int wc_update_parameter_from_distributed(wc_engine *engine, const char *name, const char *dtype,
+                                                const uint64_t *shape, size_t dimensions, int empty_cache,
+                                                wc_update *update);
+
+/* The first `truncate_size` rows of a parameter under its Hugging Face name, gathered from the served slots of this
+ * replica and unfused, row by row as float: at most `capacity` of them to `values` (may be NULL when that is 0), how many
+ * there are to `count`, and the version that they are of to `version` (may be NULL). The same on all ranks of the replica.
+ * Collective over it. WC_USAGE for an unknown name, WC_BUSY when nothing is served. */
+WC_API int wc_get_weights_by_parameter_name(wc_engine *engine, const char *name, uint64_t truncate_size, float *values,
+                                            size_t capacity, size_t *count, uint64_t *version);
 
 /* The version that the engine has: the served one, or after wc_receive_into() what the caller's tensors hold. 0: none. */
 WC_API int wc_engine_version(wc_engine *engine, uint64_t *version);

@@ -13,7 +13,15 @@ std::size_t index_of(const TransferPlan& plan, std::string_view name) {
   return static_cast<std::size_t>(index);
 }
 
+Error trainer_has_left() {
+  return {ExitCode::unavailable, "the trainer has left the group"};
+}
+
 }  // namespace
+
+std::optional<UpdateResult> Engine::receive(Deadline wait, CheckClaim check) {
+  return times_.timed([&] { return scheduler_.update("receive()", any_version, {wait}, false, check); });
+}
 
 const UpdateResult& Answer::throw_if_refused() const {
   if (error) throw Error(*error);
@@ -36,9 +44,10 @@ void Engine::load(std::uint64_t version, const ReadReference& read, std::size_t 
   runner_.load(version, read, threads, progress);
 }
 
-void Engine::init_parameter_update_group(const Communicator& parent, const GroupOptions& options) {
+void Engine::init_parameter_update_group(const Communicator& parent, const GroupOptions& options, Driver driver) {
   scheduler_.expect_no_group("init_parameter_update_group()");
-  scheduler_.join(std::make_unique<UpdateGroup>(parent, *plan_, options, std::vector<const Buffer*>(), &store()));
+  scheduler_.join(std::make_unique<UpdateGroup>(parent, *plan_, options, std::vector<const Buffer*>(), &store()),
+                  driver);
 }
 
 void Engine::serve() {
@@ -48,9 +57,10 @@ void Engine::serve() {
 Answer Engine::answer(std::string_view verb, std::uint64_t version, bool empty_cache, CheckClaim check) {
   return times_.timed([&]() -> Answer {
     try {
-      const auto result = scheduler_.update(verb, version, empty_cache, check);
+      const auto result = scheduler_.update(verb, version, {}, empty_cache, check);
+      if (!result) return {false, "the trainer has left the group", ExitCode::unavailable, {}, trainer_has_left()};
       // Short enough to need no memory: an update allocates nothing.
-      return {true, result.committed ? "served" : "received", ExitCode::ok, result};
+      return {true, result->committed ? "served" : "received", ExitCode::ok, *result};
     } catch (const Error& error) {
       if (error.reach() == Error::Reach::lost) throw;
       const std::string_view text = error.what();

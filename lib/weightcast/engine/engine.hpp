@@ -29,7 +29,8 @@ struct Answer {
 };
 
 /// One rank of an engine. Life: load(), init_parameter_update_group(), then requests on tp rank 0 while the others
-/// serve(), until shutdown(); after that a new group may be formed. `plan` must outlive it.
+/// serve(), until shutdown(); after that a new group may be formed. Or requests on every rank: see Driver. `plan` must
+/// outlive it.
 ///
 /// Requests are thread-safe. Reads run while updates run: they are answered from the version that was served when they
 /// began, on all ranks, and never wait for a commit. With --commit in-place they are refused with Error(busy) while the
@@ -47,13 +48,14 @@ class Engine {
 
   /// Forms the update group, warms it up and ends in a barrier bound to this rank's device. Collective (see
   /// UpdateGroup).
-  void init_parameter_update_group(const Communicator& parent, const GroupOptions& options);
+  void init_parameter_update_group(const Communicator& parent, const GroupOptions& options,
+                                   Driver driver = Driver::first_rank);
 
   /// Tp ranks other than 0: works for tp rank 0 until its shutdown(). Throws when a rank is lost (Error::Reach::lost);
   /// refused updates are answered by tp rank 0.
   void serve();
 
-  // Requests, on tp rank 0.
+  // Requests, on tp rank 0 or on every rank (see Driver).
 
   /// Receives one parameter of the trainer's open update. `dtype` and `shape` are what the caller expects; a difference
   /// is refused on all ranks, before anything moves. The new version is served when its last parameter has arrived and
@@ -67,6 +69,10 @@ class Engine {
   /// above. Not success with ExitCode::busy, and nothing is lost: the trainer has not begun within the group's
   /// timeout.
   Answer update_weights(std::uint64_t version = any_version);
+
+  /// update_weights() for loops: waits until `wait`, and gives nothing when the trainer has left. `check` may refuse
+  /// what is offered. Throws what update_weights() would answer.
+  std::optional<UpdateResult> receive(Deadline wait, CheckClaim check = {});
 
   /// Serves a version again that the other slot still holds, when the trainer says so, too (Trainer::rollback()). Its
   /// digest is verified first. As above.

@@ -37,7 +37,8 @@ void ModelRunner::load(std::uint64_t version, const ReadReference& read, std::si
 std::optional<UpdateResult> ModelRunner::update(UpdateGroup& group, UpdateWait wait, bool empty_cache,
                                                 CheckClaim check) {
   return times.timed([&] {
-    const auto result = group.receive(wait.until, check, wait.give_up);
+    const auto result =
+        group.receive(wait.until.value_or(Deadline::after(group.options().timeout_s)), check, wait.give_up);
     if (!result) return result;
     std::size_t i = 0;
     for (const auto seconds : {result->prepare_s, result->stage_s, result->verify_s, result->vote_s, result->commit_s})

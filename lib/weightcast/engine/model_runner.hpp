@@ -20,8 +20,8 @@ using CheckClaim = FunctionRef<void(const UpdateClaim&)>;
 
 /// How long an update is waited for, and by whom.
 struct UpdateWait {
-  Deadline until;
-  FunctionRef<bool()> give_up = {};  ///< looked at between two polls; may be empty; a view: name what it refers to
+  std::optional<Deadline> until = {};  ///< nothing: for the group's timeout
+  FunctionRef<bool()> give_up = {};    ///< looked at between two polls; may be empty; a view: name what it refers to
 };
 
 /// The lowest layer: this rank's weights. Updates and reads may run at the same time, but only one of each.

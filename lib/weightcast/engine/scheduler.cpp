@@ -11,9 +11,10 @@ void Scheduler::expect_no_group(std::string_view verb) const {
               "this engine is in an update group: publish to it, or shutdown() first");
 }
 
-void Scheduler::join(std::unique_ptr<UpdateGroup> group) {
+void Scheduler::join(std::unique_ptr<UpdateGroup> group, Driver driver) {
   expect_no_group("init_parameter_update_group()");
-  worker_->connect(*group);
+  worker_->connect(*group, driver);
+  driver_ = driver;
   group_ = std::move(group);
   open_version_ = any_version;
   phase_ = Phase::serving;
@@ -32,25 +33,26 @@ void Scheduler::expect_serving(std::string_view verb) const {
   }
   if (phase == Phase::ended)
     throw Error(ExitCode::config, fmt::format("{} after shutdown()", verb), "form an update group again");
-  if (tp_rank_ != 0) {
+  if (tp_rank_ != 0 && driver_ == Driver::first_rank) {
     throw Error(ExitCode::config, fmt::format("{} on tp rank {}", verb, tp_rank_),
                 "tp rank 0 takes the requests of a replica; the other ranks serve()");
   }
 }
 
-UpdateResult Scheduler::update(std::string_view verb, std::uint64_t version, bool empty_cache, CheckClaim check) {
+std::optional<UpdateResult> Scheduler::update(std::string_view verb, std::uint64_t version, UpdateWait wait,
+                                              bool empty_cache, CheckClaim check) {
   return times.timed([&] {
     const std::shared_lock lock(under_way_);
     expect_serving(verb);
     auto ticket = admission_.enter(version == any_version ? open_version_.load() : version);
     try {
-      const auto result = worker_->update(empty_cache, [&](const UpdateClaim& claim) {
+      const auto result = worker_->update(wait, empty_cache, [&](const UpdateClaim& claim) {
         ticket.learn(claim.version);
         if (version != any_version && claim.version != version)
           fail(ExitCode::config, "version {} was asked for, but the trainer publishes {}", version, claim.version);
         if (check) check(claim);
       });
-      open_version_ = result.committed ? any_version : result.version;
+      open_version_ = !result || result->committed ? any_version : result->version;
       return result;
     } catch (...) {
       open_version_ = any_version;
@@ -79,7 +81,7 @@ void Scheduler::shutdown() {
   expect_serving("shutdown()");
   if (phase_.exchange(Phase::ended) == Phase::ended) expect_serving("shutdown()");  // two at once
   const std::unique_lock lock(under_way_);
-  worker_->release();
+  if (driver_ == Driver::first_rank) worker_->release();
 }
 
 void Scheduler::serve() {

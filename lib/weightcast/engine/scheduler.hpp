@@ -22,13 +22,15 @@ class Scheduler {
   /// Throws unless a group may be formed now; `verb` is what the caller wants to do.
   void expect_no_group(std::string_view verb) const;
   /// From now on requests are taken. Collective over the replica.
-  void join(std::unique_ptr<UpdateGroup> group);
+  void join(std::unique_ptr<UpdateGroup> group, Driver driver);
   /// Error(config) before join().
   UpdateGroup& group() const;
 
-  // First rank of the replica; thread-safe.
+  // First rank of the replica; thread-safe. Or every rank (see Driver).
   /// `version` is what the caller asks for, or any_version; another one is refused on all ranks before anything moves.
-  UpdateResult update(std::string_view verb, std::uint64_t version, bool empty_cache, CheckClaim check);
+  /// Nothing when the trainer has left.
+  std::optional<UpdateResult> update(std::string_view verb, std::uint64_t version, UpdateWait wait, bool empty_cache,
+                                     CheckClaim check);
   WeightRows rows(std::size_t parameter, std::uint64_t rows);
   Probe probe(std::span<const std::size_t> parameters);
   /// Refuses new requests, waits for those under way, then ends serve() on the other ranks.
@@ -46,6 +48,7 @@ class Scheduler {
 
   TpWorker* worker_;
   std::size_t tp_rank_;
+  Driver driver_ = Driver::first_rank;
   std::unique_ptr<UpdateGroup> group_;
   std::atomic<Phase> phase_{Phase::alone};
   std::shared_mutex under_way_;  // shared: by requests

@@ -37,25 +37,24 @@ struct TpWorker::Reading {
   ParameterStore::Pin pin;
 };
 
-void TpWorker::connect(UpdateGroup& group) {
+void TpWorker::connect(UpdateGroup& group, Driver driver) {
   group_ = &group;
+  driver_ = driver;
   requests_ = 0;
   lost_.clear();
   control_.reset();
   read_.reset();
-  if (group.replica().size() == 1) return;
+  if (group.replica().size() == 1 || driver == Driver::every_rank) return;
   agree(group.replica(), "init", deadline(), [&](Deadline work) {
     control_.emplace(group.replica(), work);
     read_.emplace(group.replica(), work);
   });
 }
 
-UpdateResult TpWorker::update(bool empty_cache, CheckClaim check) {
+std::optional<UpdateResult> TpWorker::update(UpdateWait wait, bool empty_cache, CheckClaim check) {
   return times.timed([&] {
     if (control_) control_->send({.verb = TpCommand::Verb::update, .empty_cache = empty_cache}, deadline());
-    const auto result = runner_->update(*group_, {deadline()}, empty_cache, check);
-    if (!result) fail(ExitCode::unavailable, "the trainer has left the group");
-    return *result;
+    return runner_->update(*group_, wait, empty_cache, check);
   });
 }
 
@@ -66,10 +65,28 @@ std::vector<std::byte> TpWorker::part(const TpCommand& command, const ParameterS
   return {bytes.begin(), bytes.end()};
 }
 
+std::unique_ptr<TpWorker::Reading> TpWorker::begin_reading(std::string_view verb) {
+  if (driver_ == Driver::first_rank) return std::make_unique<Reading>(*this, verb);
+  std::unique_ptr<Reading> reading;
+  agree(group_->replica(), "read", deadline(), [&] { reading = std::make_unique<Reading>(*this, verb); });
+  return reading;
+}
+
 std::vector<std::vector<std::byte>> TpWorker::gather(TpCommand command, Reading& reading) {
   command.request = ++requests_;
   command.version = reading.pin.version().id;
   std::vector<std::vector<std::byte>> parts(plan_->tp);
+  if (driver_ == Driver::every_rank) {
+    std::vector<std::byte> mine;
+    agree(group_->replica(), "read", deadline(), [&] { mine = part(command, reading.pin); });
+    const std::string_view bytes(reinterpret_cast<const char*>(mine.data()), mine.size());
+    const auto all = group_->replica().all_gather(bytes, deadline());
+    for (std::size_t t = 0; t < parts.size(); ++t) {
+      const auto theirs = std::as_bytes(std::span(all[t]));
+      parts[t].assign(theirs.begin(), theirs.end());
+    }
+    return parts;
+  }
   const auto patience = deadline();
   std::optional<Error> failure;
   try {
@@ -101,7 +118,8 @@ WeightRows TpWorker::rows(std::size_t parameter, std::uint64_t rows) {
     rows = std::min(rows, row_count(rule.info));
     const auto columns = *rule.info.elements() / std::max<std::uint64_t>(row_count(rule.info), 1);
     const auto element_bytes = static_cast<std::uint64_t>(bits(rule.info.dtype)) / 8;
-    Reading reading(*this, "get_weights");
+    const auto held = begin_reading("get_weights");
+    auto& reading = *held;
     const auto parts = gather({.verb = TpCommand::Verb::rows, .first = parameter, .count = rows}, reading);
     WeightRows result{reading.pin.version().id, std::vector<float>(rows * columns), reading.waited_s};
     for (std::size_t t = 0; t < plan_->tp; ++t) {
@@ -129,7 +147,8 @@ void TpWorker::add_digests(std::span<Digest> sums, std::size_t first, Reading& r
 Probe TpWorker::probe(std::span<const std::size_t> parameters) {
   return read_times.timed([&] {
     const auto& model = plan_->model;
-    Reading reading(*this, "probe");
+    const auto held = begin_reading("probe");
+    auto& reading = *held;
     Digest digest;
     if (parameters.empty()) {
       std::vector<Digest> sums(model.parameters.size());

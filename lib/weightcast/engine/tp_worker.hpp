@@ -30,8 +30,14 @@ struct Probe {
   double waited_s = 0;
 };
 
+/// Who calls the verbs of an engine.
+enum class Driver : std::uint8_t {
+  first_rank,  ///< tp rank 0 alone, from any number of threads; the other ranks serve() it
+  every_rank,  ///< each rank for itself, all the same verbs in the same order, from one thread: collective
+};
+
 /// One rank of a tensor-parallel replica: what needs its neighbours. The first rank asks, the others serve(). Updates
-/// and reads have a channel each, so that a read never waits for an update.
+/// and reads have a channel each, so that a read never waits for an update. Where every rank is driven there are none.
 ///
 /// A read is answered from one version on all ranks: the first rank pins what it serves and keeps the pin until
 /// everybody has answered; the others pin that version by its id (ParameterStore says why they find it). Every rank
@@ -41,11 +47,11 @@ class TpWorker {
   TpWorker(const TransferPlan& plan, ModelRunner& runner) : plan_(&plan), runner_(&runner) {}
 
   /// Opens the channels. Collective over the replica of `group`, which must outlive the worker or the next connect().
-  void connect(UpdateGroup& group);
+  void connect(UpdateGroup& group, Driver driver);
 
   // First rank. Only one update() at a time; reads are thread-safe and take turns, as an engine's forward passes do.
-  /// Collective over the update group.
-  UpdateResult update(bool empty_cache, CheckClaim check);
+  /// Takes part in the trainer's next update; nothing when it has left. Collective over the update group.
+  std::optional<UpdateResult> update(UpdateWait wait, bool empty_cache, CheckClaim check);
   /// The first rows of a parameter, from all shards, unfused, as float.
   WeightRows rows(std::size_t parameter, std::uint64_t rows);
   /// Digest of those parameters, or of the whole model when there are none, from what the slots hold.
@@ -66,6 +72,7 @@ class TpWorker {
   /// For another rank's part of a read: it has to say in time that it waited in vain.
   Deadline pin_deadline() const noexcept { return Deadline::after(0.8 * group_->options().timeout_s); }
   std::vector<std::byte> part(const TpCommand& command, const ParameterStore::Pin& pin);
+  std::unique_ptr<Reading> begin_reading(std::string_view verb);
   /// Every rank's part, by tp rank.
   std::vector<std::vector<std::byte>> gather(TpCommand command, Reading& reading);
   void add_digests(std::span<Digest> sums, std::size_t first, Reading& reading);
@@ -74,6 +81,7 @@ class TpWorker {
   const TransferPlan* plan_;
   ModelRunner* runner_;
   UpdateGroup* group_ = nullptr;
+  Driver driver_ = Driver::first_rank;
   std::optional<CommandChannel> control_, read_;  // with more than one rank
   FairMutex reading_;                             // of the first rank's side of read_
   std::uint64_t requests_ = 0;
