@@ -51,7 +51,7 @@ void check(const TransferPlan& plan, Job& job, const AdamW* optimiser, Engine* e
     if (engine == nullptr) return;
     const auto pin = engine->store().pin();
     const HostView slot(pin.slot());
-    const auto tp_rank = (static_cast<std::size_t>(job.world().rank()) - 1) % plan.tp;
+    const auto tp_rank = plan.roster().tp_rank(job.world().rank());
     const auto result = check_against_reference(
         plan, tp_rank, slot.bytes(), [&](std::size_t p, std::uint64_t offset, std::span<std::byte> to) {
           std::copy_n(expected[p].begin() + static_cast<std::ptrdiff_t>(offset), to.size(), to.begin());
@@ -89,8 +89,8 @@ int run(const Options& options) {
   const auto body = [&] {
     TransferPlan plan;
     agree(job.world(), "start", job.deadline(), [&] {
-      const auto engine_tp = tensor_parallel_size(tp, dp, job.world().size());
-      plan = make_plan(build_model(load_model_config(model)), engine_tp, dp);
+      const auto roster = form_roster(tp, dp, job.world().size());
+      plan = make_plan(build_model(load_model_config(model)), roster.tp, roster.dp);
     });
     GroupOptions group{.tp = plan.tp, .dp = plan.dp, .timeout_s = timeout_s};
     group.placement = choose_placement(job.world(), device, {}, job.deadline());
@@ -102,7 +102,7 @@ int run(const Options& options) {
       while_serving(job, nullptr, [&](const Communicator&) { train(trainer, weights, optimiser, steps); });
       check(plan, job, &optimiser, nullptr);
     } else {
-      const auto tp_rank = (static_cast<std::size_t>(job.world().rank()) - 1) % plan.tp;
+      const auto tp_rank = plan.roster().tp_rank(job.world().rank());
       Engine engine(plan, tp_rank, CommitMode::swap, group.placement);
       engine.init_parameter_update_group(job.world(), group);
       while_serving(job, &engine, [&](const Communicator&) { serve(engine, steps); });

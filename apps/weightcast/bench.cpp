@@ -32,10 +32,10 @@ struct Combination {
 /// Everything that the rows of one model share: its weights, loaded once.
 class ModelBench {
  public:
-  ModelBench(const BenchOptions& options, Job& job, std::string model_name, std::uint64_t tp, Placement placement)
-      : options_(options), job_(job), model_name_(std::move(model_name)), tp_(tp), placement_(placement) {
+  ModelBench(const BenchOptions& options, Job& job, std::string model_name, const Roster& roster, Placement placement)
+      : options_(options), job_(job), model_name_(std::move(model_name)), roster_(roster), placement_(placement) {
     agree(job.world(), "load", job.deadline(), [&] {
-      plan_ = make_plan(build_model(load_model_config(model_name_)), tp, options.dp);
+      plan_ = make_plan(build_model(load_model_config(model_name_)), roster.tp, roster.dp);
       for (std::uint64_t seed : {2, 1}) sources_.push_back(make_synthetic_source(plan_.model, seed));
     });
     const auto threads = threads_per_rank(job.world(), job.deadline());
@@ -55,13 +55,11 @@ class ModelBench {
   /// The ceiling: every engine rank pulls its share of the trainer's memory in one plain copy (memcpy, or the copy
   /// engine), all at once, a barrier on both sides. Seconds of each of a few tries.
   std::vector<double> plain_copies() {
-    const Peers peers{&job_.world(), tp_, options_.dp, placement_};
-    Endpoints endpoints;
-    if (trainer_) endpoints.sources = trainer_->buffers();
+    const auto buffers = trainer_ ? trainer_->buffers() : std::vector<const Buffer*>();
     std::vector<Mapping> sources;
     gpu::Stream stream;
     agree(job_.world(), "ceiling", job_.deadline(), [&](Deadline work) {
-      sources = map_sources(peers, endpoints, work);
+      sources = map_sources(job_.world(), buffers, placement_.gpu, work);
       if (engine_ && placement_.kind == MemoryKind::cuda) stream = gpu::Stream(placement_.gpu);
     });
     std::vector<double> seconds;
@@ -71,7 +69,7 @@ class ModelBench {
       if (engine_) {
         auto& store = engine_->store();
         const auto slot = store.slots()[store.stage(job_.deadline())];
-        const auto share = std::min(sources[0].bytes().size() / tp_, slot.size_bytes);
+        const auto share = std::min(sources[0].bytes().size() / roster_.tp, slot.size_bytes);
         const void* from = sources[static_cast<std::size_t>(i) % 2].bytes().data() + tp_rank() * share;
         void* to = slot.data;
         if (placement_.kind == MemoryKind::host) {
@@ -89,8 +87,8 @@ class ModelBench {
   }
 
   ReportRow run(const Combination& what) {
-    const GroupOptions group{tp_,
-                             options_.dp,
+    const GroupOptions group{roster_.tp,
+                             roster_.dp,
                              placement_,
                              std::string(name_of(what.transport)),
                              what.method == MethodChoice::sharded ? Method::sharded : Method::broadcast,
@@ -107,8 +105,8 @@ class ModelBench {
                   .transport = std::string((trainer_ ? trainer_->group() : engine_->group()).transport()),
                   .method = std::string(name_of(what.method)),
                   .granularity = std::string(name_of(what.granularity)),
-                  .tp = tp_,
-                  .dp = options_.dp,
+                  .tp = roster_.tp,
+                  .dp = roster_.dp,
                   .verify = std::string(name_of(what.verify)),
                   .group_warmup = options_.group_warmup,
                   .path = {},
@@ -161,7 +159,7 @@ class ModelBench {
   }
 
  private:
-  std::size_t tp_rank() const noexcept { return (static_cast<std::size_t>(job_.world().rank()) - 1) % tp_; }
+  std::size_t tp_rank() const noexcept { return roster_.tp_rank(job_.world().rank()); }
 
   ReadReference reader(std::size_t source, const Pulse& pulse) const {
     return [this, source, &pulse](std::size_t p, std::uint64_t offset, std::span<std::byte> to) {
@@ -215,7 +213,8 @@ class ModelBench {
   const BenchOptions& options_;
   Job& job_;
   std::string model_name_;
-  std::uint64_t tp_, version_ = 1;
+  Roster roster_;
+  std::uint64_t version_ = 1;
   std::size_t source_ = 1;  // of what is served
   Placement placement_;
   TransferPlan plan_;
@@ -224,9 +223,9 @@ class ModelBench {
   std::unique_ptr<Engine> engine_;
 };
 
-void print_header(const BenchOptions& options, std::uint64_t tp, MemoryKind memory) {
+void print_header(const BenchOptions& options, const Roster& roster, MemoryKind memory) {
   fmt::print("# weightcast bench: 1 trainer + {} x tp {} engine ranks, memory {}; {} updates after {} to warm up\n",
-             options.dp, tp, name(memory), options.repeat, options.warmup);
+             roster.dp, roster.tp, name(memory), options.repeat, options.warmup);
   if (!options.group_warmup) fmt::print("# no warm-up when a group is formed: the cold update pays for it\n");
   if (options.ceiling) {
     fmt::print("# ceiling: GB/s when every engine rank pulls its share of the trainer's memory in one plain copy\n");
@@ -251,16 +250,16 @@ void print_row(const ReportRow& row) {
 }
 
 void run(const BenchOptions& options, Job& job, Report& report, const EarlyName& json) {
-  std::uint64_t tp = 1;
+  Roster roster;
   agree(job.world(), "start", job.deadline(), [&] {
-    tp = tensor_parallel_size(options.tp, options.dp, job.world().size());
+    roster = form_roster(options.tp, options.dp, job.world().size());
     if (job.trainer()) json.probe();
   });
   const auto placement = choose_placement(job.world(), options.device, options.gpus, job.deadline());
   report.ranks = gather_ranks(job.world(), placement, job.deadline());
-  if (job.trainer()) print_header(options, tp, placement.kind);
+  if (job.trainer()) print_header(options, roster, placement.kind);
   for (const auto& model : options.models) {
-    ModelBench bench(options, job, model, tp, placement);
+    ModelBench bench(options, job, model, roster, placement);
     for (const auto granularity : options.granularities) {
       for (const auto method : options.methods) {
         for (const auto transport : options.transports) {

@@ -69,7 +69,7 @@ bool started_by_launcher() {
   return false;
 }
 
-Copy launch_copy() {
+LaunchCopy launch_copy() {
   if (!started_by_launcher()) return {};
   const char* const counts = std::getenv("OMPI_APP_CTX_NUM_PROCS");  // like "2 1", of `-n 2 other : -n 1 this`
   std::istringstream programs(counts == nullptr ? "" : counts);

@@ -20,10 +20,10 @@ bool started_by_launcher();
 
 /// Of the ranks that run this program: its index among them and how many there are. They differ from launch_rank() and
 /// launch_size() in `mpirun -n 2 other : -n 1 this`, and are 0 and 1 unless started_by_launcher().
-struct Copy {
+struct LaunchCopy {
   int index = 0, count = 1;
 };
-Copy launch_copy();
+LaunchCopy launch_copy();
 
 /// Before MPI_Init: Error(config) of Reach::everybody when srun has started several ranks and offers them no PMIx. Open
 /// MPI would end each with a page of text about how it was built.

@@ -72,7 +72,7 @@ int report(Error error, const Command* command) {
   const int status = own_status != 0 ? own_status : static_cast<int>(error.code());
   // A rank of update and bench is one also when a script is between it and the launcher.
   const bool parallel = command != nullptr && command->spec.parallel;
-  const auto copy = parallel ? Copy{launch_rank(), launch_size()} : launch_copy();
+  const auto copy = parallel ? LaunchCopy{launch_rank(), launch_size()} : launch_copy();
   const bool among_others = copy.count > 1 || copy.index > 0;
   if (among_others && error.origin().rank < 0) error.origin().rank = launch_rank();
   if (among_others && error.origin().host.empty()) error.origin().host = host_name();

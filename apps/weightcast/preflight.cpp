@@ -1,6 +1,7 @@
 #include "preflight.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <set>
@@ -22,10 +23,10 @@ std::string describe_rank(const ReportRank& rank) {
                      rank.gpu.empty() ? "-" : rank.gpu);
 }
 
-void print_table(const UpdateOptions& options, const Peers& peers, Method method, const std::vector<std::string>& ranks,
+void print_table(const Peers& peers, Method method, const std::vector<std::string>& ranks,
                  const std::string& transports, const std::set<std::string>& notes) {
-  fmt::print("# weightcast preflight: 1 trainer + {} x tp {} engine ranks, memory {}, method {}\n", options.dp,
-             peers.tp, name(peers.placement.kind), name(method));
+  fmt::print("# weightcast preflight: 1 trainer + {} x tp {} engine ranks, memory {}, method {}\n", peers.roster.dp,
+             peers.roster.tp, name(peers.placement().kind), name(method));
   fmt::print("rank  role     host                     cores  memory: free of total    gpu\n");
   for (const auto& rank : ranks) fmt::print("{}\n", rank);
   fmt::print("transports\n{}", transports);
@@ -37,11 +38,11 @@ void print_table(const UpdateOptions& options, const Peers& peers, Method method
 
 int run_preflight(const UpdateOptions& options, Job& job) {
   const auto body = [&] {
-    std::uint64_t tp = 1;
+    Roster roster;
     agree(job.world(), "preflight", job.deadline(),
-          [&] { tp = tensor_parallel_size(options.tp, options.dp, job.world().size()); });
+          [&] { roster = form_roster(options.tp, options.dp, job.world().size()); });
     const auto placement = choose_placement(job.world(), options.device, options.gpus, job.deadline());
-    const auto peers = Peers::meet(job.world(), tp, options.dp, placement, job.deadline());
+    const auto peers = Peers::meet(job.world(), roster, placement, job.deadline());
     const auto hosts = gather_ranks(job.world(), placement, job.deadline());
     const auto ranks =
         job.world().all_gather(describe_rank(hosts[static_cast<std::size_t>(job.world().rank())]), job.deadline());
@@ -50,23 +51,15 @@ int run_preflight(const UpdateOptions& options, Job& job) {
     std::string transports, refusals;
     bool usable = false;
     for (const auto transport : transport_names()) {
-      std::string reason;
-      try {
-        reason = make_transport(transport, method, peers.placement.kind)->probe(peers).value_or("");
-      } catch (const Error& error) {
-        reason = error.what();
-      }
-      const auto reasons = job.world().all_gather(reason, job.deadline());
-      const auto first =
-          std::find_if(reasons.begin(), reasons.end(), [](const std::string& text) { return !text.empty(); });
+      const auto reasons = survey_transport(transport, method, peers, job.deadline()).reasons;
       const bool considered = wanted == "auto" || wanted == transport;
-      if (first == reasons.end()) {
+      if (reasons.empty()) {
         transports += fmt::format("  {:<8} usable\n", transport);
         usable = usable || considered;
       } else {
-        const auto refusal = fmt::format("rank {}: {}", first - reasons.begin(), *first);
-        transports += fmt::format("  {:<8} not usable: {}\n", transport, refusal);
-        if (considered) refusals += fmt::format("{}{}: {}", refusals.empty() ? "" : "; ", transport, refusal);
+        transports += fmt::format("  {:<8} not usable: {}\n", transport, fmt::join(reasons, ", "));
+        if (considered)
+          refusals += fmt::format("{}{}: {}", refusals.empty() ? "" : "; ", transport, fmt::join(reasons, ", "));
       }
     }
     std::string found;
@@ -77,7 +70,7 @@ int run_preflight(const UpdateOptions& options, Job& job) {
       std::istringstream lines(text);
       for (std::string line; std::getline(lines, line);) notes.insert(line);
     }
-    if (job.trainer()) print_table(options, peers, method, ranks, transports, notes);
+    if (job.trainer()) print_table(peers, method, ranks, transports, notes);
     agree(job.world(), "preflight", job.deadline(), [&] {
       if (usable) return;
       throw Error(ExitCode::config, "no transport can be used. " + refusals,

@@ -50,7 +50,7 @@ class Update {
  private:
   void join() {
     agree(job_.world(), "start", job_.deadline(), [&] {
-      tp_ = tensor_parallel_size(options_.tp, options_.dp, job_.world().size());
+      roster_ = form_roster(options_.tp, options_.dp, job_.world().size());
       if (job_.trainer()) {
         outputs_.json.probe();
         outputs_.trace.probe();
@@ -59,8 +59,8 @@ class Update {
     });
     placement_ = choose_placement(job_.world(), options_.device, options_.gpus, job_.deadline());
     report_.ranks = gather_ranks(job_.world(), placement_, job_.deadline());
-    report_.tp = tp_;
-    report_.dp = options_.dp;
+    report_.tp = roster_.tp;
+    report_.dp = roster_.dp;
     report_.device = name(placement_.kind);
     report_.method = name_of(options_.method);
     report_.granularity = name_of(options_.granularity);
@@ -76,7 +76,7 @@ class Update {
       const auto config = !options_.model ? config_of(*named, notes)
                           : named ? load_model_config(*options_.model, {dtype_of_weights(named->tensors()), &notes})
                                   : load_model_config(*options_.model);
-      plan_ = make_plan(build_model(config), tp_, options_.dp);
+      plan_ = make_plan(build_model(config), roster_.tp, roster_.dp);
       initial_ = make_source(plan_.model, options_.initial, std::move(initial), options_.ignore);
       target_ = make_source(plan_.model, options_.target, std::move(target), options_.ignore);
       for (const auto* source : {initial_.get(), target_.get()}) {
@@ -99,16 +99,15 @@ class Update {
         if (both) trainer_->load(*initial_, threads_, add);
       } else {
         const auto mode = options_.commit == CommitChoice::swap ? CommitMode::swap : CommitMode::in_place;
-        const auto tp_rank = (static_cast<std::size_t>(job_.world().rank()) - 1) % tp_;
-        engine_ = std::make_unique<Engine>(plan_, tp_rank, mode, placement_);
+        engine_ = std::make_unique<Engine>(plan_, roster_.tp_rank(job_.world().rank()), mode, placement_);
         engine_->load(1, reader(*initial_, pulse), threads_);
       }
     });
   }
 
   void form_group() {
-    const GroupOptions group{tp_,
-                             options_.dp,
+    const GroupOptions group{roster_.tp,
+                             roster_.dp,
                              placement_,
                              std::string(name_of(options_.transport)),
                              options_.method == MethodChoice::sharded ? Method::sharded : Method::broadcast,
@@ -247,7 +246,7 @@ class Update {
     job_.agree_patiently("reference", model.size_bytes() * ranks, [&](const Pulse& pulse) {
       if (!engine_) return;
       const HostView slot(engine_->store().pin().slot());
-      check = check_against_reference(plan_, (static_cast<std::size_t>(job_.world().rank()) - 1) % tp_, slot.bytes(),
+      check = check_against_reference(plan_, roster_.tp_rank(job_.world().rank()), slot.bytes(),
                                       reader(last_source(), pulse));
     });
     std::vector<std::byte> wrong(model.parameters.size());
@@ -271,12 +270,12 @@ class Update {
     if (job_.trainer()) fmt::print(stderr, "writing {}\n", printable(options_.snapshot));
     job_.agree_patiently("snapshot", model.size_bytes(), [&](const Pulse&, Deadline deadline) {
       // One replica writes: they all hold the same.
-      if (!engine_ || job_.world().rank() > static_cast<int>(tp_)) return;
+      if (!engine_ || roster_.replica(job_.world().rank()) != 0) return;
       const auto pin = engine_->store().pin();
       const HostView slot(pin.slot());
       const SnapshotInfo info{pin.version().id,
                               digests_of_replica(group().replica(), plan_, slot.bytes().data(), job_.deadline()),
-                              {{"tp", std::to_string(tp_)}, {"transport", report_.transport}}};
+                              {{"tp", std::to_string(roster_.tp)}, {"transport", report_.transport}}};
       constexpr std::string_view when = "while it wrote the snapshot";
       try {
         write_snapshot(options_.snapshot, group().replica(), plan_, slot.bytes(), info, deadline,
@@ -297,7 +296,7 @@ class Update {
   Job& job_;
   Report& report_;
   Trace& trace_;
-  std::uint64_t tp_ = 1;
+  Roster roster_;
   Placement placement_;
   std::size_t threads_ = 1;
   TransferPlan plan_;

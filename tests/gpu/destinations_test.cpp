@@ -62,7 +62,7 @@ class DestinationsTest : public testing::TestWithParam<MemoryKind> {
       std::vector<std::byte> expected(3 * size_bytes, std::byte{0x77}), held(expected.size());
       const auto layout = layout_of(info, table[i].strides_bytes).value();
       const auto index = static_cast<std::size_t>(plan.model.find(info.name));
-      const auto* const from = bytes.data() + plan.ranks[0].shards[index].destination;
+      const auto* const from = bytes.data() + plan.ranks[0].shards[index].destination_offset;
       const auto first = table[i].data - memory[i].region().data;
       for (std::uint64_t e = 0; e < *info.elements(); ++e) {
         const auto row = static_cast<std::ptrdiff_t>(e / layout.columns),

@@ -46,7 +46,7 @@ void expect_equal_digests(std::uint64_t hidden, std::uint64_t intermediate, std:
   const auto deadline = Deadline::after(30);
 
   std::mt19937_64 random(hidden * tp);
-  std::vector<std::byte> source(plan.source_bytes), slot(plan.slot_bytes);
+  std::vector<std::byte> source(plan.source_bytes()), slot(plan.slot_bytes);
   for (auto* bytes : {&source, &slot}) {
     for (auto& byte : *bytes) byte = static_cast<std::byte>(random());
   }
@@ -56,12 +56,12 @@ void expect_equal_digests(std::uint64_t hidden, std::uint64_t intermediate, std:
   write_region(slot_buffer.region(), 0, slot);
 
   SourceDigests expected(plan);
-  expected.begin(source.data(), 0, parameters);
+  expected.begin(source.data(), {0, parameters});
   expected.finish();
   auto digests = GpuDigests::of_source(plan, 0);
   for (int round = 0; round < 2; ++round) {
     digests.begin(source_buffer.region().data);
-    digests.queue(0, parameters, nullptr);
+    digests.queue({0, parameters}, nullptr);
     const auto results = digests.finish(deadline);
     for (std::size_t t = 0; t < tp; ++t) {
       for (std::size_t p = 0; p < parameters; ++p) {
@@ -74,7 +74,7 @@ void expect_equal_digests(std::uint64_t hidden, std::uint64_t intermediate, std:
   for (std::size_t t = 0; t < tp; ++t) {
     auto held = GpuDigests::of_slot(plan, t, 0);
     held.begin(slot_buffer.region().data);
-    for (std::size_t p = 0; p < parameters; ++p) held.queue(p, 1, nullptr);
+    for (std::size_t p = 0; p < parameters; ++p) held.queue({p, 1}, nullptr);
     const auto results = held.finish(deadline);
     for (std::size_t p = 0; p < parameters; ++p) {
       ASSERT_EQ(results[p], digest_of_shard(plan, t, p, slot.data()))
@@ -84,15 +84,20 @@ void expect_equal_digests(std::uint64_t hidden, std::uint64_t intermediate, std:
     gpu::Stream stream(0);
     held.begin(slot_buffer.region().data);
     for (std::size_t p = 0; p < parameters; p += 2) {
-      held.copy(p, std::min<std::size_t>(2, parameters - p), source_buffer.region().data, slot_buffer.region().data,
-                stream);
+      const auto target = held.target();
+      stream.after(*target.stream);
+      const auto first = target.first_task[p], end = target.first_task[std::min(p + 2, parameters)];
+      gpu::copy_and_digest(target.tasks + first, end - first, source_buffer.region().data, slot_buffer.region().data,
+                           target.sums, stream);
+      target.stream->after(stream);
     }
     const auto copied = held.finish(deadline);
     auto filled = slot;
     for (std::size_t p = 0; p < parameters; ++p) {
       const auto& shard = plan.ranks[t].shards[p];
-      copy_rows(filled.data() + shard.destination, shard.destination_pitch, source.data() + shard.source,
-                shard.source_pitch, shard.row_bytes, shard.rows);
+      copy_rows(filled.data() + shard.destination_offset, shard.destination_pitch,
+                source.data() + plan.source_offset(p) + shard.parameter_offset, shard.parameter_pitch, shard.row_bytes,
+                shard.rows);
       ASSERT_EQ(copied[p], digest_of_shard(plan, t, p, filled.data())) << plan.model.parameters[p].info.name;
     }
     const HostView view(slot_buffer.region());
@@ -118,6 +123,7 @@ TEST_F(GpuKernels, AFlippedBitChangesTheDigest) {
                              .pitch = 100'000,
                              .parameter_pitch = 100'000,
                              .source = 0,
+                             .source_pitch = 100'000,
                              .row_bytes = 100'000,
                              .rows = 1,
                              .result = 0,

@@ -89,7 +89,7 @@ TEST_F(GpuFill, FromAndToEitherMemory) {
             narrow(wire == DType::BF16 ? NarrowFloat::bf16 : NarrowFloat::f16, expected.data(), data[p].data(),
                    data[p].size() / 4);
           }
-          ASSERT_EQ(std::memcmp(held.bytes().data() + plan.source_offsets[p], expected.data(), expected.size()), 0)
+          ASSERT_EQ(std::memcmp(held.bytes().data() + plan.source_offset(p), expected.data(), expected.size()), 0)
               << tensors[p].info.describe() << " " << name(wire) << " " << p;
         }
       }
@@ -203,7 +203,7 @@ TEST_F(GpuFill, AnyStridesFromAndToEitherMemory) {
       trainer.fill(0, tensors);
       const HostView held(trainer.source(0));
       for (std::size_t p = 0; p < expected.size(); ++p) {
-        ASSERT_EQ(std::memcmp(held.bytes().data() + plan.source_offsets[p], expected[p].data(), expected[p].size()), 0)
+        ASSERT_EQ(std::memcmp(held.bytes().data() + plan.source_offset(p), expected[p].data(), expected[p].size()), 0)
             << tensors[p].info.describe() << " " << p;
       }
       EXPECT_NO_THROW(trainer.expect_held(0, head, "model.embed_tokens.weight"));
@@ -219,7 +219,7 @@ TEST_F(GpuFill, AnotherGpuIsRefusedByName) {
   Trainer trainer(plan, on_gpu);
   trainer.reserve();
   std::vector<TrainingTensor> tensors;
-  const auto memory = Buffer::allocate(on_gpu, plan.source_bytes, false, "a test");
+  const auto memory = Buffer::allocate(on_gpu, plan.source_bytes(), false, "a test");
   for (const auto& rule : plan.model.parameters) tensors.push_back({rule.info, memory.region().data, on_gpu});
   tensors.back().placement.gpu = 1;
   try {

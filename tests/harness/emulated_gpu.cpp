@@ -303,7 +303,7 @@ void queue_digests(const DigestTask* tasks, std::uint64_t count, const std::byte
       for (std::uint64_t row = 0; row < task.rows; ++row) {
         auto* const data = at(base + task.data + row * task.pitch, task.row_bytes);
         if (source != nullptr) {
-          const auto* const from = at(source + task.source + row * task.parameter_pitch, task.row_bytes);
+          const auto* const from = at(source + task.source + row * task.source_pitch, task.row_bytes);
           std::memcpy(data, from, task.row_bytes);
         }
         const auto digest = digest_bytes({data, task.row_bytes}, task.offset + row * task.parameter_pitch);

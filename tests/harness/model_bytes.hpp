@@ -36,11 +36,11 @@ inline std::vector<std::byte> slot_of(const TransferPlan& plan, std::size_t rank
                                       const std::vector<std::vector<std::byte>>& parameters) {
   std::vector<std::byte> slot(plan.slot_bytes);
   for (std::size_t i = 0; i < parameters.size(); ++i) {
-    const Segment& shard = plan.ranks[rank].shards[i];
-    const std::byte* source = parameters[i].data() + (shard.rows > 0 ? plan.offset_in_parameter(rank, i) : 0);
+    const Shard& shard = plan.ranks[rank].shards[i];
+    const std::byte* source = parameters[i].data() + shard.parameter_offset;
     for (std::uint64_t row = 0; row < shard.rows; ++row) {
-      std::memcpy(slot.data() + shard.destination + row * shard.destination_pitch, source + row * shard.source_pitch,
-                  shard.row_bytes);
+      std::memcpy(slot.data() + shard.destination_offset + row * shard.destination_pitch,
+                  source + row * shard.parameter_pitch, shard.row_bytes);
     }
   }
   return slot;

@@ -26,8 +26,8 @@ inline std::string why_not(MemoryKind memory, std::string_view transport) {
   return transport == "nccl" && gpu::nccl_version() == "not built in" ? "this build has no NCCL" : "";
 }
 
-/// Whether each rank claims to be on a host of its own: then NCCL lets them share a GPU (for the function, never for
-/// timing), and `direct` works as it does between GPUs.
+/// Whether each rank tells NCCL that it is on a host of its own: then they may share a GPU (for the function, never for
+/// timing).
 inline void stand_apart(bool apart) {
   ::unsetenv("NCCL_HOSTID");
   if (!apart) return;

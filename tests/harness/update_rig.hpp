@@ -28,7 +28,7 @@ class UpdateRig {
   UpdateRig(const Settings& settings, const Wrap& wrap)
       : timeout_s(settings.timeout_s),
         world(Communicator::duplicate(MPI_COMM_WORLD)),
-        plan(make_plan(settings.model, (static_cast<std::uint64_t>(world.size()) - 1) / settings.dp, settings.dp)),
+        plan(make_plan(settings.model, form_roster({}, settings.dp, world.size()).tp, settings.dp)),
         seed1(plan.model, 1),
         seed2(plan.model, 2) {
     Placement placement;
@@ -60,7 +60,7 @@ class UpdateRig {
     if (engine && caller()) engine.reset();
   }
 
-  std::size_t tp_rank() const { return (static_cast<std::size_t>(world.rank()) - 1) % plan.tp; }
+  std::size_t tp_rank() const { return plan.roster().tp_rank(world.rank()); }
   /// Whether verbs are called on this rank.
   bool caller() const { return trainer != nullptr || tp_rank() == 0; }
   Deadline deadline() const { return Deadline::after(2 * timeout_s); }

@@ -390,7 +390,7 @@ class CapiDestinationsTest : public CapiTest {
         const auto part = shard_of(rule, plan.tp, tp_rank());
         std::vector<std::uint64_t> shape{part.rows};
         if (rule.info.shape.size() == 2) shape.push_back(part.columns);
-        if (!fused) add(rule.info.name, shape, plan.ranks[tp_rank()].shards[p].destination, p % 3 == 1);
+        if (!fused) add(rule.info.name, shape, plan.ranks[tp_rank()].shards[p].destination_offset, p % 3 == 1);
       }
     }
   }

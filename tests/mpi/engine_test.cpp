@@ -35,7 +35,9 @@ class GatedTransport final : public Transport {
  public:
   GatedTransport(std::unique_ptr<Transport> inner, Gate& gate) : inner_(std::move(inner)), gate_(gate) {}
   std::string_view name() const noexcept override { return inner_->name(); }
-  std::optional<std::string> probe(const Peers& peers) const override { return inner_->probe(peers); }
+  std::optional<std::string> probe(const Peers& peers, int rank, int other) const override {
+    return inner_->probe(peers, rank, other);
+  }
   void attach(const Peers& peers, const TransferPlan& plan, const Endpoints& endpoints, Deadline deadline) override {
     inner_->attach(peers, plan, endpoints, deadline);
   }
@@ -114,7 +116,7 @@ TEST_F(EngineTest, AProbeSeesTheSlotAndNotWhatWasCommitted) {
   UpdateRig rig({});
   const bool guilty = rig.world.rank() == rig.world.size() - 1;
   if (guilty)
-    rig.engine->store().pin().slot().data[rig.plan.ranks[rig.tp_rank()].shards[1].destination] ^= std::byte{1};
+    rig.engine->store().pin().slot().data[rig.plan.ranks[rig.tp_rank()].shards[1].destination_offset] ^= std::byte{1};
   rig.world.barrier(rig.deadline());
   if (serving(rig) && rig.plan.dp == 1) {
     EXPECT_EQ(rig.engine->probe().digest == digest_of(rig, rig.seed1), rig.plan.copy(rig.plan.tp - 1, 1));

@@ -199,10 +199,10 @@ TEST(SteadyState, TheTrainersDigestsStartNoThread) {
   config.intermediate = 2048;
   config.vocabulary = 16'000;
   const auto plan = make_plan(build_model(config), 1, 1);
-  const std::vector<std::byte> source(plan.source_bytes, std::byte{42});
+  const std::vector<std::byte> source(plan.source_bytes(), std::byte{42});
   SourceDigests alone(plan, 1), together(plan, 2);
   const auto digest = [&](SourceDigests& digests) {
-    digests.begin(source.data(), 0, plan.model.parameters.size());
+    digests.begin(source.data(), {0, plan.model.parameters.size()});
     digests.finish();
   };
   digest(alone);

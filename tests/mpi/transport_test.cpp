@@ -1,7 +1,12 @@
 // One conformance suite over every transport and method of this build.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "harness/replica_set.hpp"
+#include "weightcast/verify/gpu_digests.hpp"
+#include "weightcast/verify/shard_digests.hpp"
 
 namespace weightcast {
 namespace {
@@ -21,34 +26,33 @@ void PrintTo(const Case& c, std::ostream* out) {
   *out << c.transport << " " << name(c.method) << " dp " << c.dp << " " << name(c.family) << " " << name(c.memory);
 }
 
-/// Counts how often each byte of each shard was announced.
-class CountingWitness final : public Witness {
+/// Counts how often each byte of the slot was announced.
+class CountingObserver final : public Observer, public GpuObserver {
  public:
-  explicit CountingWitness(const RankPlan& rank) : rank_(rank) {
-    for (const auto& shard : rank.shards) counts.emplace_back(shard.size_bytes());
+  explicit CountingObserver(const TransferPlan& plan, std::size_t tp_rank)
+      : counts(plan.slot_bytes), shards_(plan.ranks[tp_rank].shards) {}
+  void landed(const gpu::Stream&, const Range& parameters) noexcept override {
+    for (const auto& shard : parameters.of(shards_)) landed(shard);
   }
-  void landed_on(const gpu::Stream&, std::size_t first, std::size_t count) noexcept override {
-    for (std::size_t p = first; p < first + count; ++p) {
-      for (auto& times : counts[p]) ++times;
+  void landed(const Shard& block) noexcept override {
+    const auto& shard = shards_[block.parameter_index];
+    // Where it says that it is in the parameter is where it is in the slot.
+    const auto inside = block.destination_offset - shard.destination_offset;
+    const auto row = inside / std::max<std::uint64_t>(shard.row_bytes, 1);
+    if (block.size_bytes() != 0 &&
+        block.parameter_offset != shard.parameter_offset + row * shard.parameter_pitch + inside % shard.row_bytes)
+      ++misplaced;
+    for (std::uint64_t r = 0; r < block.rows; ++r) {
+      for (std::uint64_t i = 0; i < block.row_bytes; ++i)
+        ++counts.at(block.destination_offset + r * block.destination_pitch + i);
     }
   }
-  void landed(std::size_t parameter, std::uint64_t first, std::uint64_t size_bytes) noexcept override {
-    const auto& shard = rank_.shards[parameter];
-    if (!shard.contiguous_source() && (first % shard.row_bytes != 0 || size_bytes % shard.row_bytes != 0))
-      ++broken_rows;
-    for (auto i = first; i < first + size_bytes; ++i) ++counts[parameter].at(i);
-  }
-  bool work() noexcept override {
-    if (worked == 0 && at_first_work) at_first_work();
-    return worked++ < 3;
-  }
 
-  std::function<void()> at_first_work;
-  std::vector<std::vector<int>> counts;
-  int worked = 0, broken_rows = 0;
+  std::vector<int> counts;
+  int misplaced = 0;
 
  private:
-  const RankPlan& rank_;
+  const std::vector<Shard>& shards_;
 };
 
 class TransportTest : public testing::TestWithParam<Case> {
@@ -64,14 +68,14 @@ class TransportTest : public testing::TestWithParam<Case> {
     plan = make_plan(testing_harness::small_model(param.family), engines / param.dp, param.dp);
     Placement placement;
     if (param.memory == MemoryKind::cuda) placement = {MemoryKind::cuda, testing_harness::world_rank() % gpu::count()};
-    peers = Peers::meet(group, plan.tp, plan.dp, placement, deadline());
+    peers = Peers::meet(group, plan.roster(), placement, deadline());
     for (std::uint64_t seed : {1, 2}) weights.push_back(std::make_unique<RandomWeights>(plan.model, seed));
     if (peers.trainer()) {
       for (const auto& source : weights) {
         auto& buffer = sources.emplace_back(
-            std::make_unique<Buffer>(Buffer::allocate(placement, plan.source_bytes, true, "test source")));
+            std::make_unique<Buffer>(Buffer::allocate(placement, plan.source_bytes(), true, "test source")));
         for (std::size_t p = 0; p < plan.model.parameters.size(); ++p) {
-          write_region(buffer->region(), plan.source_offsets[p], source->bytes(p));
+          write_region(buffer->region(), plan.source_offset(p), source->bytes(p));
         }
         endpoints.sources.push_back(buffer.get());
       }
@@ -81,12 +85,15 @@ class TransportTest : public testing::TestWithParam<Case> {
       if (plan.dp > 1) endpoints.shared_sinks = store->share();
     }
     transport = make_transport(param.transport, param.method, param.memory);
-    ASSERT_EQ(transport->probe(peers), std::nullopt);
+    for (int a = 0; a < group.size(); ++a) {
+      for (int b = a + 1; b < group.size(); ++b) ASSERT_EQ(transport->probe(peers, a, b), std::nullopt);
+    }
     transport->attach(peers, plan, endpoints, deadline());
     group.barrier(deadline());
   }
 
   static Deadline deadline() { return Deadline::after(20); }
+  Range everything() const { return {0, plan.model.parameters.size()}; }
 
   void run(Batch batch) {
     transport->run(batch, deadline());
@@ -111,7 +118,7 @@ HostView held(const ParameterStore& store, std::size_t sink) {
 TEST_P(TransportTest, MovesTheWholeModelFromEitherSourceIntoEitherSlot) {
   for (std::size_t source : {0, 1, 0}) {
     for (std::size_t sink : {1, 0}) {
-      run({source, sink, 0, plan.model.parameters.size(), nullptr});
+      run({source, sink, everything()});
       if (!store) continue;
       EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), held(*store, sink).bytes(), *weights[source]));
       const auto slot = held(*store, sink);
@@ -125,57 +132,102 @@ TEST_P(TransportTest, MovesTheWholeModelFromEitherSourceIntoEitherSlot) {
 
 TEST_P(TransportTest, MovesAnyRangeAndTouchesNothingElse) {
   const auto all = plan.model.parameters.size();
-  run({0, 0, 0, all, nullptr});
+  run({0, 0, {0, all}});
   for (std::size_t first = 0; first < all; first += 3) {
     const auto count = std::min<std::size_t>(first % 4 + 1, all - first);
-    run({1, 0, first, count, nullptr});
+    run({1, 0, {first, count}});
     if (store) {
       EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), held(*store, 0).bytes(), *weights[1], first, count));
       EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), held(*store, 0).bytes(), *weights[0], 0, first));
       EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), held(*store, 0).bytes(), *weights[0], first + count));
     }
-    run({0, 0, first, count, nullptr});
-  }
-}
-
-TEST_P(TransportTest, AnnouncesEveryByteOnceAndToEnginesOnly) {
-  CountingWitness witness(plan.ranks[peers.trainer() ? 0 : peers.tp_rank()]);
-  run({0, 0, 0, plan.model.parameters.size(), &witness});
-  EXPECT_EQ(witness.broken_rows, 0);
-  const int expected = peers.trainer() ? 0 : 1;
-  for (std::size_t p = 0; p < witness.counts.size(); ++p) {
-    for (const int count : witness.counts[p]) ASSERT_EQ(count, expected) << plan.model.parameters[p].info.name;
-  }
-  if (!peers.trainer()) {
-    EXPECT_EQ(witness.worked, 0);
+    run({0, 0, {first, count}});
   }
 }
 
 TEST_P(TransportTest, ATrainerThatWaitsWorks) {
   if (GetParam().transport != "mpi") GTEST_SKIP() << "the trainer waits for nobody, or for its GPU";
   constexpr int tag = 1;
-  CountingWitness witness(plan.ranks[peers.trainer() ? 0 : peers.tp_rank()]);
+  Batch batch{0, 0, everything()};
+  int worked = 0;
   bool called = false;
   const auto call_engines = [&] {
     for (int engine = 1; engine < group.size() && !called; ++engine)
       MPI_Send(nullptr, 0, MPI_BYTE, engine, tag, MPI_COMM_WORLD);
     called = true;
   };
+  const auto work = [&] {
+    call_engines();
+    return worked++ < 3;
+  };
   // The engines come when the trainer has begun to work: one that waits for them without would wait for ever.
   if (peers.trainer()) {
-    witness.at_first_work = call_engines;
-    transport->run({0, 0, 0, plan.model.parameters.size(), &witness}, deadline());
+    batch.idle = work;
+    transport->run(batch, deadline());
     call_engines();  // small shards are under way before anybody has to wait
   } else {
     MPI_Recv(nullptr, 0, MPI_BYTE, 0, tag, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
-    transport->run({0, 0, 0, plan.model.parameters.size(), &witness}, deadline());
+    transport->run(batch, deadline());
     EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), held(*store, 0).bytes(), *weights[0]));
+  }
+}
+
+TEST_P(TransportTest, AnnouncesEveryByteOnce) {
+  Batch batch{0, 0, everything()};
+  int worked = 0;
+  const auto work = [&] { return worked++ < 3; };
+  if (peers.trainer()) batch.idle = work;
+  std::optional<CountingObserver> observer;
+  if (store) {
+    observer.emplace(plan, peers.tp_rank());
+    batch.observer = &*observer;
+    batch.gpu_observer = &*observer;
+  }
+  run(batch);
+  if (!store) return;
+  EXPECT_EQ(observer->misplaced, 0);
+  std::vector<int> expected(plan.slot_bytes);
+  for (const auto& tensor : plan.engine_tensors)
+    std::fill_n(expected.begin() + static_cast<std::ptrdiff_t>(tensor.offset), tensor.size_bytes, 1);
+  for (const auto& padding : plan.ranks[peers.tp_rank()].padding)
+    std::fill_n(expected.begin() + static_cast<std::ptrdiff_t>(padding.offset), padding.size_bytes, 0);
+  EXPECT_EQ(observer->counts, expected);
+}
+
+TEST_P(TransportTest, DigestsWhatItCopiesWithinAGpu) {
+  if (GetParam().memory == MemoryKind::host) GTEST_SKIP() << "on a host, what arrives is announced";
+  std::optional<GpuDigests> digests;
+  std::optional<CountingObserver> observer;
+  for (std::size_t first = 0, count = plan.model.parameters.size(); first < 3; ++first, count = 2) {
+    Batch batch{first % 2, 1, {first, count}};
+    gpu::DigestTarget target;
+    if (store) {
+      if (!digests) digests.emplace(GpuDigests::of_slot(plan, peers.tp_rank(), peers.placement().gpu));
+      observer.emplace(plan, peers.tp_rank());
+      digests->begin(store->slots()[1].data);
+      target = digests->target();
+      batch.gpu_observer = &*observer;
+      batch.digests = &target;
+    }
+    run(batch);
+    if (!store) continue;
+    EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), held(*store, 1).bytes(), *weights[first % 2], first, count));
+    const bool announced = std::ranges::any_of(observer->counts, [](int times) { return times != 0; });
+    const bool beside =
+        GetParam().transport == "direct" && GetParam().dp == 1 && same_gpu(peers.place(0), peers.place(peers.rank()));
+    EXPECT_EQ(announced, !beside);
+    const auto results = digests->finish(deadline());
+    const auto slot = held(*store, 1);
+    for (auto p = first; p < first + count; ++p) {
+      EXPECT_EQ(results[p], beside ? digest_of_shard(plan, peers.tp_rank(), p, slot.bytes().data()) : Digest{})
+          << plan.model.parameters[p].info.name;
+    }
   }
   group.barrier(deadline());
 }
 
 TEST_P(TransportTest, ShardedSendsEachShardOnceForEachTpRank) {
-  run({0, 0, 0, plan.model.parameters.size(), nullptr});
+  run({0, 0, everything()});
   if (!peers.trainer() || GetParam().method != Method::sharded) return;
   EXPECT_EQ(transport->traffic().egress_bytes, plan.egress_bytes());
 }
@@ -184,7 +236,7 @@ TEST_P(TransportTest, ADeadlineEndsARunThatTheTrainerDoesNotJoin) {
   if (GetParam().transport == "direct") GTEST_SKIP() << "engines pull: nobody waits";
   if (!peers.trainer()) {
     try {
-      transport->run({0, 0, 0, plan.model.parameters.size(), nullptr}, Deadline::after(0.2));
+      transport->run({0, 0, everything()}, Deadline::after(0.2));
       ADD_FAILURE() << "nothing was sent, and yet it arrived";
     } catch (const Error& error) {
       EXPECT_EQ(error.code(), ExitCode::deadline);
@@ -211,6 +263,62 @@ INSTANTIATE_TEST_SUITE_P(Gpu, TransportTest, testing::ValuesIn(cases(MemoryKind:
 TEST(TransportRegistry, UnknownNamesAndImpossibleMethodsAreRefused) {
   EXPECT_THROW(make_transport("pigeon", Method::sharded, MemoryKind::host), Error);
   EXPECT_THROW(make_transport("direct", Method::broadcast, MemoryKind::host), Error);
+  EXPECT_THROW(make_transport("mpi", Method::sharded, MemoryKind::cuda), Error);
+  EXPECT_THROW(make_transport("nccl", Method::broadcast, MemoryKind::host), Error);
+}
+
+/// Two ranks of a group that never met: probe() asks nobody.
+Peers pair(const Place& a, const Place& b) {
+  return {nullptr, {}, {a, b}};
+}
+
+TEST(TransportRegistry, EachPairThatCannotBeServedIsRefusedWithItsReason) {
+  const Place here{MemoryKind::host, "here", ""}, there{MemoryKind::host, "there", ""};
+  const Place first{{MemoryKind::cuda, 0}, "here", "0000:01:00.0"},
+      second{{MemoryKind::cuda, 1}, "here", "0000:02:00.0"}, far{{MemoryKind::cuda, 0}, "there", "0000:01:00.0"};
+  const auto refusal = [](std::string_view name, Method method, const Place& a, const Place& b) {
+    const auto transport = make_transport(name, method, a.placement.kind);
+    const auto reason = transport->probe(pair(a, b), 0, 1);
+    EXPECT_EQ(reason, transport->probe(pair(b, a), 0, 1)) << "in the other order";
+    return reason.value_or("");
+  };
+  const std::string no_host = "the weights are not in host memory", no_device = "the weights are not in device memory";
+  for (const auto method : {Method::sharded, Method::broadcast}) {
+    EXPECT_EQ(refusal("mpi", method, here, here), "");
+    EXPECT_EQ(refusal("mpi", method, here, there), "");
+    EXPECT_EQ(refusal("mpi", method, here, first), no_host);
+  }
+  EXPECT_EQ(refusal("direct", Method::sharded, here, here), "");
+  EXPECT_EQ(refusal("direct", Method::sharded, here, there), "the ranks are on several hosts");
+  EXPECT_EQ(refusal("direct", Method::sharded, here, first), no_host);
+  EXPECT_EQ(refusal("direct", Method::sharded, first, first), "");
+  EXPECT_EQ(refusal("direct", Method::sharded, first, second), "");
+  EXPECT_EQ(refusal("direct", Method::sharded, first, far), "the ranks are on several hosts");
+  EXPECT_EQ(refusal("direct", Method::sharded, first, here), no_device);
+  if (gpu::nccl_version() == "not built in") return;
+  ::unsetenv("NCCL_HOSTID");
+  for (const auto method : {Method::sharded, Method::broadcast}) {
+    EXPECT_EQ(refusal("nccl", method, first, second), "");
+    EXPECT_EQ(refusal("nccl", method, first, far), "");
+    EXPECT_EQ(refusal("nccl", method, first, here), no_device);
+    EXPECT_EQ(refusal("nccl", method, first, first),
+              "ranks 0 and 1 share a GPU (here 0000:01:00.0): NCCL needs one for each rank, see --gpus");
+  }
+}
+
+TEST(TransportRegistry, AllRanksLearnWhyATransportCannotBeUsed) {
+  const auto group = Communicator::duplicate(MPI_COMM_WORLD);
+  const auto deadline = Deadline::after(20);
+  auto peers = Peers::meet(group, form_roster({}, 1, group.size()), MemoryKind::host, deadline);
+  EXPECT_TRUE(survey_transport("direct", Method::sharded, peers, deadline).reasons.empty());
+  EXPECT_THAT(survey_transport("nccl", Method::sharded, peers, deadline).reasons,
+              testing::ElementsAre("rank 0: the weights are not in device memory"));
+  EXPECT_THAT(survey_transport("direct", Method::broadcast, peers, deadline).reasons,
+              testing::ElementsAre("rank 0: transport direct has no method broadcast: engines pull what they need"));
+  peers.places.back().host = "elsewhere";
+  EXPECT_THAT(survey_transport("direct", Method::sharded, peers, deadline).reasons,
+              testing::ElementsAre("rank 0: the ranks are on several hosts"));
+  EXPECT_TRUE(survey_transport("mpi", Method::sharded, peers, deadline).reasons.empty());
 }
 
 }  // namespace

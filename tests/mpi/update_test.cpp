@@ -223,7 +223,7 @@ TEST_F(UpdateTest, ARollbackToChangedMemoryIsRefused) {
   const int guilty = rig.world.size() - 1;
   if (rig.world.rank() == guilty) {
     const auto pin = rig.engine->store().pin(1, Deadline::after(1));
-    pin.slot().data[rig.plan.ranks[rig.tp_rank()].shards[1].destination + 5] ^= std::byte{4};
+    pin.slot().data[rig.plan.ranks[rig.tp_rank()].shards[1].destination_offset + 5] ^= std::byte{4};
   }
   const auto error = rig.rollback(1);
   ASSERT_TRUE(error);

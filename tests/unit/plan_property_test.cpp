@@ -47,9 +47,27 @@ TransferPlan random_plan() {
 void each_byte(const Segment& s, const std::function<void(std::uint64_t, std::uint64_t)>& visit) {
   for (std::uint64_t row = 0; row < s.rows; ++row) {
     for (std::uint64_t i = 0; i < s.row_bytes; ++i) {
-      visit(s.source + row * s.source_pitch + i, s.destination + row * s.destination_pitch + i);
+      visit(s.source_offset + row * s.source_pitch + i, s.destination_offset + row * s.destination_pitch + i);
     }
   }
+}
+
+/// What a range of parameters is moved by: the copies of its parts and the tasks of what is strided.
+std::vector<Segment> executed(const Schedule& schedule, const Range& parameters) {
+  std::vector<Segment> all;
+  for (const auto& part : schedule.parts(parameters)) {
+    for (const auto& copy : part.copies.of(schedule.copies)) {
+      Segment& s = all.emplace_back();
+      s.source_offset = copy.source_offset;
+      s.destination_offset = copy.destination_offset;
+      s.row_bytes = s.source_pitch = s.destination_pitch = copy.size_bytes;
+      s.rows = 1;
+    }
+    for (const auto& segment : part.segments.of(schedule.segments)) {
+      if (!segment.contiguous()) append_tasks(segment, copy_block_bytes, all);
+    }
+  }
+  return all;
 }
 
 constexpr std::uint32_t untouched = ~std::uint32_t{0}, padded = untouched - 1;
@@ -61,7 +79,7 @@ bool origins(const std::vector<Segment>& segments, const std::vector<ByteRange>&
   bool good = true;
   for (const auto& segment : segments) {
     each_byte(segment, [&](std::uint64_t source, std::uint64_t destination) {
-      good = good && source < plan.source_bytes && destination < plan.slot_bytes && origin[destination] == untouched;
+      good = good && source < plan.source_bytes() && destination < plan.slot_bytes && origin[destination] == untouched;
       if (good) origin[destination] = static_cast<std::uint32_t>(source);
     });
   }
@@ -76,11 +94,18 @@ bool origins(const std::vector<Segment>& segments, const std::vector<ByteRange>&
 
 /// The claim of prove_coverage(), checked byte by byte.
 bool covers(const TransferPlan& plan) {
-  std::vector<std::uint64_t> reads(plan.source_bytes, 0);
+  std::vector<std::uint64_t> reads(plan.source_bytes(), 0);
   for (const auto& rank : plan.ranks) {
-    std::vector<std::uint32_t> from_shards, from_moves;
-    if (!origins(rank.shards, rank.padding, plan, from_shards)) return false;
-    if (!origins(rank.moves, rank.padding, plan, from_moves) || from_moves != from_shards) return false;
+    std::vector<std::uint32_t> from_shards, from_parts, from_single;
+    if (!origins(rank.schedule.segments, rank.padding, plan, from_shards)) return false;
+    const auto whole = executed(rank.schedule, {0, plan.model.parameters.size()});
+    if (!origins(whole, rank.padding, plan, from_parts) || from_parts != from_shards) return false;
+    std::vector<Segment> single;
+    for (std::size_t p = 0; p < plan.model.parameters.size(); ++p) {
+      const auto each = executed(rank.schedule, {p, 1});
+      single.insert(single.end(), each.begin(), each.end());
+    }
+    if (!origins(single, rank.padding, plan, from_single) || from_single != from_shards) return false;
     std::uint64_t received = 0;
     std::vector<bool> in_tensor(plan.slot_bytes, false);
     for (const auto& tensor : plan.engine_tensors) {
@@ -101,7 +126,7 @@ bool covers(const TransferPlan& plan) {
     if (rule.kind == ShardKind::kv_heads && plan.tp > plan.model.config.kv_heads)
       holders = plan.tp / plan.model.config.kv_heads;
     for (std::uint64_t i = 0; i < rule.info.size_bytes().value(); ++i) {
-      if (reads[plan.source_offsets[p] + i] != holders) return false;
+      if (reads[plan.source_offset(p) + i] != holders) return false;
     }
   }
   return true;
@@ -146,17 +171,17 @@ RC_GTEST_PROP(PlanProperty, ScatteredWeightsLieByTheRulesAndGatherBack, ()) {
   const TransferPlan plan = random_plan();
   const ModelConfig& config = plan.model.config;
   const std::uint64_t element = static_cast<std::uint64_t>(bits(config.dtype)) / 8;
-  Bytes source(plan.source_bytes);
+  Bytes source(plan.source_bytes());
   std::uint64_t state = *rc::gen::arbitrary<std::uint64_t>() | 1;
   for (auto& byte : source) {
     state = state * 6364136223846793005u + 1442695040888963407u;
     byte = static_cast<unsigned char>(state >> 56);
   }
-  Bytes gathered(plan.source_bytes, 0);
+  Bytes gathered(plan.source_bytes(), 0);
   for (std::uint64_t t = 0; t < plan.tp; ++t) {
     Bytes slot(plan.slot_bytes, 0xEE);
     for (const auto& range : plan.ranks[t].padding) std::memset(slot.data() + range.offset, 0, range.size_bytes);
-    for (const auto& move : plan.ranks[t].moves) {
+    for (const auto& move : executed(plan.ranks[t].schedule, {0, plan.model.parameters.size()})) {
       each_byte(move, [&](std::uint64_t from, std::uint64_t to) { slot.at(to) = source.at(from); });
     }
     for (const auto& tensor : plan.engine_tensors) {
@@ -168,7 +193,7 @@ RC_GTEST_PROP(PlanProperty, ScatteredWeightsLieByTheRulesAndGatherBack, ()) {
         const std::uint64_t pitch = (info.shape.size() == 1 ? 1 : info.shape[1]) * element;
         RC_ASSERT(place.columns == tensor.shape.columns);
         for (std::uint64_t row = 0; row < place.rows; ++row) {
-          const std::uint64_t at = plan.source_offsets[p] + (place.row + row) * pitch + place.column * element;
+          const std::uint64_t at = plan.source_offset(p) + (place.row + row) * pitch + place.column * element;
           const unsigned char* held = slot.data() + tensor.offset + (place.offset + row) * tensor_pitch;
           RC_ASSERT(std::memcmp(held, source.data() + at, tensor_pitch) == 0);
           std::memcpy(gathered.data() + at, held, tensor_pitch);
@@ -179,47 +204,55 @@ RC_GTEST_PROP(PlanProperty, ScatteredWeightsLieByTheRulesAndGatherBack, ()) {
     }
   }
   for (std::size_t p = 0; p < plan.model.parameters.size(); ++p) {
-    const auto begin = static_cast<std::ptrdiff_t>(plan.source_offsets[p]);
+    const auto begin = static_cast<std::ptrdiff_t>(plan.source_offset(p));
     const auto end = begin + static_cast<std::ptrdiff_t>(plan.model.parameters[p].info.size_bytes().value());
     RC_ASSERT(std::equal(gathered.begin() + begin, gathered.begin() + end, source.begin() + begin));
   }
 }
 
-RC_GTEST_PROP(PlanProperty, ADefectInAShardIsFound, ()) {
+/// The schedule of other segments, in every part of the proof but the first consistent.
+void reschedule(const TransferPlan& plan, RankPlan& rank, std::vector<Segment> segments) {
+  std::vector<Range> parts;
+  for (const auto& part : rank.schedule.whole) parts.push_back(part.parameters);
+  std::erase_if(segments, [](const Segment& s) { return s.size_bytes() == 0; });
+  rank.received_bytes = 0;
+  for (const auto& s : segments) rank.received_bytes += s.size_bytes();
+  rank.schedule = make_schedule(std::move(segments), rank.shards.size(), parts, plan.pack_bytes);
+}
+
+RC_GTEST_PROP(PlanProperty, ADefectInASegmentIsFound, ()) {
   TransferPlan plan = random_plan();
   RankPlan& rank = plan.ranks[number(0, plan.tp - 1)];
-  std::vector<std::size_t> held;
-  for (std::size_t i = 0; i < rank.shards.size(); ++i) {
-    if (rank.shards[i].rows > 0) held.push_back(i);
-  }
-  RC_PRE(held.size() > 1);
-  const std::size_t chosen = *rc::gen::elementOf(held), other = *rc::gen::elementOf(held);
-  Segment& shard = rank.shards[chosen];
+  auto segments = rank.schedule.segments;
+  RC_PRE(segments.size() > 1);
+  const std::size_t chosen = number(0, segments.size() - 1), other = number(0, segments.size() - 1);
+  Segment& segment = segments[chosen];
   const auto defect = number(0, 9);
   RC_TAG(defect);
   switch (defect) {
-    case 0: shard.source += number(1, 64); break;
-    case 1: shard.destination += number(1, 64); break;
-    case 2: shard.source -= number(1, 64); break;  // may wrap around
-    case 3: shard.destination -= number(1, 64); break;
-    case 4: shard = Segment{}; break;
-    case 5: --shard.rows; break;
-    case 6: ++shard.rows; break;
-    case 7:
+    case 0: segment.source_offset += number(1, 64); break;
+    case 1: segment.destination_offset += number(1, 64); break;
+    case 2: segment.source_offset -= number(1, 64); break;  // may wrap around
+    case 3: segment.destination_offset -= number(1, 64); break;
+    case 4: segment.rows = 0; break;
+    case 5: --segment.rows; break;
+    case 6: ++segment.rows; break;
+    case 7: {
       RC_PRE(chosen != other);
-      shard = rank.shards[other];
-      break;
-    case 8: {  // what another rank reads
-      const Segment& theirs = plan.ranks[number(0, plan.tp - 1)].shards[chosen];
-      RC_PRE(theirs.rows == shard.rows && theirs.source != shard.source);
-      shard.source = theirs.source;
+      const auto index = segment.parameter_index;
+      segment = segments[other];
+      segment.parameter_index = index;
       break;
     }
-    default: RC_PRE(chosen != other); std::swap(shard.destination, rank.shards[other].destination);
+    case 8: {  // what another rank reads
+      const auto theirs = plan.ranks[number(0, plan.tp - 1)].schedule.segments_of({segment.parameter_index, 1});
+      RC_PRE(!theirs.empty() && theirs[0].rows == segment.rows && theirs[0].source_offset != segment.source_offset);
+      segment.source_offset = theirs[0].source_offset;
+      break;
+    }
+    default: RC_PRE(chosen != other); std::swap(segment.destination_offset, segments[other].destination_offset);
   }
-  rank.moves = coalesce(rank.shards);
-  rank.received_bytes = 0;
-  for (const auto& s : rank.shards) rank.received_bytes += s.size_bytes();
+  reschedule(plan, rank, segments);
   const bool counted = covers(plan);
   // Two equal shapes swapped in the slot cover it, but not in the order of the engine tensor's parts, or not in the
   // tensor that is theirs: the proof is stricter there than counting.
@@ -227,22 +260,58 @@ RC_GTEST_PROP(PlanProperty, ADefectInAShardIsFound, ()) {
   RC_ASSERT(prove_coverage(plan) != std::string());
 }
 
-RC_GTEST_PROP(PlanProperty, ADefectInAMoveIsFound, ()) {
+RC_GTEST_PROP(PlanProperty, ADefectInAShardIsFound, ()) {
   TransferPlan plan = random_plan();
   RankPlan& rank = plan.ranks[number(0, plan.tp - 1)];
-  const std::size_t chosen = number(0, rank.moves.size() - 1);
-  const auto at = rank.moves.begin() + static_cast<std::ptrdiff_t>(chosen);
-  const auto defect = number(0, 5);
+  Shard& shard = rank.shards[number(0, rank.shards.size() - 1)];
+  RC_PRE(shard.rows > 0);
+  const auto defect = number(0, 7);
   RC_TAG(defect);
   switch (defect) {
-    case 0: at->source += number(1, 64); break;
-    case 1: at->destination += number(1, 64); break;
-    case 2: rank.moves.erase(at); break;
-    case 3: rank.moves.insert(at, Segment(*at)); break;
-    case 4: --at->rows; break;
-    default: at->row_bytes += number(1, 8);
+    case 0: shard.parameter_offset += number(1, 64); break;
+    case 1: shard.destination_offset += number(1, 64); break;
+    case 2: shard.parameter_offset -= number(1, 64); break;
+    case 3: shard.destination_offset -= number(1, 64); break;
+    case 4: shard = Shard{}; break;
+    case 5: --shard.rows; break;
+    case 6: ++shard.rows; break;
+    default: shard.row_bytes += number(1, 8);
   }
-  RC_ASSERT(!covers(plan));
+  RC_ASSERT(prove_coverage(plan) != std::string());
+}
+
+RC_GTEST_PROP(PlanProperty, ADefectInAScheduleIsFound, ()) {
+  TransferPlan plan = random_plan();
+  RankPlan& rank = plan.ranks[number(0, plan.tp - 1)];
+  Schedule& schedule = plan.dp > 1 && *rc::gen::arbitrary<bool>() ? rank.relay : rank.schedule;
+  RC_PRE(!schedule.copies.empty());
+  Copy& copy = schedule.copies[number(0, schedule.copies.size() - 1)];
+  Part& part = schedule.whole[number(0, schedule.whole.size() - 1)];
+  const auto defect = number(0, 9);
+  RC_TAG(defect);
+  switch (defect) {
+    case 0: copy.source_offset += number(1, 64); break;
+    case 1: copy.destination_offset += number(1, 64); break;
+    case 2: copy.size_bytes += number(1, 64); break;
+    case 3: --copy.size_bytes; break;
+    case 4: ++copy.from; break;
+    case 5:
+      RC_PRE(part.copies.count > 0);
+      --part.copies.count;
+      break;
+    case 6: ++part.parameters.count; break;
+    case 7: schedule.whole.erase(schedule.whole.begin() + (&part - schedule.whole.data())); break;
+    case 8: schedule.single.pop_back(); break;
+    default: {
+      RC_PRE(!schedule.packed.empty());
+      PackedRows& packed = schedule.packed[number(0, schedule.packed.size() - 1)];
+      switch (number(0, 2)) {
+        case 0: ++packed.first_row; break;
+        case 1: ++packed.row_count; break;
+        default: packed.pack_offset += plan.pack_bytes;
+      }
+    }
+  }
   RC_ASSERT(prove_coverage(plan) != std::string());
 }
 
@@ -253,7 +322,7 @@ RC_GTEST_PROP(PlanProperty, ADefectInTheLayoutIsFound, ()) {
   RC_TAG(defect);
   switch (defect) {
     case 0: plan.slot_bytes -= TransferPlan::alignment_bytes; break;
-    case 1: plan.source_bytes -= TransferPlan::alignment_bytes; break;
+    case 1: plan.sources.ranks[0].size_bytes -= TransferPlan::alignment_bytes; break;
     case 2: rank.received_bytes += 1; break;
     case 3:
       RC_PRE(!rank.padding.empty());
@@ -264,7 +333,7 @@ RC_GTEST_PROP(PlanProperty, ADefectInTheLayoutIsFound, ()) {
       rank.padding.insert(rank.padding.end(), 2, ByteRange(rank.padding.front()));
       break;
     case 4: rank.padding.push_back({number(0, plan.slot_bytes - 1), 1}); break;
-    case 5: plan.source_offsets.back() = plan.source_offsets.front(); break;
+    case 5: plan.sources.ranks[0].pieces.back().offset = 0; break;
     case 6: plan.engine_tensors.back().offset = plan.engine_tensors.front().offset; break;
     default: plan.ranks.pop_back();
   }
@@ -278,35 +347,6 @@ RC_GTEST_PROP(PlanProperty, EqualPlansHaveEqualDigests, ()) {
   ModelConfig other = plan.model.config;
   ++other.layers;
   RC_ASSERT(make_plan(build_model(other), plan.tp, plan.dp).digest != plan.digest);
-}
-
-RC_GTEST_PROP(PlanProperty, CoalescedSegmentsCarryTheSameBytes, ()) {
-  // Random segments side by side in the slot; many continue their neighbour in the source as well.
-  TransferPlan plan;
-  std::vector<Segment> segments;
-  std::uint64_t source = 0;
-  const auto count = number(1, 12);
-  for (std::uint64_t i = 0; i < count; ++i) {
-    Segment s;
-    s.row_bytes = number(1, 3);
-    s.rows = number(1, 4);
-    const std::uint64_t gap = number(0, 1);
-    s.source_pitch = s.rows == 1 ? s.row_bytes : s.row_bytes + gap;
-    s.destination_pitch = s.row_bytes;
-    s.source = source + number(0, 1);
-    s.destination = plan.slot_bytes;
-    source = s.source + s.rows * s.source_pitch;
-    plan.slot_bytes += s.size_bytes();
-    plan.source_bytes = source;
-    segments.push_back(s);
-  }
-  std::vector<std::uint32_t> before, after;
-  RC_ASSERT(origins(segments, {}, plan, before));
-  const std::vector<Segment> merged = coalesce(segments);
-  RC_ASSERT(origins(merged, {}, plan, after));
-  RC_ASSERT(before == after);
-  RC_ASSERT(merged.size() <= segments.size());
-  for (std::size_t i = 1; i < merged.size(); ++i) RC_ASSERT(merged[i - 1].destination < merged[i].destination);
 }
 
 }  // namespace

@@ -7,7 +7,6 @@
 
 #include "weightcast/core/error.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
-#include "weightcast/transport/blocks.hpp"
 
 namespace weightcast {
 namespace {
@@ -31,12 +30,12 @@ std::size_t parameter(const TransferPlan& plan, const std::string& name) {
 TEST(Parts, CoverEveryParameterOnceLargestFirstAndLeaveLittleForTheEnd) {
   for (const std::uint64_t dp : {1, 3}) {
     const auto plan = plan_of("llama-3.1-8b", 2, dp);
-    const auto parts = parts_of(plan, 1);
+    const auto& parts = plan.ranks[1].schedule.whole;
     std::vector<int> seen(plan.model.parameters.size());
     std::vector<std::uint64_t> sizes;
     for (const auto& part : parts) {
       sizes.push_back(0);
-      for (auto p = part.first; p < part.first + part.count; ++p) {
+      for (auto p = part.parameters.first; p < part.parameters.end(); ++p) {
         ++seen[p];
         sizes.back() += plan.ranks[1].shards[p].size_bytes();
       }
@@ -69,9 +68,9 @@ TEST(Plan, Llama8BOnSixteenRanksSharesKeyValueHeads) {
   const std::size_t v = parameter(plan, "model.layers.0.self_attn.v_proj.weight");
   const std::uint64_t head_bytes = 128 * 4096 * 2;
   for (std::size_t t = 0; t < 16; ++t) {
-    EXPECT_EQ(plan.offset_in_parameter(t, k), t / 2 * head_bytes);
-    EXPECT_EQ(plan.ranks[t].shards[k].destination, qkv.offset + 2 * head_bytes);
-    EXPECT_EQ(plan.ranks[t].shards[v].destination, qkv.offset + 3 * head_bytes);
+    EXPECT_EQ(plan.ranks[t].shards[k].parameter_offset, t / 2 * head_bytes);
+    EXPECT_EQ(plan.ranks[t].shards[k].destination_offset, qkv.offset + 2 * head_bytes);
+    EXPECT_EQ(plan.ranks[t].shards[v].destination_offset, qkv.offset + 3 * head_bytes);
     EXPECT_EQ(plan.copy(t, k), t % 2 == 1);
   }
   EXPECT_EQ(prove_coverage(plan), "");
@@ -81,22 +80,30 @@ TEST(Plan, Llama8BOnSixteenRanksSharesKeyValueHeads) {
 TEST(Plan, ColumnShardsAreStrided) {
   const TransferPlan plan = plan_of("llama-3.1-8b", 16);
   const std::size_t down = parameter(plan, "model.layers.0.mlp.down_proj.weight");
-  const Segment& shard = plan.ranks[3].shards[down];
+  const Shard& shard = plan.ranks[3].shards[down];
   EXPECT_EQ(shard.rows, 4096u);
   EXPECT_EQ(shard.row_bytes, 896u * 2);
-  EXPECT_EQ(shard.source_pitch, 14336u * 2);
+  EXPECT_EQ(shard.parameter_pitch, 14336u * 2);
   EXPECT_EQ(shard.destination_pitch, 896u * 2);
-  EXPECT_EQ(plan.offset_in_parameter(3, down), 3u * 896 * 2);
-  EXPECT_FALSE(shard.contiguous_source());
+  EXPECT_EQ(shard.parameter_offset, 3u * 896 * 2);
+  EXPECT_FALSE(shard.contiguous_parameter());
   EXPECT_TRUE(shard.contiguous_destination());
 }
 
-TEST(Plan, OneRankIsOneMove) {
+TEST(Plan, OneRankIsOneCopyForEachPart) {
   for (const std::string shape : {"llama-3.2-1b", "llama-3.1-8b"}) {
     const TransferPlan plan = plan_of(shape, 1);
-    EXPECT_EQ(plan.source_bytes, plan.model.size_bytes()) << "gaps between parameters";
-    EXPECT_THAT(plan.ranks[0].moves,
-                ElementsAre(Segment{0, 0, plan.source_bytes, 1, plan.source_bytes, plan.source_bytes}));
+    EXPECT_EQ(plan.source_bytes(), plan.model.size_bytes()) << "gaps between parameters";
+    const Schedule& schedule = plan.ranks[0].schedule;
+    std::uint64_t copied = 0;
+    for (const auto& part : schedule.whole) {
+      ASSERT_EQ(part.copies.count, 1u);
+      EXPECT_EQ(part.pack_steps.count, 0u);
+      const Copy& copy = part.copies.of(schedule.copies).front();
+      EXPECT_EQ(copy.source_offset, copy.destination_offset);
+      copied += copy.size_bytes;
+    }
+    EXPECT_EQ(copied, plan.source_bytes());
     EXPECT_EQ(plan.egress_bytes(), plan.model.size_bytes());
     EXPECT_EQ(prove_coverage(plan), "");
   }
@@ -113,7 +120,7 @@ TEST(Plan, VocabularyPaddingBelongsToNoParameter) {
               ElementsAre(ByteRange{embedding.offset + 8 * row, 24 * row}, ByteRange{head.offset + 8 * row, 24 * row}));
   EXPECT_THAT(plan.ranks[7].padding,
               ElementsAre(ByteRange{embedding.offset, 32 * row}, ByteRange{head.offset, 32 * row}));
-  EXPECT_EQ(plan.ranks[7].shards[0], Segment{});
+  EXPECT_EQ(plan.ranks[7].shards[0], Shard{});
   EXPECT_EQ(prove_coverage(plan), "");
 }
 
@@ -134,7 +141,7 @@ TEST(Plan, SmolLM2OnThreeRanksButNotOnTwo) {
 
 TEST(Plan, EverythingIsAligned) {
   const TransferPlan plan = plan_of("smollm2-135m", 3);
-  for (const auto offset : plan.source_offsets) EXPECT_EQ(offset % TransferPlan::alignment_bytes, 0u);
+  for (const auto& piece : plan.sources.ranks[0].pieces) EXPECT_EQ(piece.offset % TransferPlan::alignment_bytes, 0u);
   for (const auto& t : plan.engine_tensors) EXPECT_EQ(t.offset % TransferPlan::alignment_bytes, 0u);
 }
 
@@ -158,17 +165,63 @@ TEST(Plan, DigestTellsPlansApart) {
   EXPECT_TRUE(digests.insert(make_plan(build_model(config), 1, 1).digest).second);
 }
 
-TEST(Coalesce, MergesWhatContinuesOnBothSides) {
-  const Segment a{0, 100, 10, 1, 10, 10}, b{10, 110, 6, 1, 6, 6}, elsewhere{16, 200, 4, 1, 4, 4},
-      rows{20, 204, 2, 8, 2, 2};
-  EXPECT_THAT(coalesce({elsewhere, b, a}), ElementsAre(Segment{0, 100, 16, 1, 16, 16}, elsewhere));
-  EXPECT_THAT(coalesce({rows, elsewhere}), ElementsAre(Segment{16, 200, 20, 1, 20, 20}));
-  EXPECT_TRUE(coalesce({Segment{}}).empty());
+/// A segment of parameter `index` whose rows are all equally far apart where they come from.
+Segment segment(std::size_t index, std::uint64_t source, std::uint64_t destination, std::uint64_t row_bytes,
+                std::uint64_t rows, std::uint64_t pitch) {
+  Segment s;
+  s.parameter_index = index;
+  s.source_offset = source;
+  s.destination_offset = destination;
+  s.row_bytes = s.destination_pitch = row_bytes;
+  s.rows = rows;
+  s.source_pitch = s.parameter_pitch = rows == 1 ? row_bytes : pitch;
+  return s;
 }
 
-TEST(Coalesce, StridedSegmentsGrowByRows) {
-  const Segment a{0, 0, 4, 3, 16, 4}, b{48, 12, 4, 2, 16, 4}, other_pitch{80, 20, 4, 2, 32, 4};
-  EXPECT_THAT(coalesce({b, a, other_pitch}), ElementsAre(Segment{0, 0, 4, 5, 16, 4}, other_pitch));
+TEST(Schedule, MergesCopiesThatContinueOnBothSides) {
+  const auto a = segment(0, 0, 100, 10, 1, 0), b = segment(1, 10, 110, 2, 3, 2), gap = segment(2, 16, 200, 4, 1, 0),
+             strided = segment(3, 20, 204, 2, 4, 8);
+  const Range parts[] = {{0, 4}};
+  const auto schedule = make_schedule({a, b, gap, strided}, 4, parts, 100);
+  const auto& part = schedule.parts({0, 4}).front();
+  const auto copies = part.copies.of(schedule.copies);
+  EXPECT_THAT(std::vector<Copy>(copies.begin(), copies.end()), ElementsAre(Copy{0, 0, 100, 16}, Copy{0, 16, 200, 4}));
+  EXPECT_EQ(part.pack_steps.count, 1u);
+  EXPECT_THAT(schedule.parts({1, 2}), testing::SizeIs(2)) << "fewer parameters go one by one";
+  EXPECT_EQ(prove_schedule(schedule, 4, 100), "");
+}
+
+TEST(Schedule, PacksStridedRowsIntoBoundedSteps) {
+  const Range parts[] = {{0, 2}};
+  const auto schedule =
+      make_schedule({segment(0, 0, 0, 300, 4, 900), segment(1, 5000, 1200, 200, 1, 0)}, 2, parts, 1000);
+  const auto steps = schedule.whole[0].pack_steps.of(schedule.pack_steps);
+  ASSERT_EQ(steps.size(), 2u);
+  EXPECT_THAT(steps[0].of(schedule.packed)[0], (PackedRows{0, 0, 3, 0}));
+  EXPECT_THAT(steps[1].of(schedule.packed)[0], (PackedRows{0, 3, 1, 0}));
+  EXPECT_EQ(prove_schedule(schedule, 2, 1000), "");
+  EXPECT_EQ(prove_schedule(schedule, 2, 899), "part 0: a pack step that does not fit its buffer");
+  EXPECT_EQ(prove_schedule(schedule, 3, 1000), "parameters in no part");
+}
+
+TEST(Schedule, BlocksAreWholeRowsOrAnyBytesOfARun) {
+  const auto blocks_of = [](const Segment& s, std::uint64_t bytes) {
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> blocks;  // offsets in the slot, rows
+    for (BlockCursor cursor(s, bytes); !cursor.done(); cursor.next())
+      blocks.emplace_back(cursor.block().destination_offset, cursor.block().rows);
+    return blocks;
+  };
+  using Blocks = std::vector<std::pair<std::uint64_t, std::uint64_t>>;
+  EXPECT_EQ(blocks_of(segment(0, 0, 0, 10, 5, 30), 25), (Blocks{{0, 2}, {20, 2}, {40, 1}}));
+  EXPECT_EQ(blocks_of(segment(0, 0, 0, 10, 3, 30), 4), (Blocks{{0, 1}, {10, 1}, {20, 1}})) << "a row at least";
+  EXPECT_EQ(blocks_of(segment(0, 0, 7, 10, 5, 10), 25), (Blocks{{7, 1}, {32, 1}}));
+  EXPECT_TRUE(blocks_of(Segment{}, 25).empty());
+  std::vector<Segment> tasks;
+  append_tasks(segment(0, 0, 0, 2 * copy_block_bytes + warp_run_bytes + 3, 1, 0), copy_block_bytes, tasks);
+  ASSERT_EQ(tasks.size(), 4u);  // two blocks in rows, a single run, and what is left
+  EXPECT_EQ(tasks[0].rows, copy_block_bytes / warp_run_bytes);
+  EXPECT_EQ(tasks[2].row_bytes, warp_run_bytes);
+  EXPECT_EQ(tasks[3].row_bytes, 3u);
 }
 
 TEST(Describe, WhatAUserReads) {
@@ -182,7 +235,7 @@ TEST(Describe, WhatAUserReads) {
   }
   EXPECT_THAT(text, Not(HasSubstr("VIOLATED")));
   TransferPlan broken = plan_of("tiny", 2);
-  broken.ranks[1].shards[0].destination += 2;
+  broken.ranks[1].shards[0].destination_offset += 2;
   EXPECT_THAT(describe(broken), HasSubstr("VIOLATED: tp rank 1: writes to model.embed_tokens.weight"));
 }
 

@@ -107,7 +107,7 @@ void expect_filled(const TransferPlan& plan, const Loop& loop, const Region& reg
     if (index < 0) continue;
     const auto p = static_cast<std::size_t>(index);
     const auto expected = expected_of(tensor, plan.model.parameters[p].info.dtype);
-    ASSERT_EQ(std::memcmp(region.data + plan.source_offsets[p], expected.data(), expected.size()), 0)
+    ASSERT_EQ(std::memcmp(region.data + plan.source_offset(p), expected.data(), expected.size()), 0)
         << tensor.info.name;
   }
 }

@@ -42,9 +42,9 @@ Model random_model() {
 
 /// The trainer's memory: each parameter where the plan wants it.
 std::vector<std::byte> source_of(const TransferPlan& plan, const Parameters& parameters) {
-  std::vector<std::byte> source(plan.source_bytes, std::byte{0xee});
+  std::vector<std::byte> source(plan.source_bytes(), std::byte{0xee});
   for (std::size_t p = 0; p < parameters.size(); ++p) {
-    std::ranges::copy(parameters[p], source.begin() + static_cast<std::ptrdiff_t>(plan.source_offsets[p]));
+    std::ranges::copy(parameters[p], source.begin() + static_cast<std::ptrdiff_t>(plan.source_offset(p)));
   }
   return source;
 }
@@ -60,7 +60,7 @@ ReadReference reader(const Parameters& parameters) {
 std::string check_plan(const TransferPlan& plan, const Parameters& parameters) {
   const auto source = source_of(plan, parameters);
   SourceDigests sent(plan);
-  sent.begin(source.data(), 0, parameters.size());
+  sent.begin(source.data(), {0, parameters.size()});
   std::uint64_t steps = 0;
   while (sent.work()) ++steps;
   if (steps == 0 || sent.work()) return "work() does not end when it says so";
@@ -73,11 +73,13 @@ std::string check_plan(const TransferPlan& plan, const Parameters& parameters) {
       if (held != sent.shard(t, p))
         return fmt::format("rank {} holds another {} than was sent", t, plan.model.parameters[p].info.name);
       if (!plan.copy(t, p)) sums[p] += held;
-      // In parts: whole rows where rows are apart in the parameter, any bytes elsewhere.
-      const auto unit = shard.contiguous_source() ? 1 : shard.row_bytes;
-      const auto middle = shard.size_bytes() / std::max<std::uint64_t>(unit, 1) / 3 * unit;
-      const auto parts = digest_of_shard_part(plan, t, p, slot.data(), 0, middle) +
-                         digest_of_shard_part(plan, t, p, slot.data(), middle, shard.size_bytes() - middle);
+      // In the blocks in which it arrives.
+      Digest parts;
+      for (const auto& segment : plan.ranks[t].schedule.segments_of({p, 1})) {
+        const auto third = std::max<std::uint64_t>(shard.size_bytes() / 3, 1);
+        for (BlockCursor cursor(segment, third); !cursor.done(); cursor.next())
+          parts += digest_of_shard(cursor.block(), slot.data());
+      }
       if (parts != held) return fmt::format("the parts of {} do not add up", plan.model.parameters[p].info.name);
     }
   }
@@ -123,9 +125,9 @@ TEST(ShardDigests, OfARangeOfParametersLeaveTheOthers) {
   const auto before = harness::model_bytes(model, 1), after = harness::model_bytes(model, 2);
   const auto old_source = source_of(plan, before), new_source = source_of(plan, after);
   SourceDigests digests(plan, 2);
-  digests.begin(old_source.data(), 0, before.size());
+  digests.begin(old_source.data(), {0, before.size()});
   digests.finish();
-  digests.begin(new_source.data(), 2, 3);
+  digests.begin(new_source.data(), {2, 3});
   digests.finish();
   for (std::size_t p = 0; p < before.size(); ++p) {
     EXPECT_EQ(digests.parameter(p), digest_bytes(p >= 2 && p < 5 ? after[p] : before[p], 0))
@@ -160,7 +162,7 @@ void find_flips(const TransferPlan& plan, const Parameters& parameters, std::uin
       const auto& info = plan.model.parameters[p].info;
       const auto last = shard.size_bytes();
       for (std::uint64_t i = 0; i < last; i = i + 1 == last ? last : std::min(i + stride, last - 1)) {
-        const auto at = shard.destination + i / shard.row_bytes * shard.destination_pitch + i % shard.row_bytes;
+        const auto at = shard.destination_offset + i / shard.row_bytes * shard.destination_pitch + i % shard.row_bytes;
         slot[at] ^= std::byte{0x10};
         const auto check = check_against_reference(plan, t, slot, reader(parameters));
         ASSERT_EQ(check.mismatched, std::vector<std::size_t>{p}) << info.name << " byte " << i << " of rank " << t;
@@ -202,12 +204,12 @@ TEST(Reference, ShowsBothValues) {
   parameters[p][6] = std::byte{0x80};  // element 3 is 1
   parameters[p][7] = std::byte{0x3f};
   auto slot = harness::slot_of(plan, 0, parameters);
-  slot[plan.ranks[0].shards[p].destination + 7] = std::byte{0xbf};
+  slot[plan.ranks[0].shards[p].destination_offset + 7] = std::byte{0xbf};
   const auto check = check_against_reference(plan, 0, slot, reader(parameters));
   ASSERT_TRUE(check.first);
   EXPECT_EQ(*check.first,
             fmt::format("model.norm.weight: byte {} of the slot holds 0xbf80 (-1), the reference 0x3f80 (1)",
-                        plan.ranks[0].shards[p].destination + 6));
+                        plan.ranks[0].shards[p].destination_offset + 6));
 }
 
 TEST(Reference, NamesTheFirstAndListsAll) {

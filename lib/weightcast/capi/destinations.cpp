@@ -72,7 +72,7 @@ std::optional<std::uint64_t> Destinations::find(const ForeignTensor& tensor, std
     const auto p = static_cast<std::size_t>(index);
     const TensorInfo shard{info.name, plan_->model.parameters[p].info.dtype, shard_shape(*plan_, tp_rank_, p)};
     parameters = {p};
-    offset = plan_->ranks[tp_rank_].shards[p].destination;
+    offset = plan_->ranks[tp_rank_].shards[p].destination_offset;
     if (info == shard)
       expected.clear();
     else

@@ -245,15 +245,10 @@ Membership::Membership(const wc_options* given, bool trainer) {
     if (comm.rank() != 0 && trainer)
       fail(ExitCode::config, "wc_trainer_create() on rank {}: the trainer is rank 0 of the communicator", comm.rank());
     if (comm.rank() == 0 && !trainer) fail(ExitCode::config, "wc_engine_create() on rank 0, which is the trainer's");
-    const auto engines = static_cast<std::uint64_t>(comm.size()) - 1;
-    group.dp = std::max<std::uint64_t>(options.dp, 1);
-    group.tp = options.tp != 0 ? options.tp : engines / group.dp;
-    if (group.tp == 0 || group.dp > engines || engines % group.dp != 0 || group.tp != engines / group.dp) {
-      throw Error(ExitCode::config,
-                  fmt::format("tp {} x dp {} does not make the {} engine ranks of a communicator of {}", options.tp,
-                              group.dp, engines, comm.size()),
-                  "start 1 + tp * dp processes");
-    }
+    const auto roster = form_roster(options.tp != 0 ? std::optional(options.tp) : std::nullopt,
+                                    std::max<std::uint64_t>(options.dp, 1), comm.size());
+    group.tp = roster.tp;
+    group.dp = roster.dp;
     if (group.placement.kind == MemoryKind::cuda && (group.placement.gpu < 0 || group.placement.gpu >= gpu::count())) {
       throw Error(ExitCode::config,
                   gpu::count() == 0

@@ -59,7 +59,7 @@ struct Membership {
   /// Collective over the communicator of `options`: all throw, or none, but for Error(usage) and a missing MPI.
   Membership(const wc_options* options, bool trainer);
 
-  std::size_t tp_rank() const { return (static_cast<std::size_t>(comm.rank()) - 1) % plan.tp; }
+  std::size_t tp_rank() const { return plan.roster().tp_rank(comm.rank()); }
   Deadline deadline() const noexcept { return Deadline::after(group.timeout_s); }
   /// For work on all weights that is not communication.
   Deadline long_deadline() const noexcept {

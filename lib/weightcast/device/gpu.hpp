@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "weightcast/core/deadline.hpp"
@@ -115,9 +116,9 @@ void scatter(const StridedElements& elements, std::byte* matrix, const std::byte
 
 /// Part of a shard's digest for digest() and copy_and_digest(): rows of whole 16-byte vectors. `data` is an offset from
 /// the base pointer, `offset` the byte offset of row 0 in the parameter; both pitches in bytes; `result` the index of
-/// its sum. `source` is the offset of row 0 from the source pointer; its rows are parameter_pitch apart.
+/// its sum. `source` is the offset of row 0 from the source pointer.
 struct DigestTask {
-  std::uint64_t data = 0, offset = 0, pitch = 0, parameter_pitch = 0, source = 0;
+  std::uint64_t data = 0, offset = 0, pitch = 0, parameter_pitch = 0, source = 0, source_pitch = 0;
   std::uint32_t row_bytes = 0, rows = 0, result = 0, unused = 0;
 };
 /// Queues the digests of tasks [0, count) at `tasks` (on the GPU): adds to results[2 * result] and results[2 * result +
@@ -129,6 +130,15 @@ void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base,
 /// and digest() read everything twice.
 void copy_and_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* source, std::byte* base,
                      std::uint64_t* results, const Stream& stream);
+
+/// Where copy_and_digest() may leave the digests of what it writes: tasks [first_task[i], first_task[i + 1]) are those
+/// of item i, and `stream` has been given what sets the sums to zero.
+struct DigestTarget {
+  const DigestTask* tasks = nullptr;        ///< on the GPU
+  std::span<const std::size_t> first_task;  ///< by item, and the end
+  std::uint64_t* sums = nullptr;            ///< on the GPU
+  Stream* stream = nullptr;                 ///< given nothing else meanwhile
+};
 
 /// Queues zeros, and a small copy of results to pinned host memory.
 void zero(std::byte* device, std::uint64_t size_bytes, const Stream& stream);

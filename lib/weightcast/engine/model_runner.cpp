@@ -55,7 +55,7 @@ std::vector<std::byte> ModelRunner::rows(const ParameterStore::Pin& pin, std::si
     if (part.empty() || plan_->copy(tp_rank_, parameter)) return std::vector<std::byte>();
     const auto element_bytes = static_cast<std::uint64_t>(bits(rule.info.dtype)) / 8;
     std::vector<std::byte> packed(part.rows * part.columns * element_bytes);
-    read_region(pin.slot(), plan_->ranks[tp_rank_].shards[parameter].destination, packed);
+    read_region(pin.slot(), plan_->ranks[tp_rank_].shards[parameter].destination_offset, packed);
     return packed;
   });
 }
@@ -68,7 +68,7 @@ std::vector<Digest> ModelRunner::digests(const ParameterStore::Pin& pin, std::si
     std::span<const Digest> by_gpu;
     if (gpu_digests_) {
       gpu_digests_->begin(slot);
-      gpu_digests_->queue(first, count, nullptr);
+      gpu_digests_->queue({first, count}, nullptr);
       by_gpu = gpu_digests_->finish(deadline);
     }
     for (std::size_t i = 0; i < count; ++i) {

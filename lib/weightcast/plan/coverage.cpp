@@ -1,6 +1,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
+#include <optional>
 #include <utility>
 
 #include "weightcast/core/bytes.hpp"
@@ -91,15 +93,13 @@ std::string tiling_defect(const std::vector<Rectangle>& rectangles, std::uint64_
   return odd == expected ? "" : "some bytes are taken twice and others left out";
 }
 
-/// True when the ranges are aligned, disjoint and inside a region of `region_bytes`.
+/// True when the ranges are disjoint and inside a region of `region_bytes`.
 bool ranges_fit(std::vector<ByteRange> ranges, std::uint64_t region_bytes) {
   std::sort(ranges.begin(), ranges.end(), [](const auto& a, const auto& b) { return a.offset < b.offset; });
   std::uint64_t end = 0;
   for (const auto& range : ranges) {
-    if (range.offset < end || range.offset % TransferPlan::alignment_bytes != 0 || range.offset > region_bytes ||
-        range.size_bytes > region_bytes - range.offset) {
+    if (range.offset < end || range.offset > region_bytes || range.size_bytes > region_bytes - range.offset)
       return false;
-    }
     end = range.offset + range.size_bytes;
   }
   return true;
@@ -118,25 +118,15 @@ std::uint64_t multiplicity(const ParameterRule& rule, std::uint64_t tp) {
   return rule.kind == ShardKind::kv_heads && tp > rule.units ? tp / rule.units : 1;
 }
 
-std::string prove_layout(const TransferPlan& plan) {
+std::string prove_placement(const TransferPlan& plan) {
   const auto& parameters = plan.model.parameters;
   if (plan.ranks.size() != plan.tp) return fmt::format("{} ranks in a plan for tp {}", plan.ranks.size(), plan.tp);
-  if (plan.source_offsets.size() != parameters.size()) return "a parameter has no place in the source region";
   std::vector<ByteRange> ranges;
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    const auto size = parameters[i].info.size_bytes();
-    if (!size || *size == 0 || row_bytes_of(parameters[i].info) == 0) {
-      return fmt::format("{}: not a size in whole bytes", parameters[i].info.name);
-    }
-    ranges.push_back({plan.source_offsets[i], *size});
-  }
-  if (!ranges_fit(std::move(ranges), plan.source_bytes)) return "parameters overlap or leave the source region";
-
-  ranges.clear();
   std::vector<std::size_t> placed(parameters.size(), 0);
   for (const auto& tensor : plan.engine_tensors) {
     const auto size = TensorInfo{tensor.name, tensor.dtype, {tensor.shape.rows, tensor.shape.columns}}.size_bytes();
     if (!size || *size == 0 || *size != tensor.size_bytes) return fmt::format("{}: wrong size", tensor.name);
+    if (tensor.offset % TransferPlan::alignment_bytes != 0) return fmt::format("{}: not aligned", tensor.name);
     ranges.push_back({tensor.offset, tensor.size_bytes});
     for (const auto i : tensor.parameters) {
       if (i >= parameters.size() || parameters[i].info.dtype != tensor.dtype) {
@@ -167,15 +157,15 @@ std::string prove_destinations(const TransferPlan& plan) {
       rectangles.clear();
       std::uint64_t previous = 0;
       for (const auto i : tensor.parameters) {
-        const Segment& s = rank.shards[i];
+        const Shard& s = rank.shards[i];
         if (s.rows == 0) continue;
         const std::string& parameter = plan.model.parameters[i].info.name;
-        if (!append_rectangles(matrix, {s.destination, s.row_bytes, s.rows, s.destination_pitch}, rectangles)) {
+        if (!append_rectangles(matrix, {s.destination_offset, s.row_bytes, s.rows, s.destination_pitch}, rectangles)) {
           return fmt::format("tp rank {}: {} is written outside of {}", t, parameter, tensor.name);
         }
-        if (s.destination < previous)
+        if (s.destination_offset < previous)
           return fmt::format("tp rank {}: {} lies before its part of {}", t, parameter, tensor.name);
-        previous = s.destination;
+        previous = s.destination_offset;
       }
       for (const auto& range : rank.padding) {
         if (range.offset < tensor.offset || range.offset - tensor.offset >= tensor.size_bytes) continue;
@@ -193,16 +183,17 @@ std::string prove_destinations(const TransferPlan& plan) {
   return {};
 }
 
-/// Every byte of every parameter is read as often as its rule says.
-std::string prove_sources(const TransferPlan& plan) {
+/// Every byte of every parameter is part of as many shards as its rule says.
+std::string prove_shards(const TransferPlan& plan) {
   for (std::size_t i = 0; i < plan.model.parameters.size(); ++i) {
     const ParameterRule& rule = plan.model.parameters[i];
     const std::uint64_t row_bytes = row_bytes_of(rule.info), times = multiplicity(rule, plan.tp);
-    const Matrix matrix{plan.source_offsets[i], rule.info.size_bytes().value() / row_bytes, row_bytes};
+    const Matrix matrix{0, rule.info.size_bytes().value() / row_bytes, row_bytes};
     std::vector<Rectangle> all, distinct;
     for (std::size_t t = 0; t < plan.ranks.size(); ++t) {
-      const Segment& s = plan.ranks[t].shards[i];
-      if (s.rows != 0 && !append_rectangles(matrix, {s.source, s.row_bytes, s.rows, s.source_pitch}, all)) {
+      const Shard& s = plan.ranks[t].shards[i];
+      if (s.rows != 0 &&
+          !append_rectangles(matrix, {s.parameter_offset, s.row_bytes, s.rows, s.parameter_pitch}, all)) {
         return fmt::format("tp rank {}: {} is read outside of its bytes", t, rule.info.name);
       }
     }
@@ -221,50 +212,130 @@ std::string prove_sources(const TransferPlan& plan) {
   return {};
 }
 
-/// Each move is a sequence of whole shards that continue each other, and no shard is left.
-std::string prove_moves(const RankPlan& rank) {
-  std::vector<Segment> shards;
-  for (const auto& shard : rank.shards) {
-    if (shard.rows != 0) shards.push_back(shard);
+/// Where a side of a segment lies in the rows of `pitch` bytes that begin at `base`: the rectangle that it covers
+/// there, or nothing when it does not follow them.
+std::optional<Rectangle> place(std::uint64_t offset, std::uint64_t segment_pitch, const Segment& s, std::uint64_t base,
+                               std::uint64_t pitch) {
+  if (offset < base || pitch == 0 || s.row_bytes == 0 || (s.rows > 1 && segment_pitch != pitch)) return std::nullopt;
+  return Rectangle{(offset - base) / pitch, (offset - base) % pitch, s.rows, s.row_bytes};
+}
+
+/// A segment brings its shard the bytes that the piece under it holds.
+bool brings_what_it_says(const TransferPlan& plan, const Shard& shard, const Segment& s) {
+  if (s.from >= plan.sources.ranks.size() || s.parameter_index != shard.parameter_index || shard.rows == 0)
+    return false;
+  const ParameterRule& rule = plan.model.parameters[s.parameter_index];
+  const std::uint64_t pitch = row_bytes_of(rule.info), element = static_cast<std::uint64_t>(bits(rule.info.dtype)) / 8;
+  const auto own = place(s.parameter_offset, s.parameter_pitch, s, 0, pitch);
+  const auto in_shard = place(s.destination_offset, s.destination_pitch, s, shard.destination_offset,
+                              shard.rows == 1 ? shard.row_bytes : shard.destination_pitch);
+  if (!own || !in_shard || in_shard->row + s.rows > shard.rows || in_shard->column + s.row_bytes > shard.row_bytes ||
+      own->row != shard.parameter_offset / pitch + in_shard->row ||
+      own->column != shard.parameter_offset % pitch + in_shard->column) {
+    return false;
   }
-  std::sort(shards.begin(), shards.end(), [](const auto& a, const auto& b) { return a.destination < b.destination; });
-  auto next = shards.begin();
+  const auto& pieces = plan.sources.ranks[s.from].pieces;
+  const auto found = std::upper_bound(pieces.begin(), pieces.end(), s, [](const Segment& segment, const Piece& piece) {
+    return std::pair(segment.parameter_index, segment.source_offset) < std::pair(piece.parameter_index, piece.offset);
+  });
+  if (found == pieces.begin()) return false;
+  const Piece& piece = *std::prev(found);
+  const auto in_piece = place(s.source_offset, s.source_pitch, s, piece.offset, piece.pitch);
+  return piece.parameter_index == s.parameter_index && in_piece && in_piece->row + s.rows <= piece.slice.rows &&
+         in_piece->column + s.row_bytes <= piece.slice.columns * element &&
+         own->row == piece.slice.row + in_piece->row && own->column == piece.slice.column * element + in_piece->column;
+}
+
+/// Segments bring every byte of every shard exactly once, from where it is.
+std::string prove_segments(const TransferPlan& plan, const RankPlan& rank) {
+  const auto& segments = rank.schedule.segments;
   std::uint64_t received = 0;
-  for (const auto& move : rank.moves) {
-    const bool one_run = move.contiguous_source() && move.contiguous_destination();
-    const auto size = checked_multiply(move.row_bytes, move.rows);
-    if (!size || *size == 0) return "an empty or endless move";
-    std::uint64_t source = move.source, destination = move.destination, left = *size;
-    while (left > 0) {
-      if (next == shards.end()) return "a move without a shard";
-      const Segment& shard = *next++;
-      const bool same_form = one_run ? shard.contiguous_source() && shard.contiguous_destination()
-                                     : shard.row_bytes == move.row_bytes &&
-                                           (shard.rows == 1 || (shard.source_pitch == move.source_pitch &&
-                                                                shard.destination_pitch == move.destination_pitch));
-      if (!same_form || shard.source != source || shard.destination != destination || shard.size_bytes() > left) {
-        return fmt::format("the move to byte {} of the slot differs from its shards", move.destination);
-      }
-      source += one_run ? shard.size_bytes() : shard.rows * move.source_pitch;
-      destination += one_run ? shard.size_bytes() : shard.rows * move.destination_pitch;
-      left -= shard.size_bytes();
-      received += shard.size_bytes();
+  auto next = segments.begin();
+  for (const auto& shard : rank.shards) {
+    const auto& name = plan.model.parameters[shard.parameter_index].info.name;
+    std::vector<Rectangle> rectangles;
+    for (; next != segments.end() && next->parameter_index <= shard.parameter_index; ++next) {
+      if (!brings_what_it_says(plan, shard, *next)) return fmt::format("{} is brought from another place", name);
+      rectangles.push_back(*place(next->destination_offset, next->destination_pitch, *next, shard.destination_offset,
+                                  shard.rows == 1 ? shard.row_bytes : shard.destination_pitch));
+      received += next->size_bytes();
     }
+    if (shard.rows == 0) continue;
+    const std::string defect = tiling_defect(rectangles, shard.rows, shard.row_bytes);
+    if (!defect.empty()) return fmt::format("what brings {}: {}", name, defect);
   }
-  if (next != shards.end()) return fmt::format("no move for the shard at byte {} of the slot", next->destination);
+  if (next != segments.end()) return "a segment without a shard";
   if (received != rank.received_bytes) return fmt::format("{} bytes received, not {}", received, rank.received_bytes);
   return {};
 }
 
+/// A later replica takes every shard from where it takes it to.
+bool relays_all(const RankPlan& rank) {
+  std::size_t next = 0;
+  for (const auto& shard : rank.shards) {
+    if (shard.rows == 0) continue;
+    const auto& segments = rank.relay.segments;
+    if (next == segments.size() || static_cast<const Shard&>(segments[next]) != shard ||
+        segments[next].source_offset != shard.destination_offset ||
+        segments[next].source_pitch != shard.destination_pitch) {
+      return false;
+    }
+    ++next;
+  }
+  const auto same = [](const Part& a, const Part& b) { return a.parameters == b.parameters; };
+  return next == rank.relay.segments.size() && std::ranges::equal(rank.relay.whole, rank.schedule.whole, same);
+}
+
 }  // namespace
 
-std::string prove_coverage(const TransferPlan& plan) {
-  for (const auto proof : {prove_layout, prove_destinations, prove_sources}) {
-    std::string violation = proof(plan);
-    if (!violation.empty()) return violation;
+std::string prove_layout(const Model& model, const SourceLayout& layout) {
+  std::vector<std::vector<Rectangle>> rectangles(model.parameters.size());
+  for (std::size_t from = 0; from < layout.ranks.size(); ++from) {
+    std::vector<ByteRange> ranges;
+    std::size_t previous = 0;
+    for (const auto& piece : layout.ranks[from].pieces) {
+      if (piece.parameter_index < previous || piece.parameter_index >= model.parameters.size())
+        return fmt::format("trainer rank {}: pieces are out of order", from);
+      previous = piece.parameter_index;
+      const TensorInfo& info = model.parameters[previous].info;
+      const auto& [row, column, rows, columns] = piece.slice;
+      if (piece.slice.empty() || !piece.slice.within(matrix_of(info)))
+        return fmt::format("trainer rank {}: a piece of {} is not in it", from, info.name);
+      const std::uint64_t element = static_cast<std::uint64_t>(bits(info.dtype)) / 8, row_bytes = columns * element;
+      const auto above = checked_multiply(rows - 1, piece.pitch);
+      const auto extent = above ? checked_add(*above, row_bytes) : std::nullopt;
+      if (!extent || piece.pitch < row_bytes)
+        return fmt::format("trainer rank {}: rows of {} overlap", from, info.name);
+      ranges.push_back({piece.offset, *extent});
+      rectangles[previous].push_back({row, column * element, rows, row_bytes});
+    }
+    if (!ranges_fit(std::move(ranges), layout.ranks[from].size_bytes))
+      return fmt::format("trainer rank {}: parameters overlap or leave the source region", from);
   }
+  for (std::size_t i = 0; i < rectangles.size(); ++i) {
+    const TensorInfo& info = model.parameters[i].info;
+    const auto size = info.size_bytes();
+    if (!size || *size == 0 || row_bytes_of(info) == 0) return fmt::format("{}: not a size in whole bytes", info.name);
+    const std::string defect = tiling_defect(rectangles[i], *size / row_bytes_of(info), row_bytes_of(info));
+    if (!defect.empty()) return fmt::format("trainer ranks have of {}: {}", info.name, defect);
+  }
+  return {};
+}
+
+std::string prove_coverage(const TransferPlan& plan) {
+  std::string violation = prove_layout(plan.model, plan.sources);
+  for (const auto proof : {prove_placement, prove_destinations, prove_shards}) {
+    if (violation.empty()) violation = proof(plan);
+  }
+  if (!violation.empty()) return violation;
   for (std::size_t t = 0; t < plan.ranks.size(); ++t) {
-    const std::string violation = prove_moves(plan.ranks[t]);
+    const RankPlan& rank = plan.ranks[t];
+    violation = prove_segments(plan, rank);
+    if (violation.empty()) violation = prove_schedule(rank.schedule, rank.shards.size(), plan.pack_bytes);
+    if (violation.empty() && plan.dp > 1) {
+      violation = relays_all(rank) ? prove_schedule(rank.relay, rank.shards.size(), plan.pack_bytes)
+                                   : "what is passed on differs from the shards";
+    }
     if (!violation.empty()) return fmt::format("tp rank {}: {}", t, violation);
   }
   return {};

@@ -71,16 +71,23 @@ std::string engine_tensor_table(const TransferPlan& plan) {
 }
 
 std::string rank_table(const TransferPlan& plan) {
-  std::vector<Row> rows{{"tp rank", "received bytes", "padding bytes", "shards", "moves"}};
+  std::vector<Row> rows{{"tp rank", "received bytes", "padding bytes", "shards", "parts", "copies", "tasks"}};
   for (std::size_t t = 0; t < plan.ranks.size(); ++t) {
     const RankPlan& rank = plan.ranks[t];
     std::uint64_t padding = 0;
     for (const auto& range : rank.padding) padding += range.size_bytes;
+    std::size_t copies = 0;
+    for (const auto& part : rank.schedule.whole) copies += part.copies.count;
+    std::vector<Segment> tasks;
+    for (const auto& segment : rank.schedule.segments) {
+      if (!segment.contiguous()) append_tasks(segment, copy_block_bytes, tasks);
+    }
     const auto shards = std::count_if(rank.shards.begin(), rank.shards.end(), [](const auto& s) { return s.rows > 0; });
     rows.push_back({fmt::to_string(t), fmt::to_string(rank.received_bytes), fmt::to_string(padding),
-                    fmt::to_string(shards), fmt::to_string(rank.moves.size())});
+                    fmt::to_string(shards), fmt::to_string(rank.schedule.whole.size()), fmt::to_string(copies),
+                    fmt::to_string(tasks.size())});
   }
-  return table(rows, {true, true, true, true, true});
+  return table(rows, {true, true, true, true, true, true, true});
 }
 
 struct Addition {
@@ -117,14 +124,14 @@ std::string describe(const TransferPlan& plan) {
   const std::string violation = prove_coverage(plan);
 
   std::string text = engine_tensor_table(plan) + '\n' + rank_table(plan) + '\n';
-  text +=
-      table({{"model", fmt::format("{}, {} parameters, {}", name(plan.model.config.family),
-                                   plan.model.parameters.size(), size(model_bytes))},
-             {"group", fmt::format("tp {}, dp {}: {} ranks with the trainer", plan.tp, plan.dp, 1 + plan.tp * plan.dp)},
-             {"slot of an engine rank", size(plan.slot_bytes)},
-             {"trainer egress", fmt::format("{}, {:.4f} x the model", size(egress), ratio)},
-             {"replication adds", plan.tp == 1 ? "nothing" : size(plan.replication_bytes())}},
-            {false, false});
+  text += table(
+      {{"model", fmt::format("{}, {} parameters, {}", name(plan.model.config.family), plan.model.parameters.size(),
+                             size(model_bytes))},
+       {"group", fmt::format("tp {}, dp {}: {} ranks with the trainer", plan.tp, plan.dp, plan.roster().rank_count())},
+       {"slot of an engine rank", size(plan.slot_bytes)},
+       {"trainer egress", fmt::format("{}, {:.4f} x the model", size(egress), ratio)},
+       {"replication adds", plan.tp == 1 ? "nothing" : size(plan.replication_bytes())}},
+      {false, false});
   text += replication_table(plan);
   text +=
       table({{"plan digest           ", plan.digest},

@@ -2,11 +2,10 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <xxhash.h>
 
-#include <bit>
-#include <memory>
+#include <algorithm>
 #include <span>
+#include <utility>
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
@@ -15,9 +14,9 @@
 namespace weightcast {
 namespace {
 
-std::uint64_t element_bytes(const ParameterRule& rule) {
-  return static_cast<std::uint64_t>(bits(rule.info.dtype)) / 8;
-}
+constexpr std::uint64_t message_limit_bytes = 1 * mebibyte;    // digested while still in cache
+constexpr std::uint64_t message_buffers_bytes = 6 * mebibyte;  // of one message to each tp rank
+constexpr std::uint64_t pack_buffers_bytes = 128 * mebibyte;   // of one pack step of each tp rank
 
 void require_divides(const Model& model, std::uint64_t tp) {
   try {
@@ -25,13 +24,6 @@ void require_divides(const Model& model, std::uint64_t tp) {
   } catch (const Error& error) {
     throw Error(error.code(), error.what(),
                 fmt::format("this model can be cut for tp {}", fmt::join(possible_tp(model), ", ")));
-  }
-}
-
-void place_parameters(TransferPlan& plan) {
-  for (const auto& rule : plan.model.parameters) {
-    plan.source_offsets.push_back(plan.source_bytes);
-    plan.source_bytes += round_up(rule.info.size_bytes().value(), TransferPlan::alignment_bytes);
   }
 }
 
@@ -52,25 +44,27 @@ void place_engine_tensors(TransferPlan& plan) {
   }
 }
 
-RankPlan plan_rank(const TransferPlan& plan, std::uint64_t t) {
+/// What one rank holds, and the padding beside it.
+RankPlan place_shards(const TransferPlan& plan, std::uint64_t t) {
   RankPlan rank;
   rank.shards.resize(plan.model.parameters.size());
   for (const auto& tensor : plan.engine_tensors) {
     std::uint64_t destination = tensor.offset;
     for (const auto i : tensor.parameters) {
       const ParameterRule& rule = plan.model.parameters[i];
-      const std::uint64_t element = element_bytes(rule), source_pitch = matrix_of(rule.info).columns * element;
+      const std::uint64_t element = element_bytes(rule), pitch = matrix_of(rule.info).columns * element;
       const std::uint64_t destination_pitch = tensor.shape.columns * element;
       const Slice slice = shard_of(rule, plan.tp, t);
       const std::uint64_t extent_bytes = shard_extent(rule, plan.tp).rows * destination_pitch;
       const std::uint64_t held_bytes = slice.rows * destination_pitch;
+      Shard& shard = rank.shards[i];
+      shard.parameter_index = i;
       if (!slice.empty()) {
-        Segment& shard = rank.shards[i];
-        shard.source = plan.source_offsets[i] + slice.row * source_pitch + slice.column * element;
-        shard.destination = destination;
+        shard.parameter_offset = slice.row * pitch + slice.column * element;
+        shard.destination_offset = destination;
         shard.row_bytes = slice.columns * element;
         shard.rows = slice.rows;
-        shard.source_pitch = slice.rows == 1 ? shard.row_bytes : source_pitch;
+        shard.parameter_pitch = slice.rows == 1 ? shard.row_bytes : pitch;
         shard.destination_pitch = slice.rows == 1 ? shard.row_bytes : destination_pitch;
         rank.received_bytes += shard.size_bytes();
       }
@@ -78,82 +72,45 @@ RankPlan plan_rank(const TransferPlan& plan, std::uint64_t t) {
       destination += extent_bytes;
     }
   }
-  rank.moves = coalesce(rank.shards);
   return rank;
 }
 
-/// Feeds a canonical serialisation to XXH3: integers as 8 bytes little-endian, texts and lists behind their length.
-class PlanHasher {
- public:
-  PlanHasher() : state_(XXH3_createState()) {
-    if (state_ == nullptr) throw std::bad_alloc();
-    XXH3_128bits_reset(state_.get());
+/// Where pieces and shards meet, by parameter.
+std::vector<Segment> cross(const TransferPlan& plan, std::size_t t) {
+  std::vector<Segment> segments;
+  for (std::size_t from = 0; from < plan.sources.ranks.size(); ++from) {
+    for (const auto& piece : plan.sources.ranks[from].pieces) {
+      auto segment = segment_of(plan, t, piece);
+      if (segment.rows == 0) continue;
+      segment.from = from;
+      segments.push_back(segment);
+    }
   }
+  std::ranges::stable_sort(segments, {}, &Segment::parameter_index);
+  return segments;
+}
 
-  template <typename... Integers>
-  void integers(Integers... values) {
-    static_assert(std::endian::native == std::endian::little);
-    for (const std::uint64_t value : {static_cast<std::uint64_t>(values)...}) update(&value, sizeof value);
+/// Bounds what transports need between source and sink, whatever tp is; one row may be longer.
+void size_buffers(TransferPlan& plan) {
+  std::uint64_t longest_row = 0;
+  for (const auto& rank : plan.ranks) {
+    for (const auto& segment : rank.schedule.segments) longest_row = std::max(longest_row, segment.row_bytes);
   }
-  void text(std::string_view value) {
-    integers(value.size());
-    update(value.data(), value.size());
-  }
-  template <typename Range>
-  void list(const Range& range) {
-    integers(range.size());
-    for (const auto& item : range) add(item);
-  }
-  std::string hex() const {
-    const XXH128_hash_t hash = XXH3_128bits_digest(state_.get());
-    return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
-  }
+  plan.message_bytes = std::clamp<std::uint64_t>(message_buffers_bytes / plan.tp, 64 * kibibyte, message_limit_bytes);
+  plan.pack_bytes = std::max(
+      longest_row, pack_buffers_bytes / plan.tp / TransferPlan::alignment_bytes * TransferPlan::alignment_bytes);
+}
 
- private:
-  struct Free {
-    void operator()(XXH3_state_t* state) const noexcept { XXH3_freeState(state); }
-  };
-
-  void update(const void* data, std::size_t size) { XXH3_128bits_update(state_.get(), data, size); }
-  void add(std::uint64_t value) { integers(value); }
-  void add(const Segment& s) {
-    integers(s.source, s.destination, s.row_bytes, s.rows, s.source_pitch, s.destination_pitch);
+void schedule_rank(const TransferPlan& plan, RankPlan& rank) {
+  std::vector<std::uint64_t> sizes;
+  std::vector<Segment> relayed;
+  for (const auto& shard : rank.shards) {
+    sizes.push_back(shard.size_bytes());
+    if (shard.rows != 0) relayed.push_back({shard, 0, shard.destination_offset, shard.destination_pitch});
   }
-  void add(const ByteRange& range) { integers(range.offset, range.size_bytes); }
-  void add(const ParameterRule& rule) {
-    text(rule.info.name);
-    text(weightcast::name(rule.info.dtype));
-    list(rule.info.shape);
-    text(rule.engine_tensor);
-    text(weightcast::name(rule.kind));
-    integers(rule.part, rule.units);
-  }
-  void add(const EngineTensor& tensor) {
-    text(tensor.name);
-    text(weightcast::name(tensor.dtype));
-    integers(tensor.shape.rows, tensor.shape.columns, tensor.offset, tensor.size_bytes);
-    list(tensor.parameters);
-  }
-  void add(const RankPlan& rank) {
-    list(rank.shards);
-    list(rank.moves);
-    list(rank.padding);
-    integers(rank.received_bytes);
-  }
-
-  std::unique_ptr<XXH3_state_t, Free> state_;
-};
-
-std::string digest_of(const TransferPlan& plan) {
-  PlanHasher hasher;
-  hasher.text("weightcast.plan/1");
-  hasher.text(name(plan.model.config.family));
-  hasher.integers(plan.tp, plan.dp, plan.source_bytes, plan.slot_bytes);
-  hasher.list(plan.model.parameters);
-  hasher.list(plan.source_offsets);
-  hasher.list(plan.engine_tensors);
-  hasher.list(plan.ranks);
-  return hasher.hex();
+  const auto parts = parts_of(sizes, plan.dp);
+  rank.schedule = make_schedule(std::move(rank.schedule.segments), sizes.size(), parts, plan.pack_bytes);
+  if (plan.dp > 1) rank.relay = make_schedule(std::move(relayed), sizes.size(), parts, plan.pack_bytes);
 }
 
 }  // namespace
@@ -170,27 +127,58 @@ std::uint64_t TransferPlan::replication_bytes() const noexcept {
   return egress_bytes() - model.size_bytes();
 }
 
-std::uint64_t TransferPlan::offset_in_parameter(std::size_t tp_rank, std::size_t parameter) const noexcept {
-  const Segment& shard = ranks[tp_rank].shards[parameter];
-  return shard.rows == 0 ? 0 : shard.source - source_offsets[parameter];
-}
-
 bool TransferPlan::copy(std::size_t tp_rank, std::size_t parameter) const noexcept {
   return is_copy(model.parameters[parameter], tp, tp_rank);
 }
 
-TransferPlan make_plan(const Model& model, std::uint64_t tp, std::uint64_t dp) {
+std::uint64_t element_bytes(const ParameterRule& rule) noexcept {
+  return static_cast<std::uint64_t>(bits(rule.info.dtype)) / 8;
+}
+
+Segment segment_of(const TransferPlan& plan, std::size_t tp_rank, const Piece& piece) {
+  const ParameterRule& rule = plan.model.parameters[piece.parameter_index];
+  const Shard& shard = plan.ranks[tp_rank].shards[piece.parameter_index];
+  const Slice held = shard_of(rule, plan.tp, tp_rank), common = intersection(held, piece.slice);
+  Segment segment;
+  segment.parameter_index = piece.parameter_index;
+  if (common.empty()) return segment;
+  const std::uint64_t element = element_bytes(rule), pitch = matrix_of(rule.info).columns * element;
+  const auto place = [&](std::uint64_t offset, std::uint64_t row_pitch, const Slice& whole) {
+    return offset + (common.row - whole.row) * row_pitch + (common.column - whole.column) * element;
+  };
+  segment.row_bytes = common.columns * element;
+  segment.rows = common.rows;
+  segment.parameter_offset = place(0, pitch, {});
+  segment.source_offset = place(piece.offset, piece.pitch, piece.slice);
+  segment.destination_offset = place(shard.destination_offset, shard.destination_pitch, held);
+  const bool one = common.rows == 1;
+  segment.parameter_pitch = one ? segment.row_bytes : pitch;
+  segment.source_pitch = one ? segment.row_bytes : piece.pitch;
+  segment.destination_pitch = one ? segment.row_bytes : shard.destination_pitch;
+  return segment;
+}
+
+TransferPlan make_plan(const Model& model, std::uint64_t tp, std::uint64_t dp, SourceLayout sources) {
   if (tp == 0 || dp == 0) throw Error(ExitCode::config, "tp and dp must be 1 or more");
   require_divides(model, tp);
   TransferPlan plan;
   plan.tp = tp;
   plan.dp = dp;
   plan.model = model;
-  place_parameters(plan);
+  plan.sources = std::move(sources);
   place_engine_tensors(plan);
-  for (std::uint64_t t = 0; t < tp; ++t) plan.ranks.push_back(plan_rank(plan, t));
+  for (std::uint64_t t = 0; t < tp; ++t) {
+    plan.ranks.push_back(place_shards(plan, t));
+    plan.ranks.back().schedule.segments = cross(plan, t);
+  }
+  size_buffers(plan);
+  for (auto& rank : plan.ranks) schedule_rank(plan, rank);
   plan.digest = digest_of(plan);
   return plan;
+}
+
+TransferPlan make_plan(const Model& model, std::uint64_t tp, std::uint64_t dp) {
+  return make_plan(model, tp, dp, whole_layout(model));
 }
 
 }  // namespace weightcast

@@ -55,9 +55,9 @@ void exchange(const Communicator& replica, const TransferPlan& plan, std::span<c
     WEIGHTCAST_EXPECTS(offset == pieces.size());
   }
   for (std::size_t owner = 0; owner < tasks.size(); ++owner) {
-    const Segment& shard = plan.ranks[rank].shards[tasks[owner].parameter];
-    WEIGHTCAST_EXPECTS(shard.contiguous_destination() && shard.destination + shard.size_bytes() <= slot.size());
-    check_mpi(MPI_Isend(slot.data() + shard.destination + tasks[owner].row * shard.row_bytes,
+    const Shard& shard = plan.ranks[rank].shards[tasks[owner].parameter];
+    WEIGHTCAST_EXPECTS(shard.contiguous_destination() && shard.destination_offset + shard.size_bytes() <= slot.size());
+    check_mpi(MPI_Isend(slot.data() + shard.destination_offset + tasks[owner].row * shard.row_bytes,
                         static_cast<int>(tasks[owner].rows * shard.row_bytes), MPI_BYTE, static_cast<int>(owner), 0,
                         replica.get(), &requests.emplace_back(MPI_REQUEST_NULL)),
               "MPI_Isend");
@@ -83,7 +83,7 @@ void assemble(const TransferPlan& plan, const Task& task, std::span<const std::b
 }  // namespace
 
 bool cut_in_columns(const TransferPlan& plan, std::size_t parameter) {
-  const Segment& shard = plan.ranks[0].shards[parameter];
+  const Shard& shard = plan.ranks[0].shards[parameter];
   return shard.rows > 0 && shard.row_bytes < row_bytes_of(plan.model.parameters[parameter].info);
 }
 

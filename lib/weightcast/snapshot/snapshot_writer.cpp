@@ -40,9 +40,9 @@ void write_row_shards(hid_t file, const TransferPlan& plan, std::size_t rank, st
     if (slice.empty() || plan.copy(rank, i) || cut_in_columns(plan, i)) continue;
     if (deadline.passed())
       fail(ExitCode::deadline, "writing the snapshot took too long, at {}", plan.model.parameters[i].info.name);
-    const Segment& shard = plan.ranks[rank].shards[i];
-    WEIGHTCAST_EXPECTS(shard.contiguous_destination() && shard.destination + shard.size_bytes() <= slot.size());
-    snapshot_layout::write(file, plan.model.parameters[i].info, slice, slot.data() + shard.destination, between);
+    const Shard& shard = plan.ranks[rank].shards[i];
+    WEIGHTCAST_EXPECTS(shard.contiguous_destination() && shard.destination_offset + shard.size_bytes() <= slot.size());
+    snapshot_layout::write(file, plan.model.parameters[i].info, slice, slot.data() + shard.destination_offset, between);
   }
 }
 

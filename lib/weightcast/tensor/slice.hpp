@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace weightcast {
@@ -23,5 +24,14 @@ struct Slice {
            columns <= shape.columns - column;
   }
 };
+
+/// What two rectangles of one matrix have in common; empty when nothing.
+inline Slice intersection(const Slice& a, const Slice& b) noexcept {
+  const auto row = std::max(a.row, b.row), column = std::max(a.column, b.column);
+  const auto end_row = std::min(a.row + a.rows, b.row + b.rows),
+             end_column = std::min(a.column + a.columns, b.column + b.columns);
+  if (row >= end_row || column >= end_column) return {};
+  return {row, column, end_row - row, end_column - column};
+}
 
 }  // namespace weightcast

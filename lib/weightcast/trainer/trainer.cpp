@@ -9,7 +9,7 @@ std::unique_ptr<Trainer::Version> Trainer::make_version(const std::string& purpo
   if (group_)
     fail(ExitCode::config, "weights must be there before the update group is formed: their memory is registered then");
   auto version = std::make_unique<Version>();
-  version->buffer = Buffer::allocate(placement_, plan_->source_bytes, true, purpose);
+  version->buffer = Buffer::allocate(placement_, plan_->source_bytes(), true, purpose);
   return version;
 }
 
@@ -24,7 +24,7 @@ std::size_t Trainer::load(const WeightSource& source, std::size_t threads,
     const auto size_bytes = *parameters[p].info.size_bytes();
     std::vector<std::byte> staging(region.kind == MemoryKind::host ? 0 : std::min(block_bytes, size_bytes));
     for (std::uint64_t offset = 0; offset < size_bytes; offset += block_bytes) {
-      const auto count = std::min(block_bytes, size_bytes - offset), at = plan_->source_offsets[p] + offset;
+      const auto count = std::min(block_bytes, size_bytes - offset), at = plan_->source_offset(p) + offset;
       const auto block = staging.empty() ? region.bytes().subspan(at, count) : std::span(staging).first(count);
       source.read(p, offset, block);
       version->claimed[p] += digest_bytes(block, offset);

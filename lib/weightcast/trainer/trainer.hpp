@@ -57,7 +57,7 @@ class Trainer {
   /// Error(config) when they do not.
   UpdateResult rollback(std::uint64_t version);
 
-  /// The memory of a version, parameters at plan.source_offsets; not to be written during an update.
+  /// The memory of a version, parameters at plan.source_offset(); not to be written during an update.
   Region source(std::size_t source) const { return versions_.at(source)->buffer.region(); }
   /// The memory of all versions, for mapping it elsewhere.
   std::vector<const Buffer*> buffers() const;

@@ -152,7 +152,7 @@ void SourceFill::fill_by_host(const Step& step, const TrainingTensor& tensor, co
   const auto wire = plan_->model.parameters[step.parameter].info.dtype;
   const bool to_gpu = region.kind == MemoryKind::cuda;
   if (on_gpu(tensor) && to_gpu) return;  // fill_by_gpu()'s
-  const auto at = plan_->source_offsets[step.parameter] + step.first * width_bytes(wire);
+  const auto at = plan_->source_offset(step.parameter) + step.first * width_bytes(wire);
   const auto size_bytes = step.count * width_bytes(wire);
   if (!to_gpu) return bring(step, tensor, region.data + at, staging);
   if (tensor.info.dtype == wire && layout_of(tensor).dense())
@@ -172,7 +172,7 @@ void SourceFill::fill_by_gpu(std::span<const TrainingTensor> tensors, const Regi
     if (match_.source[p] < 0) continue;
     const auto& tensor = tensors[static_cast<std::size_t>(match_.source[p])];
     const auto& info = plan_->model.parameters[p].info;
-    std::byte* const to = region.data + plan_->source_offsets[p];
+    std::byte* const to = region.data + plan_->source_offset(p);
     if (!on_gpu(tensor) || *info.size_bytes() == 0) continue;
     const auto layout = layout_of(tensor);
     const auto rounding = rounding_of(tensor.info.dtype, info.dtype);
@@ -228,7 +228,7 @@ void SourceFill::expect_held(const TrainingTensor& tensor, std::string_view othe
   std::atomic<bool> equal{true};
   for_each_step([&](const Step& step, Staging& staging) {
     if (step.parameter != index || !equal) return;
-    const auto at = plan_->source_offsets[index] + step.first * width_bytes(parameter.dtype);
+    const auto at = plan_->source_offset(index) + step.first * width_bytes(parameter.dtype);
     const auto size_bytes = step.count * width_bytes(parameter.dtype);
     staging.sent.resize(8 * step_elements);
     staging.compared.resize(8 * step_elements);

@@ -24,7 +24,7 @@ struct TrainingTensor {
   std::vector<std::int64_t> strides_bytes = {};  ///< of each dimension, any, also 0 and negative; empty: dense
 };
 
-/// Brings a training loop's tensors into a source region, parameters at plan.source_offsets: the parameter's own dtype
+/// Brings a training loop's tensors into a source region, parameters at plan.source_offset(): the parameter's own dtype
 /// is copied, others are rounded where rounding_of() says how; any other pair is refused. Memory and threads that it
 /// needs are made by the first run() and kept.
 class SourceFill {

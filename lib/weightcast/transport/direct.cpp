@@ -15,47 +15,50 @@ std::vector<Mapping> map_all(std::span<const ShareHandle> handles, int gpu) {
 
 }  // namespace
 
-std::vector<Mapping> map_sources(const Peers& peers, const Endpoints& endpoints, Deadline deadline) {
-  std::uint64_t count = endpoints.sources.size();
-  peers.group->broadcast(std::as_writable_bytes(std::span(&count, 1)), 0, deadline);
+std::optional<std::string> refuse_direct(const Peers& peers, int rank, int other) {
+  if (peers.place(rank).host == peers.place(other).host) return std::nullopt;
+  return "the ranks are on several hosts";
+}
+
+std::vector<Mapping> map_sources(const Communicator& group, const std::vector<const Buffer*>& sources, int gpu,
+                                 Deadline deadline) {
+  std::uint64_t count = sources.size();
+  group.broadcast(std::as_writable_bytes(std::span(&count, 1)), 0, deadline);
+  const bool trainer = group.rank() == 0;
   std::vector<ShareHandle> handles(count);
-  if (peers.trainer()) {
-    for (std::size_t i = 0; i < count; ++i) handles[i] = endpoints.sources[i]->share();
-  }
-  peers.group->broadcast(std::as_writable_bytes(std::span(handles)), 0, deadline);
-  return peers.trainer() ? std::vector<Mapping>() : map_all(handles, peers.placement.gpu);
+  for (std::size_t i = 0; trainer && i < count; ++i) handles[i] = sources[i]->share();
+  group.broadcast(std::as_writable_bytes(std::span(handles)), 0, deadline);
+  return trainer ? std::vector<Mapping>() : map_all(handles, gpu);
 }
 
 void Upstream::attach(const Peers& peers, const TransferPlan& plan, const Endpoints& endpoints, Deadline deadline) {
-  mappings_ = map_sources(peers, endpoints, deadline);
+  const int gpu = peers.placement().gpu;
+  mappings_ = map_sources(*peers.group, endpoints.sources, gpu, deadline);
   const auto tp_rank = peers.trainer() ? 0 : peers.tp_rank();
   if (!peers.trainer()) {
-    shards_ = plan.ranks[tp_rank].shards;
+    schedule_ = &plan.ranks[tp_rank].schedule;
     from_ = 0;
   }
-  if (peers.dp == 1) return;
+  if (peers.roster.dp == 1) return;
   comm_ = peers.group->split(0, peers.group->rank(), deadline);
   const auto& own = endpoints.shared_sinks;
   const auto all = comm_.all_gather(
       std::string_view(reinterpret_cast<const char*>(own.data()), own.size() * sizeof(ShareHandle)), deadline);
   if (peers.trainer()) return;
   const auto replica = peers.replica();
-  if (replica + 1 < peers.dp) to_ = Peers::engine_rank(replica + 1, tp_rank, peers.tp);
+  if (replica + 1 < peers.roster.dp) to_ = peers.roster.engine_rank(replica + 1, tp_rank);
   if (replica == 0) return;
-  from_ = Peers::engine_rank(replica - 1, tp_rank, peers.tp);
+  from_ = peers.roster.engine_rank(replica - 1, tp_rank);
   const auto& text = all.at(static_cast<std::size_t>(from_));
   std::vector<ShareHandle> handles(text.size() / sizeof(ShareHandle));
   std::memcpy(handles.data(), text.data(), handles.size() * sizeof(ShareHandle));
   mappings_.clear();
-  mappings_ = map_all(handles, peers.placement.gpu);
-  for (auto& shard : shards_) {  // slots of equal tp ranks are laid out alike
-    shard.source = shard.destination;
-    shard.source_pitch = shard.destination_pitch;
-  }
+  mappings_ = map_all(handles, gpu);
+  schedule_ = &plan.ranks[tp_rank].relay;
 }
 
 const std::byte* Upstream::base(const Batch& batch) const {
-  return mappings_.at(from_ == 0 ? batch.source : batch.sink).bytes().data();
+  return mappings_.at(from_ == 0 ? batch.source_index : batch.sink_index).bytes().data();
 }
 
 void Upstream::begin(std::size_t parts) {

@@ -10,16 +10,16 @@ namespace weightcast {
 /// For host memory: engines copy.
 std::unique_ptr<Transport> make_direct_host();
 /// For device memory: engines queue copies on their GPU, contiguous segments by copy engine, strided ones by a kernel.
-/// On the trainer's own GPU they leave them to the witness, where there is one: it digests in the same pass.
+/// On the trainer's own GPU, where the batch wants digests, one kernel copies and digests in the same pass.
 std::unique_ptr<Transport> make_direct_gpu();
 
-inline std::unique_ptr<Transport> make_direct(MemoryKind memory) {
-  return memory == MemoryKind::host ? make_direct_host() : make_direct_gpu();
-}
+/// Why direct cannot serve these two ranks, whatever their memory, or nothing.
+std::optional<std::string> refuse_direct(const Peers& peers, int rank, int other);
 
-/// The trainer's regions as this rank sees them: the trainer tells all engines how to map them. Collective over the
-/// group; may throw on one rank only. Empty on the trainer.
-std::vector<Mapping> map_sources(const Peers& peers, const Endpoints& endpoints, Deadline deadline);
+/// The trainer's regions as this rank sees them, from its GPU if that is where they are: the trainer, rank 0, tells all
+/// engines how to map them. Collective over the group; may throw on one rank only. Empty on the trainer.
+std::vector<Mapping> map_sources(const Communicator& group, const std::vector<const Buffer*>& sources, int gpu,
+                                 Deadline deadline);
 
 /// Where an engine rank pulls from, and whom it tells what has arrived.
 class Upstream {
@@ -27,8 +27,8 @@ class Upstream {
   /// Collective over the group; may throw on one rank only.
   void attach(const Peers& peers, const TransferPlan& plan, const Endpoints& endpoints, Deadline deadline);
 
-  /// This rank's shards with `source` and `source_pitch` as they are upstream; indexed like RankPlan::shards.
-  const std::vector<Segment>& shards() const noexcept { return shards_; }
+  /// By which this rank pulls: its own from the trainer, or as it is passed on. On engines.
+  const Schedule& schedule() const noexcept { return *schedule_; }
   const std::byte* base(const Batch& batch) const;
   /// Of the rank that is pulled from.
   int rank() const noexcept { return from_; }
@@ -46,7 +46,7 @@ class Upstream {
 
  private:
   std::vector<Mapping> mappings_;
-  std::vector<Segment> shards_;
+  const Schedule* schedule_ = nullptr;
   Communicator comm_;  // of its own, so that no message outlives a failed run; only with dp > 1
   int from_ = -1, to_ = -1;
   std::size_t arrived_ = 0, announced_ = 0;

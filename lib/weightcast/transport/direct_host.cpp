@@ -1,90 +1,70 @@
-#include <cstring>
-
-#include "weightcast/core/expects.hpp"
-#include "weightcast/transport/blocks.hpp"
+#include "weightcast/transport/bound_transport.hpp"
 #include "weightcast/transport/direct.hpp"
 
 namespace weightcast {
 namespace {
 
-/// Small enough to be digested from the second-level cache right after the copy.
-constexpr std::uint64_t block_bytes = 256 * 1024;
-
-class DirectHost final : public Transport {
+class DirectHost final : public BoundTransport {
  public:
-  std::string_view name() const noexcept override { return "direct"; }
+  DirectHost() : BoundTransport("direct", MemoryKind::host) {}
 
-  std::optional<std::string> probe(const Peers& peers) const override {
-    if (peers.placement.kind != MemoryKind::host) return "the weights are not in host memory";
-    if (!peers.one_host) return "the ranks are on several hosts";
-    return std::nullopt;
+ private:
+  std::optional<std::string> refuse(const Peers& peers, int rank, int other) const override {
+    return refuse_direct(peers, rank, other);
   }
 
-  void attach(const Peers& peers, const TransferPlan& plan, const Endpoints& endpoints, Deadline deadline) override {
-    peers_ = &peers;
-    plan_ = &plan;
-    endpoints_ = &endpoints;
-    upstream_.attach(peers, plan, endpoints, deadline);
-    if (!peers.trainer()) parts_ = parts_of(plan, peers.tp_rank());
-  }
+  void bind(Deadline deadline) override { upstream_.attach(*peers_, *plan_, *endpoints_, deadline); }
 
-  void run(const Batch& batch, Deadline deadline) override {
-    egress_bytes_ = 0;
+  void move(const Batch& batch, Deadline deadline) override {
     if (peers_->trainer()) {
-      do_work(batch);
-      egress_bytes_ = plan_->egress_bytes(batch.first_parameter, batch.parameters);
+      work(batch);
+      egress_bytes_ = plan_->egress_bytes(batch.parameters.first, batch.parameters.count);
       return;
     }
     const std::byte* const source = upstream_.base(batch);
-    std::byte* const sink = endpoints_->sinks.at(batch.sink).data;
-    // The whole model goes in parts, anything else parameter by parameter.
-    const bool all = batch.parameters == upstream_.shards().size();
-    const auto count = all ? parts_.size() : batch.parameters;
-    upstream_.begin(count);
-    for (std::size_t i = 0; i < count; ++i) {
-      const auto part = all ? parts_[i] : Part{batch.first_parameter + i, 1};
-      const auto& name = plan_->model.parameters[part.first].info.name;
+    const auto parts = upstream_.schedule().parts(batch.parameters);
+    upstream_.begin(parts.size());
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      const auto& name = plan_->model.parameters[parts[i].parameters.first].info.name;
       for (Patience patience(*peers_->group); !upstream_.ready(i); patience.pause()) {
         if (deadline.passed()) fail(ExitCode::deadline, "{} did not arrive at rank {} in time", name, upstream_.rank());
       }
-      for (auto p = part.first; p < part.first + part.count; ++p) pull(p, source, sink, batch.witness);
+      if (batch.observer == nullptr) {
+        pull(parts[i], source, sink(batch));
+      } else {
+        pull(parts[i], source, sink(batch), *batch.observer);
+      }
       if (deadline.passed()) fail(ExitCode::deadline, "pulling {} did not finish in time", name);
       upstream_.announce();
     }
     upstream_.finish(deadline);
   }
 
-  Traffic traffic() const noexcept override { return {egress_bytes_, 0}; }
-
- private:
-  void pull(std::size_t parameter, const std::byte* source, std::byte* sink, Witness* witness) const {
-    const auto& shard = upstream_.shards()[parameter];
-    std::byte* const to = sink + shard.destination;
-    const std::byte* const from = source + shard.source;
-    if (witness == nullptr) {
-      stream_rows(to, shard.destination_pitch, from, shard.source_pitch, shard.row_bytes, shard.rows);
-      return;
+  void pull(const Part& part, const std::byte* source, std::byte* sink) const {
+    const auto& schedule = upstream_.schedule();
+    for (const auto& copy : part.copies.of(schedule.copies)) {
+      stream_rows(sink + copy.destination_offset, copy.size_bytes, source + copy.source_offset, copy.size_bytes,
+                  copy.size_bytes, 1);
     }
-    // Blocks of the shard as planned: they are what is digested, also where a replica has it in one piece.
-    const auto& planned = plan_->ranks[peers_->tp_rank()].shards[parameter];
-    for (BlockCursor block(planned, block_bytes); !block.done(); block.next()) {
-      if (shard.contiguous_source() && shard.contiguous_destination()) {
-        std::memcpy(to + block.first(), from + block.first(), block.size_bytes());
-      } else {
-        const auto row = block.first() / shard.row_bytes;
-        copy_rows(to + row * shard.destination_pitch, shard.destination_pitch, from + row * shard.source_pitch,
-                  shard.source_pitch, shard.row_bytes, block.size_bytes() / shard.row_bytes);
-      }
-      witness->landed(parameter, block.first(), block.size_bytes());
+    for (const auto& segment : part.segments.of(schedule.segments)) {
+      if (segment.contiguous()) continue;
+      stream_rows(sink + segment.destination_offset, segment.destination_pitch, source + segment.source_offset,
+                  segment.source_pitch, segment.row_bytes, segment.rows);
     }
   }
 
-  const Peers* peers_ = nullptr;
-  const TransferPlan* plan_ = nullptr;
-  const Endpoints* endpoints_ = nullptr;
+  void pull(const Part& part, const std::byte* source, std::byte* sink, Observer& observer) const {
+    for (const auto& segment : part.segments.of(upstream_.schedule().segments)) {
+      for (BlockCursor cursor(segment, copy_block_bytes); !cursor.done(); cursor.next()) {
+        const auto& block = cursor.block();
+        copy_rows(sink + block.destination_offset, block.destination_pitch, source + block.source_offset,
+                  block.source_pitch, block.row_bytes, block.rows);
+        observer.landed(block);
+      }
+    }
+  }
+
   Upstream upstream_;
-  std::vector<Part> parts_;  // on engines
-  std::uint64_t egress_bytes_ = 0;
 };
 
 }  // namespace

@@ -1,51 +1,50 @@
+#include <algorithm>
 #include <array>
 
-#include "weightcast/core/bytes.hpp"
 #include "weightcast/core/expects.hpp"
-#include "weightcast/transport/blocks.hpp"
+#include "weightcast/transport/bound_transport.hpp"
 #include "weightcast/transport/mpi.hpp"
 
 namespace weightcast {
 namespace {
 
 constexpr int tag = 1;
-constexpr std::size_t window = 8;                             // messages under way between two ranks
-constexpr std::uint64_t message_bytes = 1 * 1024 * 1024;      // of about; digested while still in cache
-constexpr std::uint64_t pack_limit_bytes = 48 * 1024 * 1024;  // of all pack buffers of the trainer
-
-/// All shards of a batch for one tp rank, as the sequence of messages that both ends agree on without speaking.
+constexpr std::size_t window = 8;  // messages under way between two ranks
+/// A batch for one tp rank as the sequence of messages that both ends agree on without speaking.
 class MessageSequence {
  public:
   MessageSequence() = default;
-  MessageSequence(const TransferPlan& plan, std::size_t tp_rank, const Batch& batch, std::uint64_t block_bytes) noexcept
-      : shards_(plan.ranks[tp_rank].shards),
-        next_(batch.first_parameter),
-        end_(next_ + batch.parameters),
-        block_bytes_(block_bytes) {
+  MessageSequence(const TransferPlan& plan, std::size_t tp_rank, const Batch& batch) noexcept
+      : schedule_(&plan.ranks[tp_rank].schedule),
+        parts_(schedule_->parts(batch.parameters)),
+        message_bytes_(plan.message_bytes) {
     seek();
   }
-  bool done() const noexcept { return next_ >= end_ && block_.done(); }
-  std::size_t parameter() const noexcept { return parameter_; }
-  const Segment& shard() const noexcept { return shards_[parameter_]; }
-  std::uint64_t first() const noexcept { return block_.first(); }
-  std::uint64_t size_bytes() const noexcept { return block_.size_bytes(); }
+  bool done() const noexcept { return cursor_.done(); }
+  const Segment& message() const noexcept { return cursor_.block(); }
   void next() noexcept {
-    block_.next();
+    cursor_.next();
     seek();
   }
 
  private:
   void seek() noexcept {
-    while (block_.done() && next_ < end_) {
-      parameter_ = next_++;
-      block_ = BlockCursor(shards_[parameter_], block_bytes_);
+    while (cursor_.done() && !parts_.empty()) {
+      const auto segments = parts_.front().segments;
+      if (next_ < segments.count) {
+        cursor_ = BlockCursor(schedule_->segments[segments.first + next_++], message_bytes_);
+      } else {
+        parts_ = parts_.subspan(1);
+        next_ = 0;
+      }
     }
   }
 
-  std::span<const Segment> shards_;
-  std::size_t next_ = 0, end_ = 0, parameter_ = 0;
-  std::uint64_t block_bytes_ = 1;
-  BlockCursor block_;
+  const Schedule* schedule_ = nullptr;
+  std::span<const Part> parts_;  // the first of them is under way
+  std::size_t next_ = 0;         // of its segments
+  std::uint64_t message_bytes_ = 1;
+  BlockCursor cursor_;
 };
 
 /// A ring of requests, completed in the order in which they were begun.
@@ -68,56 +67,20 @@ struct RequestRing {
   void cancel() noexcept {
     constexpr double little_s = 0.1;  // of what is kept for agreeing on the failure
     const auto patience = Deadline::after(little_s);
-    for (auto i = completed; i < begun; ++i) MPI_Cancel(&requests[i % window]);
+    for (auto i = completed; i < begun; ++i) {
+      if (requests[i % window] != MPI_REQUEST_NULL) MPI_Cancel(&requests[i % window]);  // null: it is what failed
+    }
     for (int done = 0; !empty() && !patience.passed(); completed += done != 0 ? 1u : 0u)
       MPI_Test(&requests[completed % window], &done, MPI_STATUS_IGNORE);
     for (; !empty(); ++completed) MPI_Request_free(&requests[completed % window]);
   }
 };
 
-class MpiSharded final : public Transport {
+class MpiSharded final : public BoundTransport {
  public:
-  std::string_view name() const noexcept override { return "mpi"; }
-
-  std::optional<std::string> probe(const Peers& peers) const override {
-    if (peers.placement.kind != MemoryKind::host) return "the weights are not in host memory";
-    return std::nullopt;
-  }
-
-  void attach(const Peers& peers, const TransferPlan& plan, const Endpoints& endpoints, Deadline deadline) override {
-    comm_ = peers.group->split(0, peers.group->rank(), deadline);
-    peers_ = &peers;
-    plan_ = &plan;
-    endpoints_ = &endpoints;
-    for (const auto& rank : plan.ranks) {
-      for (const auto& shard : rank.shards) WEIGHTCAST_EXPECTS(shard.contiguous_destination());  // true of all families
-    }
-    // Equal on all ranks: both ends cut a shard into the same messages. One row may be longer.
-    block_bytes_ = std::clamp<std::uint64_t>(pack_limit_bytes / (plan.tp * window), 64 * kibibyte, message_bytes);
-    if (!peers.trainer()) return;
-    std::uint64_t largest = block_bytes_;
-    for (const auto& rank : plan.ranks) {
-      for (const auto& shard : rank.shards)
-        largest = shard.contiguous_source() ? largest : std::max(largest, shard.row_bytes);
-    }
-    pack_bytes_ = largest;
-    links_.resize(plan.tp);
-    allocate();
-  }
-
-  void run(const Batch& batch, Deadline deadline) override {
-    if (pack_.region().data == nullptr) allocate();
-    egress_bytes_ = 0;
-    if (peers_->trainer()) {
-      send_all(batch, deadline);
-    } else {
-      receive_all(batch, deadline);
-    }
-  }
+  MpiSharded() : BoundTransport("mpi", MemoryKind::host) {}
 
   void release_cache() noexcept override { pack_ = Buffer(); }
-
-  Traffic traffic() const noexcept override { return {egress_bytes_, pack_.region().size_bytes}; }
 
  private:
   struct Link {
@@ -125,13 +88,37 @@ class MpiSharded final : public Transport {
     RequestRing ring;
   };
 
+  std::uint64_t staging_bytes() const noexcept override { return pack_.region().size_bytes; }
+
+  void bind(Deadline deadline) override {
+    comm_ = peers_->group->split(0, peers_->rank(), deadline);
+    packed_bytes_ = plan_->message_bytes;
+    for (const auto& rank : plan_->ranks) {
+      for (const auto& segment : rank.schedule.segments) {
+        WEIGHTCAST_EXPECTS(segment.contiguous_destination());  // true of all families
+        if (!segment.contiguous_source()) packed_bytes_ = std::max(packed_bytes_, segment.row_bytes);
+      }
+    }
+    if (!peers_->trainer()) return;
+    links_.resize(plan_->tp);
+    allocate();
+  }
+
   void allocate() {
-    if (peers_->trainer()) pack_ = Buffer::host(plan_->tp * window * pack_bytes_, false, "pack buffers");
+    if (peers_->trainer()) pack_ = Buffer::host(plan_->tp * window * packed_bytes_, false, "pack buffers");
+  }
+
+  void move(const Batch& batch, Deadline deadline) override {
+    if (pack_.region().data == nullptr) allocate();
+    if (peers_->trainer()) {
+      send_all(batch, deadline);
+    } else {
+      receive_all(batch, deadline);
+    }
   }
 
   void send_all(const Batch& batch, Deadline deadline) {
-    const std::byte* const source = endpoints_->sources.at(batch.source)->region().data;
-    for (std::size_t t = 0; t < links_.size(); ++t) links_[t] = {MessageSequence(*plan_, t, batch, block_bytes_), {}};
+    for (std::size_t t = 0; t < links_.size(); ++t) links_[t] = {MessageSequence(*plan_, t, batch), {}};
     Patience patience(comm_);
     bool busy = true;
     try {
@@ -142,13 +129,13 @@ class MpiSharded final : public Transport {
           auto& link = links_[t];
           while (link.ring.complete_one()) progress = true;
           for (; !link.messages.done() && !link.ring.full(); link.messages.next(), progress = true)
-            send_one(source, t, link);
+            send_one(source(batch), t, link);
           busy = busy || !link.ring.empty();
         }
         if (deadline.passed()) fail(ExitCode::deadline, "sending weights did not finish in time");
         if (progress) {
           patience = Patience(comm_);
-        } else if (busy && !(batch.witness != nullptr && batch.witness->work())) {
+        } else if (busy && !(batch.idle && batch.idle())) {
           patience.pause();
         }
       }
@@ -159,49 +146,47 @@ class MpiSharded final : public Transport {
   }
 
   void send_one(const std::byte* source, std::size_t tp_rank, Link& link) {
-    const auto& shard = link.messages.shard();
-    const auto first = link.messages.first(), size_bytes = link.messages.size_bytes();
-    const std::byte* data = source + shard.source + first;
-    if (!shard.contiguous_source()) {
-      std::byte* const packed = pack_.region().data + (tp_rank * window + link.ring.begun % window) * pack_bytes_;
-      copy_rows(packed, shard.row_bytes, source + shard.source + first / shard.row_bytes * shard.source_pitch,
-                shard.source_pitch, shard.row_bytes, size_bytes / shard.row_bytes);
+    const auto& message = link.messages.message();
+    const std::byte* data = source + message.source_offset;
+    if (!message.contiguous_source()) {
+      std::byte* const packed = pack_.region().data + (tp_rank * window + link.ring.begun % window) * packed_bytes_;
+      copy_rows(packed, message.row_bytes, data, message.source_pitch, message.row_bytes, message.rows);
       data = packed;
     }
-    check_mpi(MPI_Isend(data, static_cast<int>(size_bytes), MPI_BYTE, Peers::engine_rank(0, tp_rank, plan_->tp), tag,
-                        comm_.get(), &link.ring.slot_to_begin()),
+    check_mpi(MPI_Isend(data, static_cast<int>(message.size_bytes()), MPI_BYTE, peers_->roster.engine_rank(0, tp_rank),
+                        tag, comm_.get(), &link.ring.slot_to_begin()),
               "MPI_Isend");
-    egress_bytes_ += size_bytes;
+    egress_bytes_ += message.size_bytes();
   }
 
   /// Receives in order, and passes every message on to the same tp rank of the next replica as it arrives.
   void receive_all(const Batch& batch, Deadline deadline) {
     const auto tp_rank = peers_->tp_rank(), replica = peers_->replica();
-    const int from = replica == 0 ? 0 : Peers::engine_rank(replica - 1, tp_rank, plan_->tp);
-    const int to = replica + 1 < plan_->dp ? Peers::engine_rank(replica + 1, tp_rank, plan_->tp) : MPI_PROC_NULL;
-    std::byte* const sink = endpoints_->sinks.at(batch.sink).data;
-    MessageSequence begun(*plan_, tp_rank, batch, block_bytes_), arrived = begun;
+    const int from = replica == 0 ? 0 : peers_->roster.engine_rank(replica - 1, tp_rank);
+    const int to = replica + 1 < plan_->dp ? peers_->roster.engine_rank(replica + 1, tp_rank) : MPI_PROC_NULL;
+    std::byte* const base = sink(batch);
+    MessageSequence begun(*plan_, tp_rank, batch), arrived = begun;
     RequestRing receives, sends;
     Patience patience(comm_);
     try {
       while (!arrived.done() || !sends.empty()) {
         bool progress = false;
         for (; !begun.done() && !receives.full(); begun.next()) {
-          check_mpi(MPI_Irecv(sink + begun.shard().destination + begun.first(), static_cast<int>(begun.size_bytes()),
-                              MPI_BYTE, from, tag, comm_.get(), &receives.slot_to_begin()),
+          const auto& message = begun.message();
+          check_mpi(MPI_Irecv(base + message.destination_offset, static_cast<int>(message.size_bytes()), MPI_BYTE, from,
+                              tag, comm_.get(), &receives.slot_to_begin()),
                     "MPI_Irecv");
         }
         while (sends.complete_one()) progress = true;
         if (!sends.full() && receives.complete_one()) {
+          const auto& message = arrived.message();
           if (to != MPI_PROC_NULL) {
-            check_mpi(
-                MPI_Isend(sink + arrived.shard().destination + arrived.first(), static_cast<int>(arrived.size_bytes()),
-                          MPI_BYTE, to, tag, comm_.get(), &sends.slot_to_begin()),
-                "MPI_Isend");
-            egress_bytes_ += arrived.size_bytes();
+            check_mpi(MPI_Isend(base + message.destination_offset, static_cast<int>(message.size_bytes()), MPI_BYTE, to,
+                                tag, comm_.get(), &sends.slot_to_begin()),
+                      "MPI_Isend");
+            egress_bytes_ += message.size_bytes();
           }
-          if (batch.witness != nullptr)
-            batch.witness->landed(arrived.parameter(), arrived.first(), arrived.size_bytes());
+          if (batch.observer != nullptr) batch.observer->landed(message);
           arrived.next();
           progress = true;
         }
@@ -216,10 +201,7 @@ class MpiSharded final : public Transport {
     }
   }
 
-  const Peers* peers_ = nullptr;
-  const TransferPlan* plan_ = nullptr;
-  const Endpoints* endpoints_ = nullptr;
-  std::uint64_t block_bytes_ = message_bytes, pack_bytes_ = 0, egress_bytes_ = 0;
+  std::uint64_t packed_bytes_ = 0;  // room for a message
   Communicator comm_;
   std::vector<Link> links_;  // on the trainer, by tp rank
   Buffer pack_;

@@ -10,6 +10,7 @@ namespace weightcast {
 /// that is filled while the one before is on its way.
 /// broadcast: the seed's way, every full parameter to everybody, sliced on arrival.
 /// Error(config) on builds without NCCL.
-std::unique_ptr<Transport> make_nccl(Method method);
+std::unique_ptr<Transport> make_nccl_sharded();
+std::unique_ptr<Transport> make_nccl_broadcast();
 
 }  // namespace weightcast

@@ -1,26 +1,29 @@
-#include <algorithm>
-#include <cstdlib>
+#include <array>
+#include <cstring>
 
 #include "weightcast/core/file.hpp"
 #include "weightcast/transport/transport.hpp"
 
 namespace weightcast {
 
-Peers Peers::meet(const Communicator& group, std::uint64_t tp, std::uint64_t dp, Placement placement,
-                  Deadline deadline) {
-  const auto hosts = group.all_gather(host_name(), deadline);
-  std::string gpu;
+Peers Peers::meet(const Communicator& group, const Roster& roster, Placement placement, Deadline deadline) {
+  struct Told {
+    Placement placement;
+    std::array<char, 32> pci_bus_id{};
+  } mine{placement, {}};
   agree(group, "prepare", deadline, [&] {
-    if (placement.kind != MemoryKind::cuda) return;
-    const char* const host_id = std::getenv("NCCL_HOSTID");
-    gpu = fmt::format("{} {}", host_id != nullptr ? host_id : host_name(), gpu::properties(placement.gpu).pci_bus_id);
+    if (placement.kind == MemoryKind::cuda)
+      gpu::properties(placement.gpu).pci_bus_id.copy(mine.pci_bus_id.data(), mine.pci_bus_id.size() - 1);
   });
-  return {&group,
-          tp,
-          dp,
-          placement,
-          std::all_of(hosts.begin(), hosts.end(), [&](const std::string& host) { return host == hosts[0]; }),
-          group.all_gather(gpu, deadline)};
+  const auto hosts = group.all_gather(host_name(), deadline);
+  const auto told = group.all_gather({reinterpret_cast<const char*>(&mine), sizeof mine}, deadline);
+  Peers peers{&group, roster};
+  for (std::size_t rank = 0; rank < hosts.size(); ++rank) {
+    Told theirs;
+    std::memcpy(&theirs, told[rank].data(), sizeof theirs);
+    peers.places.push_back({theirs.placement, hosts[rank], theirs.pci_bus_id.data()});
+  }
+  return peers;
 }
 
 }  // namespace weightcast

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "weightcast/comm/communicator.hpp"
+#include "weightcast/core/function_ref.hpp"
 #include "weightcast/device/memory.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 
@@ -24,62 +25,69 @@ enum class Method : std::uint8_t {
 };
 std::string_view name(Method method) noexcept;
 
+/// Where one rank keeps its weights, as all ranks know it.
+struct Place {
+  Placement placement = {};
+  std::string host;        ///< of a name that no other host has
+  std::string pci_bus_id;  ///< of its GPU; empty on the host
+};
+/// Whether both keep their weights on one GPU.
+inline bool same_gpu(const Place& a, const Place& b) noexcept {
+  return !a.pci_bus_id.empty() && a.pci_bus_id == b.pci_bus_id && a.host == b.host;
+}
+
 /// Who takes part: the update group, and this rank's place in it.
 struct Peers {
-  const Communicator* group = nullptr;  ///< rank 0 is the trainer, engine rank e = 1 + replica * tp + tp_rank
-  std::uint64_t tp = 1, dp = 1;
-  Placement placement = {};  ///< of this rank's weights; the kind is the same on all ranks
-  bool one_host = true;      ///< all ranks are on the same host
-  /// The GPU of each rank as NCCL tells GPUs apart: host (or NCCL_HOSTID) and PCI bus id; empty texts on the host.
-  std::vector<std::string> gpus = {};
+  const Communicator* group = nullptr;  ///< its ranks are those of the roster
+  Roster roster;
+  std::vector<Place> places = {};  ///< by rank
 
   /// Learns from the others what each must know of them. Collective over `group`, which must outlive the result.
-  static Peers meet(const Communicator& group, std::uint64_t tp, std::uint64_t dp, Placement placement,
-                    Deadline deadline);
+  static Peers meet(const Communicator& group, const Roster& roster, Placement placement, Deadline deadline);
 
-  bool trainer() const noexcept { return group->rank() == 0; }
-  std::size_t tp_rank() const noexcept { return (static_cast<std::size_t>(group->rank()) - 1) % tp; }
-  std::size_t replica() const noexcept { return (static_cast<std::size_t>(group->rank()) - 1) / tp; }
-  static int engine_rank(std::uint64_t replica, std::uint64_t tp_rank, std::uint64_t tp) noexcept {
-    return static_cast<int>(1 + replica * tp + tp_rank);
-  }
+  int rank() const noexcept { return group->rank(); }
+  const Place& place(int rank) const { return places.at(static_cast<std::size_t>(rank)); }
+  Placement placement() const { return place(rank()).placement; }
+  bool trainer() const noexcept { return roster.trainer(rank()); }
+  std::size_t tp_rank() const noexcept { return roster.tp_rank(rank()); }
+  std::size_t replica() const noexcept { return roster.replica(rank()); }
 };
 
 /// Memory that a transport may use from attach() on; it must outlive the transport. On the trainer `sources`, one for
-/// each version that it holds, every one laid out by plan.source_offsets; on an engine `sinks`, its slots.
+/// each version that it holds, every one laid out by the plan's source layout; on an engine `sinks`, its slots.
 struct Endpoints {
   std::vector<const Buffer*> sources;
   std::vector<Region> sinks;
   std::vector<ShareHandle> shared_sinks = {};  ///< with dp > 1: by which the next replica maps the sinks
 };
 
-/// Sees the bytes while they are moved. No verb may throw or block.
-class Witness {
+/// Engine, host memory: sees what arrives. May neither throw nor block.
+class Observer {
  public:
-  virtual ~Witness() = default;
-  /// Engine, host memory: bytes [first, first + size_bytes) of the packed shard of `parameter` are readable in the
-  /// sink. A shard is packed row by row; a strided one lands in whole rows. Each byte is announced once, while it is
-  /// still in cache.
-  virtual void landed(std::size_t parameter, std::uint64_t first, std::uint64_t size_bytes) noexcept = 0;
-  /// Engine, device memory: the shards of parameters [first, first + count) are in the sink as soon as what `stream`
-  /// has been given so far is done.
-  virtual void landed_on(const gpu::Stream& stream, std::size_t first, std::size_t count) noexcept = 0;
-  /// Engine whose GPU also holds the trainer's source, at `source`: queues on `stream` the copies of these shards into
-  /// the sink and sees them on the way, which saves reading them again. False when it cannot: then the transport moves
-  /// them and calls landed_on().
-  virtual bool copy_on(gpu::Stream& /*stream*/, const std::byte* /*source*/, std::size_t /*first*/,
-                       std::size_t /*count*/) noexcept {
-    return false;
-  }
-  /// Trainer: does one bounded piece of work while there is nothing to move; false when none is left.
-  virtual bool work() noexcept = 0;
+  virtual ~Observer() = default;
+  /// This part of a shard is readable in the sink. Each byte is announced once, while it is still in cache.
+  virtual void landed(const Shard& block) noexcept = 0;
+};
+
+/// Engine, device memory: the same. May neither throw nor block.
+class GpuObserver {
+ public:
+  virtual ~GpuObserver() = default;
+  /// The shards of these parameters are in the sink as soon as what `stream` has been given so far is done.
+  virtual void landed(const gpu::Stream& stream, const Range& parameters) noexcept = 0;
 };
 
 /// One movement: a range of parameters, from one of the trainer's sources into the same sink of every engine.
 struct Batch {
-  std::size_t source = 0, sink = 0;  ///< indices into Endpoints
-  std::size_t first_parameter = 0, parameters = 0;
-  Witness* witness = nullptr;  ///< or nullptr
+  std::size_t source_index = 0, sink_index = 0;  ///< in Endpoints
+  Range parameters;
+  // On engines, each or none:
+  Observer* observer = nullptr;
+  GpuObserver* gpu_observer = nullptr;
+  /// Where a copy within the GPU may leave the digests of what it writes, by parameter. Then nothing is announced.
+  const gpu::DigestTarget* digests = nullptr;
+  /// On the trainer, or empty: does one bounded piece of work while there is nothing to move; false when none is left.
+  FunctionRef<bool()> idle = {};
 };
 
 /// What this rank did in the last run().
@@ -94,8 +102,8 @@ class Transport {
  public:
   virtual ~Transport() = default;
   virtual std::string_view name() const noexcept = 0;
-  /// Why this rank cannot take part with these peers, or nothing. Local, cheap, no side effects.
-  virtual std::optional<std::string> probe(const Peers& peers) const = 0;
+  /// Why these two ranks cannot be served together, or nothing. Local, cheap, no side effects.
+  virtual std::optional<std::string> probe(const Peers& peers, int rank, int other) const = 0;
   /// Registers memory and sets up what run() needs; all that can be allocated is allocated here. Collective over the
   /// group; once, before the first run(). `peers`, `plan` and `endpoints` must outlive this object. May throw on one
   /// rank only: the caller agrees on the outcome.
@@ -115,8 +123,18 @@ class Transport {
 std::vector<std::string_view> transport_names();
 
 /// A transport of that name for weights in that kind of memory. Error(usage) listing the names; Error(config) when
-/// method or build rule it out.
+/// method, memory or build rule it out.
 std::unique_ptr<Transport> make_transport(std::string_view name, Method method, MemoryKind memory);
 using TransportFactory = std::function<std::unique_ptr<Transport>(std::string_view, Method, MemoryKind)>;
+
+/// A transport held against all pairs of ranks.
+struct Survey {
+  std::unique_ptr<Transport> transport;  ///< not attached; nothing when this rank cannot have it
+  /// Why it cannot be used, the same on all ranks: each reason once, with the lowest rank that gives it.
+  std::vector<std::string> reasons;
+};
+/// Whether these peers can use that transport, of those that `make` makes. Collective.
+Survey survey_transport(std::string_view name, Method method, const Peers& peers, Deadline deadline,
+                        const TransportFactory& make = make_transport);
 
 }  // namespace weightcast

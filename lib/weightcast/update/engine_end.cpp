@@ -12,7 +12,7 @@ class EngineEnd final : public Participant {
   EngineEnd(const TransferPlan& plan, const GroupOptions& options, std::size_t tp_rank, ParameterStore& store)
       : plan_(&plan), tp_rank_(tp_rank), store_(&store), endpoints_{.sources = {}, .sinks = store.slots()} {
     if (options.dp > 1) endpoints_.shared_sinks = store.share();
-    if (options.proof == Proof::digests) witness_.emplace(plan, tp_rank, options.placement);
+    if (options.proof == Proof::digests) witness_ = make_slot_witness(plan, tp_rank, options.placement);
   }
 
   const Endpoints& endpoints() const noexcept override { return endpoints_; }
@@ -20,7 +20,7 @@ class EngineEnd final : public Participant {
   void rehearse(Transport& transport, std::size_t source, std::size_t count, Deadline deadline) override {
     const auto slot = store_->stage(deadline);
     try {
-      transport.run({source, slot, 0, count, nullptr}, deadline);
+      transport.run({source, slot, {0, count}}, deadline);
     } catch (...) {
       store_->drop();
       throw;
@@ -58,11 +58,8 @@ class EngineEnd final : public Participant {
   }
 
   void stage(const UpdateClaim& claim, Transport& transport, Deadline deadline) override {
-    Batch batch{claim.source_index, sink_, claim.first_parameter, claim.parameters, nullptr};
-    if (witness_) {
-      witness_->begin(store_->slots()[sink_], batch.first_parameter, batch.parameters);
-      batch.witness = &*witness_;
-    }
+    Batch batch{claim.source_index, sink_, {claim.first_parameter, claim.parameters}};
+    if (witness_) witness_->begin(store_->slots()[sink_], batch);
     // Only now: until PREPARE was agreed on, requests of other ranks could still need what the slot holds.
     store_->overwrite();
     transport.run(batch, deadline);
@@ -76,7 +73,7 @@ class EngineEnd final : public Participant {
     if (!witness_) return;
     for (std::size_t i = 0; i < claim.parameters; ++i) {
       const auto parameter = claim.first_parameter + i;
-      const auto &held = witness_->shard(parameter), &expected = sent[tp_rank_ * claim.parameters + i];
+      const auto held = witness_->shard(parameter), expected = sent[tp_rank_ * claim.parameters + i];
       if (held == expected) continue;
       throw Error(ExitCode::mismatch,
                   fmt::format("{} arrived with other bytes than were sent: digest {} instead of {}",
@@ -112,7 +109,7 @@ class EngineEnd final : public Participant {
   std::size_t tp_rank_;
   ParameterStore* store_;
   Endpoints endpoints_;
-  std::optional<SlotWitness> witness_;         // with proof
+  std::unique_ptr<SlotWitness> witness_;       // with proof
   std::size_t sink_ = 0;                       // slot of the open update
   std::array<std::vector<Digest>, 2> proven_;  // with proof: shard digests of what each slot holds
 };

@@ -9,16 +9,18 @@ namespace {
 class TrainerEnd final : public Participant {
  public:
   TrainerEnd(const TransferPlan& plan, const GroupOptions& options, std::vector<const Buffer*> sources, bool crowded)
-      : plan_(&plan), endpoints_{.sources = std::move(sources), .sinks = {}}, parameter_digests_(plan.model.parameters.size()) {
+      : plan_(&plan),
+        endpoints_{.sources = std::move(sources), .sinks = {}},
+        parameter_digests_(plan.model.parameters.size()) {
     if (options.proof == Proof::none) return;
-    witness_.emplace(plan, options.placement, crowded);
+    witness_ = make_source_witness(plan, options.placement, crowded);
     model_digest_.emplace(plan.model);
   }
 
   const Endpoints& endpoints() const noexcept override { return endpoints_; }
   bool can_rehearse() const noexcept override { return true; }
   void rehearse(Transport& transport, std::size_t source, std::size_t count, Deadline deadline) override {
-    transport.run({source, 0, 0, count, nullptr}, deadline);
+    transport.run({source, 0, {0, count}}, deadline);
   }
   void settle(Deadline) override {}
 
@@ -28,11 +30,8 @@ class TrainerEnd final : public Participant {
   }
 
   void stage(const UpdateClaim& claim, Transport& transport, Deadline deadline) override {
-    Batch batch{claim.source_index, 0, claim.first_parameter, claim.parameters, nullptr};
-    if (witness_) {
-      witness_->begin(endpoints_.sources[claim.source_index]->region(), batch.first_parameter, batch.parameters);
-      batch.witness = &*witness_;
-    }
+    Batch batch{claim.source_index, 0, {claim.first_parameter, claim.parameters}};
+    if (witness_) witness_->begin(endpoints_.sources[claim.source_index]->region(), batch);
     transport.run(batch, deadline);
   }
 
@@ -67,7 +66,7 @@ class TrainerEnd final : public Participant {
  private:
   const TransferPlan* plan_;
   Endpoints endpoints_;
-  std::optional<SourceWitness> witness_;  // with proof
+  std::unique_ptr<SourceWitness> witness_;  // with proof
   std::optional<ModelDigest> model_digest_;
   std::vector<Digest> parameter_digests_;  // of whole parameters, as sent in the open update
 };

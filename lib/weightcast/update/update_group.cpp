@@ -26,7 +26,6 @@ Manifest make_manifest(const TransferPlan& plan, const GroupOptions& options) {
   for (const auto& rule : plan.model.parameters) manifest.parameters.push_back(rule.info);
   manifest.settings = {{"tp", std::to_string(options.tp)},
                        {"dp", std::to_string(options.dp)},
-                       {"memory", std::string(name(options.placement.kind))},
                        {"transport", options.transport},
                        {"method", std::string(name(options.method))},
                        {"proof", options.proof == Proof::digests ? "digests" : "none"},
@@ -60,19 +59,12 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
   auto& s = *state_;
   s.plan = &plan;
   s.options = options;
-  const auto world = 1 + options.tp * options.dp;
+  const Roster roster{.tp = options.tp, .dp = options.dp};
   s.group = parent.duplicate(s.deadline());
-  agree(s.group, "prepare", s.deadline(), [&] {
-    if (static_cast<std::uint64_t>(s.group.size()) == world) return;
-    throw Error(ExitCode::config,
-                fmt::format("tp {} x dp {} needs {} ranks (1 trainer + {} engine ranks), but there are {}", options.tp,
-                            options.dp, world, world - 1, s.group.size()),
-                fmt::format("start it with mpirun -n {}", world));
-  });
-  const int color =
-      s.group.rank() == 0 ? -1 : static_cast<int>((static_cast<std::uint64_t>(s.group.rank()) - 1) / options.tp);
-  s.replica = s.group.split(color, s.group.rank(), s.deadline());
-  s.peers = Peers::meet(s.group, options.tp, options.dp, options.placement, s.deadline());
+  agree(s.group, "prepare", s.deadline(), [&] { roster.check_world(s.group.size()); });
+  const int rank = s.group.rank();
+  s.replica = s.group.split(roster.trainer(rank) ? -1 : static_cast<int>(roster.replica(rank)), rank, s.deadline());
+  s.peers = Peers::meet(s.group, roster, options.placement, s.deadline());
   compare_manifests(s.group, make_manifest(plan, options), s.deadline());
   agree(s.group, "prepare", s.deadline(), [&](Deadline work) { s.offers.emplace(s.group, work); });
 
@@ -81,8 +73,9 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
       s.end = make_engine_end(plan, options, s.peers.tp_rank(), *store);
       return;
     }
-    const auto& gpus = s.peers.gpus;
-    const bool shared = std::all_of(gpus.begin() + 1, gpus.end(), [&](const auto& gpu) { return gpu == gpus[0]; });
+    const auto& places = s.peers.places;
+    const bool shared =
+        std::all_of(places.begin() + 1, places.end(), [&](const Place& place) { return same_gpu(place, places[0]); });
     const bool crowded = options.placement.kind == MemoryKind::cuda ? shared : s.group.crowded();
     s.end = make_trainer_end(plan, options, std::move(sources), crowded);
   });
@@ -128,22 +121,9 @@ void UpdateGroup::State::choose_transport() {
   }
   std::string refusals;
   for (const auto& candidate : candidates) {
-    std::vector<std::string> reasons;
-    try {
-      transport = options.make_transport(candidate, options.method, options.placement.kind);
-      const auto reason = transport->probe(peers);
-      const auto all = group.all_gather(reason.value_or(""), deadline());
-      for (std::size_t rank = 0; rank < all.size(); ++rank) {
-        // One line for each distinct reason, with the first rank that gives it.
-        if (!all[rank].empty() && std::find(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(rank), all[rank]) ==
-                                      all.begin() + static_cast<std::ptrdiff_t>(rank)) {
-          reasons.push_back(fmt::format("rank {}: {}", rank, all[rank]));
-        }
-      }
-    } catch (const Error& error) {  // the same on all ranks: unknown name, impossible method
-      reasons.push_back(error.what());
-    }
+    auto [surveyed, reasons] = survey_transport(candidate, options.method, peers, deadline(), options.make_transport);
     if (reasons.empty()) {
+      transport = std::move(surveyed);
       try {
         agree(group, "attach", deadline(),
               [&](Deadline work) { transport->attach(peers, *plan, end->endpoints(), work); });

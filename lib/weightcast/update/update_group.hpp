@@ -73,10 +73,9 @@ struct UpdateResult {
 /// then.
 class UpdateGroup {
  public:
-  /// Forms the group: checks world = 1 + tp * dp, compares the manifests of all ranks (the first difference is named),
-  /// chooses and attaches the transport, warms up its paths. Collective over `parent`.
-  /// Trainer: `sources` are its versions, `store` is nullptr. Engine: `store` is its store, `sources` is empty.
-  /// All must outlive the group.
+  /// Forms the group: checks the size of the world, compares the manifests of all ranks (the first difference is
+  /// named), chooses and attaches the transport, warms up its paths. Collective over `parent`. Trainer: `sources` are
+  /// its versions, `store` is nullptr. Engine: `store` is its store, `sources` is empty. All must outlive the group.
   UpdateGroup(const Communicator& parent, const TransferPlan& plan, const GroupOptions& options,
               std::vector<const Buffer*> sources, ParameterStore* store);
   ~UpdateGroup();

@@ -1,92 +1,136 @@
 #include "weightcast/update/witnesses.hpp"
 
 #include <algorithm>
+#include <exception>
 
 #include "weightcast/core/parallel.hpp"
+#include "weightcast/verify/gpu_digests.hpp"
 
 namespace weightcast {
+namespace {
 
-SlotWitness::SlotWitness(const TransferPlan& plan, std::size_t tp_rank, Placement placement)
-    : plan_(&plan), tp_rank_(tp_rank), digests_(plan.model.parameters.size()) {
-  if (placement.kind == MemoryKind::cuda) gpu_.emplace(GpuDigests::of_slot(plan, tp_rank, placement.gpu));
-}
+class HostSlotWitness final : public SlotWitness, public Observer {
+ public:
+  HostSlotWitness(const TransferPlan& plan, std::size_t tp_rank)
+      : SlotWitness(plan), shards_(plan.ranks[tp_rank].shards) {}
 
-void SlotWitness::begin(const Region& slot, std::size_t first, std::size_t count) {
-  slot_ = slot.data;
-  first_ = first;
-  count_ = count;
-  error_ = nullptr;
-  std::fill_n(digests_.begin() + static_cast<std::ptrdiff_t>(first), count, Digest{});
-  if (gpu_) gpu_->begin(slot.data);
-}
-
-void SlotWitness::landed(std::size_t parameter, std::uint64_t first, std::uint64_t size_bytes) noexcept {
-  digests_[parameter] += digest_of_shard_part(*plan_, tp_rank_, parameter, slot_, first, size_bytes);
-}
-
-void SlotWitness::landed_on(const gpu::Stream& stream, std::size_t first, std::size_t count) noexcept {
-  try {
-    gpu_->queue(first, count, &stream);
-  } catch (...) {
-    error_ = std::current_exception();
+  void begin(const Region& slot, Batch& batch) override {
+    slot_ = slot.data;
+    const auto& [first, count] = batch.parameters;
+    std::fill_n(digests_.begin() + static_cast<std::ptrdiff_t>(first), count, Digest{});
+    batch.observer = this;
   }
-}
-
-bool SlotWitness::copy_on(gpu::Stream& stream, const std::byte* source, std::size_t first, std::size_t count) noexcept {
-  try {
-    gpu_->copy(first, count, source, slot_, stream);
-  } catch (...) {
-    error_ = std::current_exception();
+  void landed(const Shard& block) noexcept override {
+    digests_[block.parameter_index] += digest_of_shard(block, slot_);
   }
-  return true;
-}
-
-void SlotWitness::finish(Deadline deadline) {
-  if (error_) std::rethrow_exception(error_);
-  if (!gpu_) return;
-  const auto results = gpu_->finish(deadline).subspan(first_, count_);
-  std::copy(results.begin(), results.end(), digests_.begin() + static_cast<std::ptrdiff_t>(first_));
-}
-
-std::span<const Digest> SlotWitness::digest(const Region& slot, Deadline deadline) {
-  begin(slot, 0, digests_.size());
-  if (gpu_) {
-    gpu_->queue(0, digests_.size(), nullptr);
-  } else {
+  std::span<const Digest> finish(Deadline) override { return digests_; }
+  std::span<const Digest> digest(const Region& slot, Deadline) override {
     parallel_for(digests_.size(), available_cores(),
-                 [&](std::size_t p) { digests_[p] = digest_of_shard(*plan_, tp_rank_, p, slot.data); });
+                 [&](std::size_t p) { digests_[p] = digest_of_shard(shards_[p], slot.data); });
+    return digests_;
   }
-  finish(deadline);
-  return digests_;
-}
 
-SourceWitness::SourceWitness(const TransferPlan& plan, Placement placement, bool crowded)
-    : plan_(&plan), crowded_(crowded), digests_(plan, placement.kind == MemoryKind::host ? available_cores() : 1) {
-  if (placement.kind == MemoryKind::cuda) gpu_.emplace(GpuDigests::of_source(plan, placement.gpu));
-}
+ private:
+  std::span<const Shard> shards_;
+  const std::byte* slot_ = nullptr;
+};
 
-void SourceWitness::begin(const Region& source, std::size_t first, std::size_t count) {
-  first_ = first;
-  count_ = count;
-  if (!gpu_) return digests_.begin(source.data, first, count);
-  gpu_->begin(source.data);
-  if (!crowded_) gpu_->queue(first, count, nullptr);
-}
+class GpuSlotWitness final : public SlotWitness, public GpuObserver {
+ public:
+  GpuSlotWitness(const TransferPlan& plan, std::size_t tp_rank, int gpu)
+      : SlotWitness(plan), gpu_(GpuDigests::of_slot(plan, tp_rank, gpu)) {}
 
-bool SourceWitness::work() noexcept {
-  return !gpu_ && !crowded_ && digests_.work();
-}
-
-void SourceWitness::finish(Deadline deadline) {
-  if (!gpu_) return digests_.finish();
-  if (crowded_) gpu_->queue(first_, count_, nullptr);
-  const auto results = gpu_->finish(deadline);
-  const auto parameters = plan_->model.parameters.size();
-  for (std::size_t p = first_; p < first_ + count_; ++p) {
-    for (std::size_t t = 0; t < plan_->tp; ++t) {
-      digests_.set(t, p, results[t * parameters + p]);
+  void begin(const Region& slot, Batch& batch) override {
+    begin(slot, batch.parameters);
+    target_ = gpu_.target();
+    batch.gpu_observer = this;
+    batch.digests = &target_;
+  }
+  void landed(const gpu::Stream& stream, const Range& parameters) noexcept override {
+    try {
+      gpu_.queue(parameters, &stream);
+    } catch (...) {
+      error_ = std::current_exception();
     }
   }
+  std::span<const Digest> finish(Deadline deadline) override {
+    if (error_) std::rethrow_exception(error_);
+    const auto results = gpu_.finish(deadline).subspan(parameters_.first, parameters_.count);
+    std::ranges::copy(results, digests_.begin() + static_cast<std::ptrdiff_t>(parameters_.first));
+    return digests_;
+  }
+  std::span<const Digest> digest(const Region& slot, Deadline deadline) override {
+    begin(slot, {0, digests_.size()});
+    gpu_.queue(parameters_, nullptr);
+    return finish(deadline);
+  }
+
+ private:
+  void begin(const Region& slot, const Range& parameters) {
+    parameters_ = parameters;
+    error_ = nullptr;
+    gpu_.begin(slot.data);
+  }
+
+  Range parameters_;
+  GpuDigests gpu_;
+  gpu::DigestTarget target_;
+  std::exception_ptr error_;  // of landed(), which may not throw
+};
+
+class HostSourceWitness final : public SourceWitness {
+ public:
+  HostSourceWitness(const TransferPlan& plan, bool crowded)
+      : SourceWitness(plan, available_cores()), crowded_(crowded) {}
+
+  void begin(const Region& source, Batch& batch) override {
+    digests_.begin(source.data, batch.parameters);
+    if (!crowded_) batch.idle = *this;
+  }
+  /// A piece of work.
+  bool operator()() noexcept { return digests_.work(); }
+  void finish(Deadline) override { digests_.finish(); }
+
+ private:
+  bool crowded_;
+};
+
+class GpuSourceWitness final : public SourceWitness {
+ public:
+  GpuSourceWitness(const TransferPlan& plan, int gpu, bool crowded)
+      : SourceWitness(plan, 1), plan_(&plan), crowded_(crowded), gpu_(GpuDigests::of_source(plan, gpu)) {}
+
+  void begin(const Region& source, Batch& batch) override {
+    parameters_ = batch.parameters;
+    gpu_.begin(source.data);
+    if (!crowded_) gpu_.queue(parameters_, nullptr);
+  }
+  void finish(Deadline deadline) override {
+    if (crowded_) gpu_.queue(parameters_, nullptr);
+    const auto results = gpu_.finish(deadline);
+    const auto count = plan_->model.parameters.size();
+    for (auto p = parameters_.first; p < parameters_.end(); ++p) {
+      for (std::size_t t = 0; t < plan_->tp; ++t) digests_.set(t, p, results[t * count + p]);
+    }
+  }
+
+ private:
+  const TransferPlan* plan_;
+  bool crowded_;
+  Range parameters_;
+  GpuDigests gpu_;
+};
+
+}  // namespace
+
+std::unique_ptr<SlotWitness> make_slot_witness(const TransferPlan& plan, std::size_t tp_rank, Placement placement) {
+  if (placement.kind == MemoryKind::host) return std::make_unique<HostSlotWitness>(plan, tp_rank);
+  return std::make_unique<GpuSlotWitness>(plan, tp_rank, placement.gpu);
+}
+
+std::unique_ptr<SourceWitness> make_source_witness(const TransferPlan& plan, Placement placement, bool crowded) {
+  if (placement.kind == MemoryKind::host) return std::make_unique<HostSourceWitness>(plan, crowded);
+  return std::make_unique<GpuSourceWitness>(plan, placement.gpu, crowded);
 }
 
 }  // namespace weightcast

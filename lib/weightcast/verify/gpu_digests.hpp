@@ -18,8 +18,9 @@ class GpuDigests {
  public:
   /// Of one tp rank's slot: result i is that of parameter i's shard.
   static GpuDigests of_slot(const TransferPlan& plan, std::size_t tp_rank, int gpu);
-  /// Of the trainer's source: result t * parameters + i is that of tp rank t's shard of parameter i, zero for copies.
-  static GpuDigests of_source(const TransferPlan& plan, int gpu);
+  /// Of a trainer rank's source: result t * parameters + i is that of what it has of tp rank t's shard of parameter i,
+  /// zero for copies.
+  static GpuDigests of_source(const TransferPlan& plan, int gpu, std::size_t trainer_rank = 0);
 
   GpuDigests(GpuDigests&&) noexcept = default;
   GpuDigests& operator=(GpuDigests&&) = delete;
@@ -27,12 +28,11 @@ class GpuDigests {
 
   /// Starts over; the memory to digest is at `base`.
   void begin(const std::byte* base);
-  /// Queues parameters [first, first + count), behind what `after` has been given so far (nullptr: at once).
-  void queue(std::size_t first, std::size_t count, const gpu::Stream* after);
-  /// Of a slot, the one at `slot`: queues on `stream` the copies of these parameters from the trainer's source at
-  /// `source`, in this GPU's memory, and the digests of what was written, in one pass. It is queued in pieces, so that
-  /// whoever else uses the GPU gets in between.
-  void copy(std::size_t first, std::size_t count, const std::byte* source, std::byte* slot, gpu::Stream& stream);
+  /// Queues these parameters, behind what `after` has been given so far (nullptr: at once).
+  void queue(const Range& parameters, const gpu::Stream* after);
+  /// Of a slot: lets whoever copies its shards there from the trainer's source digest them on the way, item by
+  /// parameter, in place of queue(). Between begin() and finish().
+  gpu::DigestTarget target() noexcept;
   /// Waits for all that was queued. Results of parameters that were not queued since begin() are zero.
   std::span<const Digest> finish(Deadline deadline);
 

@@ -20,22 +20,22 @@ void for_each_block(const TransferPlan& plan, std::size_t tp_rank, std::size_t p
   const auto& shard = plan.ranks[tp_rank].shards[parameter];
   if (shard.size_bytes() == 0) return;
   std::vector<std::byte> block;
-  const auto offset = plan.offset_in_parameter(tp_rank, parameter);
-  if (shard.contiguous_source() && shard.contiguous_destination()) {
+  const auto offset = shard.parameter_offset;
+  if (shard.contiguous_parameter() && shard.contiguous_destination()) {
     for (std::uint64_t first = 0; first < shard.size_bytes(); first += block_bytes) {
       block.resize(std::min(block_bytes, shard.size_bytes() - first));
       read(parameter, offset + first, block);
-      visit(shard.destination + first, block.data(), block.size());
+      visit(shard.destination_offset + first, block.data(), block.size());
     }
     return;
   }
-  const auto step = std::max<std::uint64_t>(block_bytes / shard.source_pitch, 1);
+  const auto step = std::max<std::uint64_t>(block_bytes / shard.parameter_pitch, 1);
   for (std::uint64_t row = 0; row < shard.rows; row += step) {
     const auto rows = std::min(step, shard.rows - row);
-    block.resize((rows - 1) * shard.source_pitch + shard.row_bytes);
-    read(parameter, offset + row * shard.source_pitch, block);
+    block.resize((rows - 1) * shard.parameter_pitch + shard.row_bytes);
+    read(parameter, offset + row * shard.parameter_pitch, block);
     for (std::uint64_t i = 0; i < rows; ++i) {
-      visit(shard.destination + (row + i) * shard.destination_pitch, block.data() + i * shard.source_pitch,
+      visit(shard.destination_offset + (row + i) * shard.destination_pitch, block.data() + i * shard.parameter_pitch,
             shard.row_bytes);
     }
   }

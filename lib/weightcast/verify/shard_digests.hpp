@@ -15,21 +15,21 @@
 /// shard, gathered block by block while the bytes are in cache. Memory is allocated by the constructors only.
 namespace weightcast {
 
-/// Digest of bytes [first, first + size_bytes) of the packed shard `parameter` of `tp_rank`, held in a slot at `slot`.
-Digest digest_of_shard_part(const TransferPlan& plan, std::size_t tp_rank, std::size_t parameter, const std::byte* slot,
-                            std::uint64_t first, std::uint64_t size_bytes) noexcept;
+/// Digest of a shard, or of a part of one, held in a slot at `slot`.
+Digest digest_of_shard(const Shard& shard, const std::byte* slot) noexcept;
+inline Digest digest_of_shard(const TransferPlan& plan, std::size_t tp_rank, std::size_t parameter,
+                              const std::byte* slot) noexcept {
+  return digest_of_shard(plan.ranks[tp_rank].shards[parameter], slot);
+}
 
-/// Digest of the whole shard, as above.
-Digest digest_of_shard(const TransferPlan& plan, std::size_t tp_rank, std::size_t parameter,
-                       const std::byte* slot) noexcept;
-
-/// The trainer's side: the digest of every shard of every tp rank, computed from the source in bounded steps.
+/// The trainer's side: of what one trainer rank has, the digest of every shard of every tp rank, computed from its
+/// source in bounded steps.
 class SourceDigests {
  public:
   /// Works on up to `threads` threads, the caller's included, as far as there is enough to do for them.
-  explicit SourceDigests(const TransferPlan& plan, std::size_t threads = 1);
-  /// Starts over for parameters [first, first + count) of the source region at `source`.
-  void begin(const std::byte* source, std::size_t first, std::size_t count) noexcept;
+  explicit SourceDigests(const TransferPlan& plan, std::size_t threads = 1, std::size_t trainer_rank = 0);
+  /// Starts over for these parameters of the source region at `source`.
+  void begin(const std::byte* source, const Range& parameters) noexcept;
   /// Digests at most a few mebibytes; false when nothing was left to begin. Thread-safe.
   bool work() noexcept;
   /// Does what is left, on all threads where there is enough of it.
@@ -45,8 +45,8 @@ class SourceDigests {
 
  private:
   struct Step {
-    std::size_t tp_rank = 0, parameter = 0;
-    std::uint64_t first = 0, size_bytes = 0;  // of the packed shard
+    std::size_t tp_rank = 0;
+    Segment block;
   };
 
   const TransferPlan* plan_;

@@ -189,14 +189,15 @@ __global__ void __launch_bounds__(256, with_source ? 2 : 1)
     const DigestTask task = tasks[t];
     const bool aligned =
         (((reinterpret_cast<std::uintptr_t>(base) + task.data) | task.offset | task.pitch | task.parameter_pitch |
-          task.row_bytes | (with_source ? reinterpret_cast<std::uintptr_t>(source) + task.source : 0)) %
+          task.row_bytes |
+          (with_source ? (reinterpret_cast<std::uintptr_t>(source) + task.source) | task.source_pitch : 0)) %
          16) == 0;
     Sums sums;
     for (unsigned row = threadIdx.x / warp; row < task.rows; row += warps) {
       auto* const data = base + task.data + row * task.pitch;
       const std::uint64_t offset = task.offset + row * task.parameter_pitch;
       if constexpr (with_source) {
-        const std::byte* const from = source + task.source + row * task.parameter_pitch;
+        const std::byte* const from = source + task.source + row * task.source_pitch;
         if (aligned) {
           copy_run(data, from, task.row_bytes);
         } else {

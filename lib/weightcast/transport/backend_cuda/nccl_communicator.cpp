@@ -2,6 +2,7 @@
 
 #include <sched.h>
 
+#include <cstdlib>
 #include <future>
 #include <thread>
 #include <utility>
@@ -103,17 +104,11 @@ void NcclCommunicator::abort() noexcept {
   comm_ = nullptr;
 }
 
-std::optional<std::string> refuse_nccl(const Peers& peers) {
-  if (peers.placement.kind != MemoryKind::cuda) return "the weights are not in device memory";
-  if (gpu::count() == 0) return gpu::why_none();
-  for (std::size_t a = 0; a < peers.gpus.size(); ++a) {
-    for (std::size_t b = 0; b < a; ++b) {
-      if (peers.gpus[a] == peers.gpus[b])
-        return fmt::format("ranks {} and {} share a GPU ({}): NCCL needs one for each rank, see --gpus", b, a,
-                           peers.gpus[a]);
-    }
-  }
-  return std::nullopt;
+std::optional<std::string> refuse_nccl(const Peers& peers, int rank, int other) {
+  // With that, NCCL is told itself which ranks share a host.
+  if (std::getenv("NCCL_HOSTID") != nullptr || !same_gpu(peers.place(rank), peers.place(other))) return std::nullopt;
+  return fmt::format("ranks {} and {} share a GPU ({} {}): NCCL needs one for each rank, see --gpus", rank, other,
+                     peers.place(rank).host, peers.place(rank).pci_bus_id);
 }
 
 std::vector<ncclUniqueId> share_ids(const Peers& peers, std::size_t count, Deadline deadline) {

@@ -45,8 +45,8 @@ class NcclCommunicator {
   int gpu_ = -1;
 };
 
-/// Why these peers cannot use NCCL, or nothing.
-std::optional<std::string> refuse_nccl(const Peers& peers);
+/// Why these two ranks cannot use NCCL, or nothing.
+std::optional<std::string> refuse_nccl(const Peers& peers, int rank, int other);
 
 /// `count` ids made by the trainer, on all ranks of the group. Collective; may throw on one rank only. Error(config) on
 /// all of them when they have different versions of NCCL.

@@ -1,0 +1,196 @@
+#include "weightcast/plan/schedule.hpp"
+
+#include <functional>
+#include <utility>
+
+#include "weightcast/core/expects.hpp"
+
+namespace weightcast {
+namespace {
+
+// Less than this is not worth a wait of the next replica, and is digested in the time that its agreement takes.
+constexpr std::uint64_t smallest_part_bytes = 64 * mebibyte;
+constexpr std::uint64_t pack_alignment_bytes = 256;  // of every segment in a pack buffer
+
+/// As one run.
+void flatten(Segment& segment, std::uint64_t size_bytes) noexcept {
+  segment.rows = 1;
+  segment.row_bytes = segment.source_pitch = segment.destination_pitch = segment.parameter_pitch = size_bytes;
+}
+
+/// Skips the first bytes of a run.
+void advance(Segment& segment, std::uint64_t bytes) noexcept {
+  segment.source_offset += bytes;
+  segment.destination_offset += bytes;
+  segment.parameter_offset += bytes;
+}
+
+class Writer {
+ public:
+  Writer(Schedule& schedule, std::uint64_t pack_bytes) : schedule_(schedule), pack_bytes_(pack_bytes) {}
+
+  Part write(const Range& parameters) {
+    Part part{.parameters = parameters, .segments = {}, .copies = {}, .pack_steps = {}};
+    const auto segments = schedule_.segments_of(parameters);
+    part.segments = {static_cast<std::size_t>(segments.data() - schedule_.segments.data()), segments.size()};
+    part.copies.first = schedule_.copies.size();
+    part.pack_steps.first = schedule_.pack_steps.size();
+    first_packed_ = schedule_.packed.size();
+    packed_bytes_ = 0;
+    for (auto i = part.segments.first; i < part.segments.end(); ++i) {
+      const auto& segment = schedule_.segments[i];
+      if (!segment.contiguous_source()) pack(i);
+      if (segment.contiguous()) copy(segment, part.copies.first);
+    }
+    end_step();
+    part.copies.count = schedule_.copies.size() - part.copies.first;
+    part.pack_steps.count = schedule_.pack_steps.size() - part.pack_steps.first;
+    return part;
+  }
+
+ private:
+  void copy(const Segment& segment, std::size_t first_of_part) {
+    const Copy next{segment.from, segment.source_offset, segment.destination_offset, segment.size_bytes()};
+    if (schedule_.copies.size() > first_of_part) {
+      auto& last = schedule_.copies.back();
+      if (last.from == next.from && last.source_offset + last.size_bytes == next.source_offset &&
+          last.destination_offset + last.size_bytes == next.destination_offset) {
+        last.size_bytes += next.size_bytes;
+        return;
+      }
+    }
+    schedule_.copies.push_back(next);
+  }
+
+  void pack(std::size_t index) {
+    const auto& segment = schedule_.segments[index];
+    WEIGHTCAST_EXPECTS(segment.row_bytes <= pack_bytes_);
+    for (std::uint64_t row = 0; row < segment.rows;) {
+      const auto rows = std::min((pack_bytes_ - packed_bytes_) / segment.row_bytes, segment.rows - row);
+      if (rows == 0) {
+        end_step();
+        continue;
+      }
+      schedule_.packed.push_back({index, row, rows, packed_bytes_});
+      row += rows;
+      packed_bytes_ = std::min(pack_bytes_, round_up(packed_bytes_ + rows * segment.row_bytes, pack_alignment_bytes));
+    }
+  }
+
+  void end_step() {
+    const auto count = schedule_.packed.size() - first_packed_;
+    if (count != 0) schedule_.pack_steps.push_back({first_packed_, count});
+    first_packed_ = schedule_.packed.size();
+    packed_bytes_ = 0;
+  }
+
+  Schedule& schedule_;
+  std::uint64_t pack_bytes_, packed_bytes_ = 0;
+  std::size_t first_packed_ = 0;
+};
+
+}  // namespace
+
+Segment Segment::rows_from(std::uint64_t first, std::uint64_t count) const noexcept {
+  auto part = *this;
+  part.source_offset += first * source_pitch;
+  part.destination_offset += first * destination_pitch;
+  part.parameter_offset += first * parameter_pitch;
+  part.rows = count;
+  if (count == 1) flatten(part, row_bytes);
+  return part;
+}
+
+BlockCursor::BlockCursor(const Segment& segment, std::uint64_t bytes) noexcept
+    : left_(segment),
+      block_bytes_(bytes),
+      one_run_(segment.contiguous() && segment.contiguous_parameter() && segment.size_bytes() != 0) {
+  if (one_run_) flatten(left_, segment.size_bytes());
+  cut();
+}
+
+void BlockCursor::next() noexcept {
+  if (left_.size_bytes() == block_.size_bytes()) {
+    left_.rows = 0;
+  } else if (one_run_) {
+    advance(left_, block_.row_bytes);
+    left_.row_bytes -= block_.row_bytes;
+  } else {
+    left_ = left_.rows_from(block_.rows, left_.rows - block_.rows);
+  }
+  cut();
+}
+
+void BlockCursor::cut() noexcept {
+  if (left_.rows == 0) return;
+  if (one_run_) {
+    block_ = left_;
+    flatten(block_, std::min(block_bytes_, left_.row_bytes));
+  } else {
+    block_ = left_.rows_from(0, std::clamp<std::uint64_t>(block_bytes_ / left_.row_bytes, 1, left_.rows));
+  }
+}
+
+void append_tasks(const Segment& segment, std::uint64_t block_bytes, std::vector<Segment>& tasks) {
+  for (BlockCursor cursor(segment, block_bytes); !cursor.done(); cursor.next()) {
+    auto task = cursor.block();
+    if (task.rows != 1 || task.row_bytes <= warp_run_bytes) {
+      tasks.push_back(task);
+      continue;
+    }
+    const auto runs = task.row_bytes / warp_run_bytes, rest = task.row_bytes % warp_run_bytes;
+    flatten(task, warp_run_bytes);
+    task.rows = runs;
+    tasks.push_back(task);
+    if (rest == 0) continue;
+    advance(task, runs * warp_run_bytes);
+    flatten(task, rest);
+    tasks.push_back(task);
+  }
+}
+
+std::span<const Segment> Schedule::segments_of(const Range& parameters) const {
+  const auto begin = std::ranges::lower_bound(segments, parameters.first, {}, &Segment::parameter_index);
+  const auto end = std::lower_bound(begin, segments.end(), parameters.end(),
+                                    [](const Segment& segment, std::size_t p) { return segment.parameter_index < p; });
+  return {begin, end};
+}
+
+std::vector<Range> parts_of(std::span<const std::uint64_t> sizes, std::uint64_t dp) {
+  std::uint64_t left = 0;
+  for (const auto size : sizes) left += size;
+  const auto smallest = std::min(smallest_part_bytes, left / 8);
+  // What is larger than that cannot be cut, so it must not come last: the walk begins with it.
+  const auto large = std::find_if(sizes.rbegin(), sizes.rend(), [&](std::uint64_t size) { return size > smallest; });
+  const std::size_t count = sizes.size(),
+                    begin = large == sizes.rend() ? 0 : static_cast<std::size_t>(sizes.rend() - large - 1);
+  std::vector<std::pair<std::uint64_t, Range>> parts;  // with their sizes
+  Range part{begin, 0};
+  std::uint64_t bytes = 0;
+  for (std::size_t walked = 1; walked <= count; ++walked) {
+    ++part.count;
+    bytes += sizes[part.end() - 1];
+    const auto target = dp > 1 ? smallest : std::max(left / 2, smallest);
+    if (bytes < target && part.end() < count && walked < count) continue;
+    parts.emplace_back(bytes, part);
+    left -= bytes;
+    part = {part.end() % count, 0};
+    bytes = 0;
+  }
+  std::ranges::stable_sort(parts, std::greater(), [](const auto& sized) { return sized.first; });
+  std::vector<Range> result;
+  for (const auto& sized : parts) result.push_back(sized.second);
+  return result;
+}
+
+Schedule make_schedule(std::vector<Segment> segments, std::size_t parameter_count, std::span<const Range> parts,
+                       std::uint64_t pack_bytes) {
+  Schedule schedule;
+  schedule.segments = std::move(segments);
+  Writer writer(schedule, pack_bytes);
+  for (std::size_t p = 0; p < parameter_count; ++p) schedule.single.push_back(writer.write({p, 1}));
+  for (const auto& part : parts) schedule.whole.push_back(writer.write(part));
+  return schedule;
+}
+
+}  // namespace weightcast

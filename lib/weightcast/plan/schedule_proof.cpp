@@ -1,0 +1,157 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "weightcast/plan/transfer_plan.hpp"
+
+// What is executed against what was planned: copies, tasks and packed rows are walked beside the segments, and must
+// take every byte from where it is to where it belongs, once.
+
+namespace weightcast {
+namespace {
+
+/// Runs with a position in them.
+struct Walk {
+  std::size_t from = 0;
+  std::uint64_t source_offset = 0, destination_offset = 0, row_bytes = 0, rows = 0, source_pitch = 0,
+                destination_pitch = 0;
+
+  Walk(const Copy& copy)  // NOLINT(google-explicit-constructor): a list of them is made from lists of others
+      : from(copy.from),
+        source_offset(copy.source_offset),
+        destination_offset(copy.destination_offset),
+        row_bytes(copy.size_bytes),
+        rows(copy.size_bytes == 0 ? 0 : 1) {}
+  Walk(const Segment& segment)  // NOLINT(google-explicit-constructor)
+      : from(segment.from),
+        source_offset(segment.source_offset),
+        destination_offset(segment.destination_offset),
+        row_bytes(segment.row_bytes),
+        rows(segment.rows),
+        source_pitch(segment.source_pitch),
+        destination_pitch(segment.destination_pitch) {
+    if (!segment.contiguous() || rows == 0) return;
+    row_bytes *= rows;
+    rows = 1;
+  }
+
+  /// Takes off `count` rows, or a part of the only one left.
+  void take(std::uint64_t count) {
+    source_offset += count * source_pitch;
+    destination_offset += count * destination_pitch;
+    rows -= count;
+  }
+  void take_bytes(std::uint64_t bytes) {
+    if (bytes == row_bytes) return take(1);
+    source_offset += bytes;
+    destination_offset += bytes;
+    row_bytes -= bytes;
+  }
+};
+
+/// Whether both lists bring the same bytes to the same places; neither may bring any twice.
+bool same_bytes(std::vector<Walk> mine, std::vector<Walk> theirs) {
+  const auto before = [](const Walk& a, const Walk& b) {
+    return std::pair(a.from, a.source_offset) < std::pair(b.from, b.source_offset);
+  };
+  for (auto* list : {&mine, &theirs}) std::sort(list->begin(), list->end(), before);
+  auto a = mine.begin();
+  auto b = theirs.begin();
+  while (true) {
+    while (a != mine.end() && a->rows == 0) ++a;
+    while (b != theirs.end() && b->rows == 0) ++b;
+    if (a == mine.end() || b == theirs.end()) return a == mine.end() && b == theirs.end();
+    if (a->from != b->from || a->source_offset != b->source_offset || a->destination_offset != b->destination_offset)
+      return false;
+    if (a->row_bytes == b->row_bytes &&
+        (a->rows == 1 || b->rows == 1 ||
+         (a->source_pitch == b->source_pitch && a->destination_pitch == b->destination_pitch))) {
+      const auto rows = std::min(a->rows, b->rows);
+      a->take(rows);
+      b->take(rows);
+    } else if (a->rows == 1 && b->rows == 1) {
+      const auto bytes = std::min(a->row_bytes, b->row_bytes);
+      a->take_bytes(bytes);
+      b->take_bytes(bytes);
+    } else {
+      return false;
+    }
+  }
+}
+
+/// Why the steps cannot be packed one after the other into a buffer of `pack_bytes`, or nothing. Appends their rows.
+std::string unpack(const Schedule& schedule, const Part& part, std::uint64_t pack_bytes, std::vector<Walk>& rows) {
+  for (const auto& step : part.pack_steps.of(schedule.pack_steps)) {
+    std::uint64_t end = 0;
+    for (const auto& packed : step.of(schedule.packed)) {
+      if (packed.segment_index < part.segments.first || packed.segment_index >= part.segments.end())
+        return "a pack step of another part";
+      const Segment& segment = schedule.segments[packed.segment_index];
+      if (packed.row_count == 0 || packed.first_row > segment.rows ||
+          packed.row_count > segment.rows - packed.first_row)
+        return "packed rows that are not in their segment";
+      const auto bytes = packed.row_count * segment.row_bytes;
+      if (packed.pack_offset < end || packed.pack_offset > pack_bytes || bytes > pack_bytes - packed.pack_offset)
+        return "a pack step that does not fit its buffer";
+      end = packed.pack_offset + bytes;
+      rows.emplace_back(segment.rows_from(packed.first_row, packed.row_count));
+    }
+  }
+  return {};
+}
+
+std::string prove_part(const Schedule& schedule, const Part& part, std::uint64_t pack_bytes) {
+  const auto inside = [](const Range& range, const auto& list) {
+    return range.first <= list.size() && range.count <= list.size() - range.first;
+  };
+  if (!inside(part.segments, schedule.segments) || !inside(part.copies, schedule.copies) ||
+      !inside(part.pack_steps, schedule.pack_steps)) {
+    return "items outside of the lists";
+  }
+  const auto segments = part.segments.of(schedule.segments);
+  const auto of_part = schedule.segments_of(part.parameters);
+  if (segments.size() != of_part.size() || (!segments.empty() && segments.data() != of_part.data()))
+    return "segments of other parameters";
+  const std::vector<Walk> planned(segments.begin(), segments.end());
+  const auto copies = part.copies.of(schedule.copies);
+  std::vector<Walk> executed(copies.begin(), copies.end()), sent = executed;
+  std::vector<Segment> tasks;
+  for (const auto& segment : segments) {
+    if (!segment.contiguous()) append_tasks(segment, copy_block_bytes, tasks);
+    if (!segment.contiguous() && segment.contiguous_source()) sent.emplace_back(segment);
+  }
+  executed.insert(executed.end(), tasks.begin(), tasks.end());
+  if (!same_bytes(executed, planned)) return "copies and tasks differ from the segments";
+  for (const auto& step : part.pack_steps.of(schedule.pack_steps)) {
+    if (!inside(step, schedule.packed)) return "a pack step outside of the list";
+  }
+  const auto misfit = unpack(schedule, part, pack_bytes, sent);
+  if (!misfit.empty()) return misfit;
+  return same_bytes(std::move(sent), planned) ? "" : "copies and packed rows differ from the segments";
+}
+
+}  // namespace
+
+std::string prove_schedule(const Schedule& schedule, std::size_t parameter_count, std::uint64_t pack_bytes) {
+  if (!std::ranges::is_sorted(schedule.segments, {}, &Segment::parameter_index)) return "segments are out of order";
+  for (const auto* parts : {&schedule.whole, &schedule.single}) {
+    std::vector<Range> ranges;
+    for (const auto& part : *parts) {
+      ranges.push_back(part.parameters);
+      const std::string violation = prove_part(schedule, part, pack_bytes);
+      if (!violation.empty()) return fmt::format("part {}: {}", ranges.size() - 1, violation);
+    }
+    if (parts == &schedule.single && ranges.size() != parameter_count) return "not a part for each parameter";
+    if (parts == &schedule.whole) std::ranges::sort(ranges, {}, &Range::first);
+    std::size_t end = 0;
+    for (const auto& range : ranges) {
+      if (range.first != end || range.count == 0) return "parameters in no part, or in two";
+      end = range.end();
+    }
+    if (end != parameter_count) return "parameters in no part";
+  }
+  return {};
+}
+
+}  // namespace weightcast
