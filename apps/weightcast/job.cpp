@@ -52,7 +52,7 @@ Job::Job(double timeout_s, Finish finish, FinishLate finish_late)
       note_(std::in_place, &clock_, "start", Deadline::after(timeout_s)),
       watchdog_([this](const std::stop_token& stop) { watch(stop); }),
       environment_(nullptr, nullptr),
-      world_(Communicator::duplicate(MPI_COMM_WORLD, watched_deadline())),
+      world_(Communicator::duplicate_world(watched_deadline())),
       alarm_(world_.duplicate(watched_deadline())) {
   world_.barrier(watched_deadline());
   names_.remove();

@@ -1,5 +1,4 @@
 #include <fmt/format.h>
-#include <mpi.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -12,7 +11,7 @@
 #include "near_miss.hpp"
 #include "stop.hpp"
 #include "versions.hpp"
-#include "weightcast/comm/communicator.hpp"
+#include "weightcast/comm/mpi_library.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/file.hpp"
 
@@ -57,13 +56,6 @@ int run(const std::vector<std::string>& arguments, const Command* command) {
     if (const auto reason = why_no_mpi()) throw *reason;
   }
   return command->run(options);
-}
-
-bool inside_mpi() {
-  int begun = 0, ended = 0;
-  MPI_Initialized(&begun);
-  MPI_Finalized(&ended);
-  return begun != 0 && ended == 0;
 }
 
 /// Shows an error that nobody has handled and says how the process must end.

@@ -2,10 +2,8 @@
 
 #include <fmt/format.h>
 #include <hdf5.h>
-#include <mpi.h>
 
-#include <array>
-
+#include "weightcast/comm/mpi_library.hpp"
 #include "weightcast/device/gpu.hpp"
 
 namespace weightcast {
@@ -13,10 +11,7 @@ namespace {
 
 /// "Open MPI v4.1.4" of "Open MPI v4.1.4, package: ..., ident: ...".
 std::string mpi_version() {
-  std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
-  int length = 0;
-  MPI_Get_library_version(text.data(), &length);
-  const std::string all(text.data(), static_cast<std::size_t>(length));
+  const auto all = mpi_library();
   return all.substr(0, all.find_first_of(",\n"));
 }
 

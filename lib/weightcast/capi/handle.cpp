@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "weightcast/comm/mpi_library.hpp"
 #include "weightcast/core/bytes.hpp"
 
 namespace weightcast {
@@ -49,34 +50,31 @@ Error note_error() {
 }
 
 void expect_mpi() {
-  int initialised = 0, finalized = 0, level = MPI_THREAD_SINGLE;
-  MPI_Initialized(&initialised);
-  MPI_Finalized(&finalized);
-  if (initialised == 0 || finalized != 0) {
-    throw Error(ExitCode::config,
-                finalized != 0 ? "MPI is finalized already"
-                               : fmt::format("MPI is not initialised (the library here is {})", wc_mpi_library()),
-                "call wc_init() first; when your program has initialised MPI, it uses another MPI library than this");
-  }
-  MPI_Query_thread(&level);
-  if (level < MPI_THREAD_SERIALIZED)
+  const auto state = mpi_state();
+  if (state == MpiState::single_threaded)
     throw Error(ExitCode::config, "MPI was initialised without threads",
                 "initialise it with MPI_THREAD_SERIALIZED or MPI_THREAD_MULTIPLE");
+  if (state != MpiState::running) {
+    throw Error(ExitCode::config,
+                state == MpiState::finalized
+                    ? "MPI is finalized already"
+                    : fmt::format("MPI is not initialised (the library here is {})", wc_mpi_library()),
+                "call wc_init() first; when your program has initialised MPI, it uses another MPI library than this");
+  }
 }
 
-MPI_Comm communicator(const wc_options& options) {
+Communicator communicator(const wc_options& options) {
   if (options.comm_name != nullptr) {
     if (std::string_view(options.comm_name) != "world")
       throw Error(ExitCode::usage, fmt::format("no communicator is called {}", printable(options.comm_name)),
                   "the name is \"world\"; give any other communicator as `comm`");
-    return MPI_COMM_WORLD;
+    return Communicator::duplicate_world();
   }
-  static_assert(sizeof(MPI_Fint) == sizeof(int));
-  const auto comm = MPI_Comm_f2c(options.comm);
-  if (comm == MPI_COMM_NULL || comm == MPI_Comm{})
+  const auto comm = foreign_communicator(options.comm);
+  if (!comm)
     throw Error(ExitCode::usage, fmt::format("{} is not a communicator", options.comm),
                 "give what MPI_Comm_c2f() gives");
-  return comm;
+  return Communicator::duplicate(*comm);
 }
 
 Placement placement_of(int memory, int device) {
@@ -240,7 +238,7 @@ Membership::Membership(const wc_options* given, bool trainer) {
   group = read_options(options);
   if (options.slots == 1) commit = CommitMode::in_place;
   expect_mpi();
-  comm = Communicator::duplicate(communicator(options));
+  comm = communicator(options);
   agree(comm, "start", deadline(), [&] {
     if (comm.rank() != 0 && trainer)
       fail(ExitCode::config, "wc_trainer_create() on rank {}: the trainer is rank 0 of the communicator", comm.rank());
@@ -269,13 +267,8 @@ const char* wc_version(void) {
 }
 
 const char* wc_mpi_library(void) {
-  static const auto text = [] {
-    std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> buffer{};
-    int length = 0;
-    MPI_Get_library_version(buffer.data(), &length);
-    return buffer;
-  }();
-  return text.data();
+  static const auto text = weightcast::mpi_library();
+  return text.c_str();
 }
 
 const char* wc_last_error(void) {
@@ -284,11 +277,8 @@ const char* wc_last_error(void) {
 
 int wc_init(void) {
   return guarded([] {
-    int initialised = 0, level = 0;
-    MPI_Initialized(&initialised);
-    if (initialised == 0) {
-      weightcast::check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &level), "MPI_Init_thread");
-      MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+    if (weightcast::mpi_state() == weightcast::MpiState::not_begun) {
+      weightcast::initialise_mpi(nullptr, nullptr);
       weightcast::initialised_here = true;
     }
     weightcast::expect_mpi();
@@ -297,8 +287,6 @@ int wc_init(void) {
 
 int wc_finalize(void) {
   return guarded([] {
-    int finalized = 0;
-    MPI_Finalized(&finalized);
-    if (weightcast::initialised_here && finalized == 0) weightcast::check_mpi(MPI_Finalize(), "MPI_Finalize");
+    if (weightcast::initialised_here && weightcast::inside_mpi()) weightcast::finalize_mpi();
   });
 }

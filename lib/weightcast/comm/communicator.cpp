@@ -8,6 +8,7 @@
 #include <ctime>
 #include <exception>
 
+#include "weightcast/comm/mpi_library.hpp"
 #include "weightcast/core/parallel.hpp"
 
 namespace weightcast {
@@ -55,9 +56,7 @@ void wait_all(const Communicator& comm, std::span<MPI_Request> requests, Deadlin
 }
 
 MpiEnvironment::MpiEnvironment(int* argc, char*** argv) {
-  int provided = MPI_THREAD_SINGLE;
-  check_mpi(MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
-  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+  initialise_mpi(argc, argv);
 }
 
 MpiEnvironment::~MpiEnvironment() {
@@ -70,9 +69,7 @@ void abort_job(ExitCode code) noexcept {
 }
 
 void CommTraits::close(MPI_Comm comm) noexcept {
-  int finalized = 0;
-  MPI_Finalized(&finalized);
-  if (finalized == 0) MPI_Comm_free(&comm);
+  if (mpi_state() != MpiState::finalized) MPI_Comm_free(&comm);
 }
 
 Communicator::Communicator(MPI_Comm comm, bool crowded) : comm_(comm), crowded_(crowded) {
@@ -90,6 +87,10 @@ Communicator Communicator::duplicate(MPI_Comm comm, Deadline deadline) {
   const auto local = result.split_by_host(deadline);
   result.crowded_ = available_cores() < static_cast<std::size_t>(local.size());
   return result;
+}
+
+Communicator Communicator::duplicate_world(Deadline deadline) {
+  return duplicate(MPI_COMM_WORLD, deadline);
 }
 
 Communicator Communicator::duplicate(Deadline deadline) const {

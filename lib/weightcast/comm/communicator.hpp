@@ -44,6 +44,8 @@ class Communicator {
   Communicator() = default;
   /// A private duplicate of `comm`.
   static Communicator duplicate(MPI_Comm comm, Deadline deadline = Deadline::after(60));
+  /// The same of all ranks of the job: for programs, and for callers of the library who ask for it by name.
+  static Communicator duplicate_world(Deadline deadline = Deadline::after(60));
   /// Another one of this, with its stage clock.
   Communicator duplicate(Deadline deadline) const;
   /// Sub-communicator of all ranks with the same `color` (negative: none of it for this rank), ranked by `key`.

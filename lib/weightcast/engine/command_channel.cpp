@@ -2,54 +2,13 @@
 
 #include <algorithm>
 
+#include "weightcast/comm/message.hpp"
+
 namespace weightcast {
 namespace {
 
 constexpr int tag_command = 1, tag_reply = 2, tag_payload = 3;
 constexpr std::size_t message_limit = std::size_t{1} << 30;  // counts are int
-
-/// One message that may not finish: then the memory is free again when the scope ends.
-class Message {
- public:
-  static Message send(const Communicator& comm, std::span<const std::byte> bytes, int peer, int tag) {
-    Message message(comm);
-    check_mpi(
-        MPI_Isend(bytes.data(), static_cast<int>(bytes.size()), MPI_BYTE, peer, tag, comm.get(), &message.request_),
-        "MPI_Isend");
-    return message;
-  }
-  static Message receive(const Communicator& comm, std::span<std::byte> bytes, int peer, int tag) {
-    Message message(comm);
-    check_mpi(
-        MPI_Irecv(bytes.data(), static_cast<int>(bytes.size()), MPI_BYTE, peer, tag, comm.get(), &message.request_),
-        "MPI_Irecv");
-    return message;
-  }
-  Message(Message&& other) noexcept : comm_(other.comm_), request_(std::exchange(other.request_, MPI_REQUEST_NULL)) {}
-  Message& operator=(Message&&) = delete;
-  ~Message() {
-    if (request_ == MPI_REQUEST_NULL) return;
-    MPI_Cancel(&request_);
-    MPI_Request_free(&request_);
-  }
-
-  bool done() {
-    int flag = 0;
-    check_mpi(MPI_Test(&request_, &flag, MPI_STATUS_IGNORE), "MPI_Test");
-    return flag != 0;
-  }
-  void wait(Deadline deadline, std::string_view what) { wait_all(*comm_, {&request_, 1}, deadline, what); }
-
- private:
-  explicit Message(const Communicator& comm) : comm_(&comm) {}
-  const Communicator* comm_;
-  MPI_Request request_ = MPI_REQUEST_NULL;
-};
-
-template <typename T>
-std::span<const std::byte> bytes_of(const T& value) {
-  return std::as_bytes(std::span(&value, 1));
-}
 
 /// Calls `transfer` for pieces that one message can carry.
 template <typename Byte, typename Transfer>
@@ -74,7 +33,7 @@ void CommandChannel::send(const TpCommand& command, Deadline deadline) const {
 TpReply CommandChannel::collect(int rank, std::vector<std::byte>& payload, Deadline deadline) const {
   try {
     TpReply reply;
-    Message::receive(comm_, std::as_writable_bytes(std::span(&reply, 1)), rank, tag_reply).wait(deadline, "a reply");
+    Message::receive(comm_, writable_bytes_of(reply), rank, tag_reply).wait(deadline, "a reply");
     payload.resize(reply.size_bytes);
     in_pieces(std::span(payload), [&](std::span<std::byte> piece) {
       Message::receive(comm_, piece, rank, tag_payload).wait(deadline, "the bytes of a reply");
@@ -90,7 +49,7 @@ TpReply CommandChannel::collect(int rank, std::vector<std::byte>& payload, Deadl
 
 std::optional<TpCommand> CommandChannel::next(const std::stop_token& stop) const {
   TpCommand command;
-  auto message = Message::receive(comm_, std::as_writable_bytes(std::span(&command, 1)), 0, tag_command);
+  auto message = Message::receive(comm_, writable_bytes_of(command), 0, tag_command);
   for (Patience patience(comm_); !message.done(); patience.pause()) {
     if (stop.stop_requested()) return std::nullopt;
   }
@@ -99,9 +58,7 @@ std::optional<TpCommand> CommandChannel::next(const std::stop_token& stop) const
 
 bool CommandChannel::arrived(Deadline deadline) const {
   for (Patience patience(comm_);; patience.pause()) {
-    int flag = 0;
-    check_mpi(MPI_Iprobe(0, tag_command, comm_.get(), &flag, MPI_STATUS_IGNORE), "MPI_Iprobe");
-    if (flag != 0) return true;
+    if (message_waits(comm_, 0, tag_command)) return true;
     if (deadline.passed()) return false;
   }
 }

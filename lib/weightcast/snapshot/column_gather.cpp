@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "weightcast/comm/message.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/expects.hpp"
@@ -13,6 +14,7 @@ namespace weightcast {
 namespace {
 
 constexpr std::uint64_t staging_bytes = 16 * mebibyte;
+constexpr int tag_piece = 0;
 
 std::uint64_t row_bytes_of(const TensorInfo& info) {
   return matrix_of(info).columns * static_cast<std::uint64_t>(bits(info.dtype)) / 8;
@@ -40,16 +42,15 @@ std::vector<Task> make_tasks(const TransferPlan& plan) {
 void exchange(const Communicator& replica, const TransferPlan& plan, std::span<const Task> tasks,
               std::span<const std::byte> slot, std::vector<std::byte>& pieces, Deadline deadline) {
   const auto rank = static_cast<std::size_t>(replica.rank());
-  std::vector<MPI_Request> requests;
+  std::vector<Message> messages;
   if (rank < tasks.size()) {
     const Task& task = tasks[rank];
     pieces.resize(task.rows * row_bytes_of(plan.model.parameters[task.parameter].info));
     std::uint64_t offset = 0;
     for (std::size_t peer = 0; peer < plan.tp; ++peer) {
       const std::uint64_t size = task.rows * plan.ranks[peer].shards[task.parameter].row_bytes;
-      check_mpi(MPI_Irecv(pieces.data() + offset, static_cast<int>(size), MPI_BYTE, static_cast<int>(peer), 0,
-                          replica.get(), &requests.emplace_back(MPI_REQUEST_NULL)),
-                "MPI_Irecv");
+      messages.push_back(
+          Message::receive(replica, std::span(pieces).subspan(offset, size), static_cast<int>(peer), tag_piece));
       offset += size;
     }
     WEIGHTCAST_EXPECTS(offset == pieces.size());
@@ -57,12 +58,11 @@ void exchange(const Communicator& replica, const TransferPlan& plan, std::span<c
   for (std::size_t owner = 0; owner < tasks.size(); ++owner) {
     const Shard& shard = plan.ranks[rank].shards[tasks[owner].parameter];
     WEIGHTCAST_EXPECTS(shard.contiguous_destination() && shard.destination_offset + shard.size_bytes() <= slot.size());
-    check_mpi(MPI_Isend(slot.data() + shard.destination_offset + tasks[owner].row * shard.row_bytes,
-                        static_cast<int>(tasks[owner].rows * shard.row_bytes), MPI_BYTE, static_cast<int>(owner), 0,
-                        replica.get(), &requests.emplace_back(MPI_REQUEST_NULL)),
-              "MPI_Isend");
+    const auto piece = slot.subspan(shard.destination_offset + tasks[owner].row * shard.row_bytes,
+                                    tasks[owner].rows * shard.row_bytes);
+    messages.push_back(Message::send(replica, piece, static_cast<int>(owner), tag_piece));
   }
-  wait_all(replica, requests, deadline, "gathering columns for the snapshot");
+  for (auto& message : messages) message.wait(deadline, "gathering columns for the snapshot");
 }
 
 /// Puts the ranks' pieces side by side.

@@ -14,24 +14,14 @@ constexpr std::string_view stage = "prepare";
 
 template <typename T>
 void send(const Communicator& comm, const T& value, int rank, int tag, Deadline deadline) {
-  MPI_Request request = MPI_REQUEST_NULL;
-  check_mpi(MPI_Isend(&value, sizeof value, MPI_BYTE, rank, tag, comm.get(), &request), "MPI_Isend");
-  wait_all(comm, {&request, 1}, deadline, "sending a message");
+  Message::send(comm, bytes_of(value), rank, tag).wait(deadline, "sending a message");
 }
 
 /// Receives what is known to be on its way.
 template <typename T>
 T receive(const Communicator& comm, int rank, int tag, Deadline deadline) {
   T value;
-  MPI_Request request = MPI_REQUEST_NULL;
-  check_mpi(MPI_Irecv(&value, sizeof value, MPI_BYTE, rank, tag, comm.get(), &request), "MPI_Irecv");
-  try {
-    wait_all(comm, {&request, 1}, deadline, "receiving a message");
-  } catch (...) {
-    MPI_Cancel(&request);
-    MPI_Request_free(&request);
-    throw;
-  }
+  Message::receive(comm, writable_bytes_of(value), rank, tag).wait(deadline, "receiving a message");
   return value;
 }
 
@@ -41,31 +31,27 @@ Offers::Offers(const Communicator& group, Deadline deadline) : comm_(group.split
   if (group.rank() != 0) return;
   const auto engines = static_cast<std::size_t>(group.size()) - 1;
   outboxes_.resize(engines);
-  for (auto& outbox : outboxes_) outbox.requests.fill(MPI_REQUEST_NULL);
   offered_.resize(engines);
   answered_.resize(engines);
 }
 
 Offers::~Offers() {
   // A message that nobody receives would be taken for one of a later group's if the communicator were freed.
-  static std::list<Communicator> abandoned;
+  static std::list<std::pair<Communicator, std::vector<Outbox>>> abandoned;
   const bool empty =
       comm_.rank() == 0 ? std::ranges::all_of(outboxes_, [](auto& box) { return box.room() == box.size; }) : closed_;
-  if (!empty) abandoned.push_back(std::move(comm_));
+  if (empty) return;
+  abandoned.emplace_back(std::move(comm_), std::move(outboxes_));
 }
 
 std::size_t Offers::Outbox::room() {
-  return static_cast<std::size_t>(std::ranges::count_if(requests, [](MPI_Request& request) {
-    int taken = 0;
-    check_mpi(MPI_Test(&request, &taken, MPI_STATUS_IGNORE), "MPI_Test");
-    return taken != 0;
-  }));
+  return static_cast<std::size_t>(std::ranges::count_if(messages, &Message::done));
 }
 
 void Offers::Outbox::send(const Communicator& comm, const Note& note, int rank) {
-  const auto slot = static_cast<std::size_t>(std::ranges::find(requests, MPI_REQUEST_NULL) - requests.begin());
+  const auto slot = static_cast<std::size_t>(std::ranges::find_if(messages, &Message::done) - messages.begin());
   notes.at(slot) = note;
-  check_mpi(MPI_Isend(&notes[slot], sizeof note, MPI_BYTE, rank, tag_note, comm.get(), &requests[slot]), "MPI_Isend");
+  messages[slot] = Message::send(comm, bytes_of(notes[slot]), rank, tag_note);
 }
 
 void Offers::offer(const UpdateClaim& claim, Deadline deadline, FunctionRef<void(Deadline)> local) {
@@ -110,9 +96,7 @@ bool Offers::take_answers(std::vector<Reason>& reasons) {
   bool any = false;
   for (std::size_t i = 0; i < answered_.size(); ++i) {
     const int rank = static_cast<int>(i) + 1;
-    for (int waiting = 0;
-         check_mpi(MPI_Iprobe(rank, tag_answer, comm_.get(), &waiting, MPI_STATUS_IGNORE), "MPI_Iprobe"),
-             waiting != 0;) {
+    while (message_waits(comm_, rank, tag_answer)) {
       constexpr double on_its_way_s = 1;
       const auto deadline = Deadline::after(on_its_way_s);
       const auto answer = receive<Answer>(comm_, rank, tag_answer, deadline);
@@ -144,9 +128,7 @@ void Offers::say_farewell() noexcept {
 }
 
 std::optional<Offers::Note> Offers::next_note() {
-  int waiting = 0;
-  check_mpi(MPI_Iprobe(0, tag_note, comm_.get(), &waiting, MPI_STATUS_IGNORE), "MPI_Iprobe");
-  if (waiting == 0) return std::nullopt;
+  if (!message_waits(comm_, 0, tag_note)) return std::nullopt;
   constexpr double on_its_way_s = 1;
   return receive<Note>(comm_, 0, tag_note, Deadline::after(on_its_way_s));
 }

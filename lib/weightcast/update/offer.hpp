@@ -5,7 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "weightcast/comm/communicator.hpp"
+#include "weightcast/comm/message.hpp"
 #include "weightcast/comm/reason.hpp"
 #include "weightcast/update/manifest.hpp"
 
@@ -65,7 +65,7 @@ class Offers {
   struct Outbox {
     static constexpr std::size_t size = 4;
     std::array<Note, size> notes;
-    std::array<MPI_Request, size> requests;
+    std::array<Message, size> messages;
     /// How many more it holds.
     std::size_t room();
     void send(const Communicator& comm, const Note& note, int rank);

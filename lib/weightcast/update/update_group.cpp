@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "weightcast/comm/mpi_library.hpp"
 #include "weightcast/core/file.hpp"
 #include "weightcast/telemetry/stopwatch.hpp"
 #include "weightcast/update/group_state.hpp"
@@ -12,13 +13,6 @@ namespace weightcast {
 namespace {
 
 constexpr double goodbye_s = 5;
-
-std::string mpi_library() {
-  std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
-  int length = 0;
-  MPI_Get_library_version(text.data(), &length);
-  return std::string(text.data(), static_cast<std::size_t>(length));
-}
 
 Manifest make_manifest(const TransferPlan& plan, const GroupOptions& options) {
   Manifest manifest;
