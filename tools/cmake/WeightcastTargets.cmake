@@ -23,8 +23,8 @@ target_compile_options(weightcast_options INTERFACE
   $<$<AND:$<BOOL:${WEIGHTCAST_WERROR}>,$<COMPILE_LANGUAGE:CXX>>:-Werror>)
 
 # weightcast_room(<name> [SHARED] USES <room>... LINKS <target>... PRIVATE_LINKS <target>... CUDA_LINKS <target>...)
-# A static library from lib/weightcast/<name>/*.cpp and, where there are, backend_cuda or backend_none in it. Includes may only point to itself and to the rooms that USES
-# reaches: tools/check_layers.py holds the includes against these lines. SHARED: a shared library with the rooms that it
+# A static library from lib/weightcast/<name>/*.cpp and, where there are, backend_cuda or backend_none in it. USES are
+# exactly the rooms that its files include: tools/check_layers.py holds the includes against these lines. SHARED: a shared library with the rooms that it
 # uses inside, for programs that are not C++: they see weightcast/<name>/*.h and the functions WC_API of it.
 function(weightcast_room name)
   cmake_parse_arguments(PARSE_ARGV 1 ROOM "SHARED" "" "USES;LINKS;PRIVATE_LINKS;CUDA_LINKS")
