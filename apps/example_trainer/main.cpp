@@ -6,12 +6,14 @@
 
 #include "adamw.hpp"
 #include "commands.hpp"
-#include "error_block.hpp"
-#include "job.hpp"
-#include "launch.hpp"
 #include "options.hpp"
-#include "serving.hpp"
 #include "weightcast/engine/engine.hpp"
+#include "weightcast/job/error_block.hpp"
+#include "weightcast/job/job.hpp"
+#include "weightcast/job/launch.hpp"
+#include "weightcast/job/placement.hpp"
+#include "weightcast/job/serving.hpp"
+#include "weightcast/job/side.hpp"
 #include "weightcast/telemetry/stopwatch.hpp"
 #include "weightcast/trainer/trainer.hpp"
 
@@ -39,28 +41,26 @@ void serve(Engine& engine, std::uint64_t steps) {
 }
 
 /// Every engine rank compares what it serves, byte by byte, with the trainer's masters rounded one by one.
-void check(const TransferPlan& plan, Job& job, const AdamW* optimiser, Engine* engine) {
-  const auto& parameters = plan.model.parameters;
+void check(const Side& side, Job& job, const AdamW* optimiser) {
+  const auto& model = side.plan().model;
+  const auto& parameters = model.parameters;
   std::vector<std::vector<std::byte>> expected;
   for (std::size_t p = 0; p < parameters.size(); ++p) {
     expected.push_back(optimiser != nullptr ? optimiser->rounded(p)
                                             : std::vector<std::byte>(*parameters[p].info.size_bytes()));
   }
-  job.agree_patiently("check", 2 * plan.model.size_bytes(), [&](const Pulse& pulse, Deadline deadline) {
+  job.agree_patiently("check", model.size_bytes(), [&](const Pulse& pulse, Deadline deadline) {
     for (auto& bytes : expected) pulse.check(), job.world().broadcast(bytes, 0, deadline);
-    if (engine == nullptr) return;
-    const auto pin = engine->store().pin();
-    const HostView slot(pin.slot());
-    const auto tp_rank = plan.roster().tp_rank(job.world().rank());
-    const auto result = check_against_reference(
-        plan, tp_rank, slot.bytes(), [&](std::size_t p, std::uint64_t offset, std::span<std::byte> to) {
-          std::copy_n(expected[p].begin() + static_cast<std::ptrdiff_t>(offset), to.size(), to.begin());
-        });
+  });
+  const auto result = side.check([&](std::size_t p, std::uint64_t offset, std::span<std::byte> to) {
+    std::copy_n(expected[p].begin() + static_cast<std::ptrdiff_t>(offset), to.size(), to.begin());
+  });
+  agree(job.world(), "check", job.deadline(), [&] {
     if (result.first) fail(ExitCode::mismatch, "{} parameters differ: {}", result.mismatched.size(), *result.first);
   });
   if (optimiser != nullptr)
     fmt::print("{} of {} parameters on {} engine ranks are the masters in {}\n", parameters.size(), parameters.size(),
-               job.world().size() - 1, name(plan.model.config.dtype));
+               job.world().size() - 1, name(model.config.dtype));
 }
 
 CommandSpec command() {
@@ -92,21 +92,19 @@ int run(const Options& options) {
       const auto roster = form_roster(tp, dp, job.world().size());
       plan = make_plan(build_model(load_model_config(model)), roster.tp, roster.dp);
     });
-    GroupOptions group{.tp = plan.tp, .dp = plan.dp, .timeout_s = timeout_s};
-    group.placement = choose_placement(job.world(), device, {}, job.deadline());
+    const auto placement = choose_placement(job.world(), device, {}, job.deadline());
+    Side side(job, plan, placement);
+    side.create();
     if (job.trainer()) {
-      AdamW optimiser(plan.model, group.placement);
-      Trainer trainer(plan, group.placement);
-      const auto weights = trainer.reserve();
-      trainer.init_parameter_update_group(job.world(), group, 0);
-      while_serving(job, nullptr, [&](const Communicator&) { train(trainer, weights, optimiser, steps); });
-      check(plan, job, &optimiser, nullptr);
+      AdamW optimiser(plan.model, placement);
+      const auto weights = side.trainer()->reserve();
+      side.form_group({.timeout_s = timeout_s}, 0);
+      while_serving(job, nullptr, [&](const Communicator&) { train(*side.trainer(), weights, optimiser, steps); });
+      check(side, job, &optimiser);
     } else {
-      const auto tp_rank = plan.roster().tp_rank(job.world().rank());
-      Engine engine(plan, tp_rank, CommitMode::swap, group.placement);
-      engine.init_parameter_update_group(job.world(), group);
-      while_serving(job, &engine, [&](const Communicator&) { serve(engine, steps); });
-      check(plan, job, nullptr, &engine);
+      side.form_group({.timeout_s = timeout_s}, 0);
+      while_serving(job, side.engine(), [&](const Communicator&) { serve(*side.engine(), steps); });
+      check(side, job, nullptr);
     }
   };
   return job.run(body);

@@ -5,17 +5,17 @@
 #include <memory>
 
 #include "bench_options.hpp"
-#include "job.hpp"
-#include "layer_study.hpp"
-#include "readers.hpp"
-#include "serving.hpp"
-#include "stop.hpp"
 #include "versions.hpp"
 #include "weightcast/core/bytes.hpp"
-#include "weightcast/engine/engine.hpp"
+#include "weightcast/job/job.hpp"
+#include "weightcast/job/layer_study.hpp"
+#include "weightcast/job/placement.hpp"
+#include "weightcast/job/readers.hpp"
+#include "weightcast/job/serving.hpp"
+#include "weightcast/job/side.hpp"
+#include "weightcast/job/stop.hpp"
 #include "weightcast/telemetry/statistics.hpp"
 #include "weightcast/telemetry/stopwatch.hpp"
-#include "weightcast/trainer/trainer.hpp"
 #include "weightcast/transport/direct.hpp"
 
 namespace weightcast {
@@ -24,8 +24,8 @@ namespace {
 /// What a row of the table varies.
 struct Combination {
   TransportChoice transport;
-  MethodChoice method;
-  GranularityChoice granularity;
+  Method method;
+  Granularity granularity;
   VerifyChoice verify;
 };
 
@@ -33,44 +33,38 @@ struct Combination {
 class ModelBench {
  public:
   ModelBench(const BenchOptions& options, Job& job, std::string model_name, const Roster& roster, Placement placement)
-      : options_(options), job_(job), model_name_(std::move(model_name)), roster_(roster), placement_(placement) {
+      : options_(options),
+        job_(job),
+        model_name_(std::move(model_name)),
+        roster_(roster),
+        placement_(placement),
+        side_(job, plan_, placement) {
     agree(job.world(), "load", job.deadline(), [&] {
       plan_ = make_plan(build_model(load_model_config(model_name_)), roster.tp, roster.dp);
       for (std::uint64_t seed : {2, 1}) sources_.push_back(make_synthetic_source(plan_.model, seed));
     });
-    const auto threads = threads_per_rank(job.world(), job.deadline());
-    const auto ranks = static_cast<std::uint64_t>(job.world().size());
-    job.agree_patiently("load", plan_.model.size_bytes() * (ranks + 1), [&](const Pulse& pulse) {
-      if (job.trainer()) {
-        trainer_ = std::make_unique<Trainer>(plan_, placement);
-        const auto look = [&](std::uint64_t) { stop_if_asked(), pulse.check(); };
-        for (const auto& source : sources_) trainer_->load(*source, threads, look);
-      } else {
-        engine_ = std::make_unique<Engine>(plan_, tp_rank(), CommitMode::swap, placement);
-        engine_->load(version_, reader(1, pulse), threads);
-      }
-    });
+    side_.load({sources_[0].get(), sources_[1].get()}, *sources_[1]);
   }
 
   /// The ceiling: every engine rank pulls its share of the trainer's memory in one plain copy (memcpy, or the copy
   /// engine), all at once, a barrier on both sides. Seconds of each of a few tries.
   std::vector<double> plain_copies() {
-    const auto buffers = trainer_ ? trainer_->buffers() : std::vector<const Buffer*>();
+    const auto buffers = side_.trainer() != nullptr ? side_.trainer()->buffers() : std::vector<const Buffer*>();
     std::vector<Mapping> sources;
     gpu::Stream stream;
     agree(job_.world(), "ceiling", job_.deadline(), [&](Deadline work) {
       sources = map_sources(job_.world(), buffers, placement_.gpu, work);
-      if (engine_ && placement_.kind == MemoryKind::cuda) stream = gpu::Stream(placement_.gpu);
+      if (!job_.trainer() && placement_.kind == MemoryKind::cuda) stream = gpu::Stream(placement_.gpu);
     });
     std::vector<double> seconds;
     for (int i = 0; i < 7; ++i) {
       job_.world().barrier(job_.deadline());
       Stopwatch watch;
-      if (engine_) {
-        auto& store = engine_->store();
+      if (!job_.trainer()) {
+        auto& store = side_.engine()->store();
         const auto slot = store.slots()[store.stage(job_.deadline())];
         const auto share = std::min(sources[0].bytes().size() / roster_.tp, slot.size_bytes);
-        const void* from = sources[static_cast<std::size_t>(i) % 2].bytes().data() + tp_rank() * share;
+        const void* from = sources[static_cast<std::size_t>(i) % 2].bytes().data() + side_.tp_rank() * share;
         void* to = slot.data;
         if (placement_.kind == MemoryKind::host) {
           std::memcpy(to, from, share);
@@ -87,22 +81,18 @@ class ModelBench {
   }
 
   ReportRow run(const Combination& what) {
-    const GroupOptions group{roster_.tp,
-                             roster_.dp,
-                             placement_,
-                             std::string(name_of(what.transport)),
-                             what.method == MethodChoice::sharded ? Method::sharded : Method::broadcast,
-                             what.verify == VerifyChoice::all ? Proof::digests : Proof::none,
-                             options_.timeout_s,
-                             options_.group_warmup};
-    if (trainer_) trainer_->init_parameter_update_group(job_.world(), group, version_);
-    if (engine_) engine_->init_parameter_update_group(job_.world(), group);
-
+    side_.form_group({.transport = std::string(name_of(what.transport)),
+                      .method = what.method,
+                      .proof = what.verify == VerifyChoice::all ? Proof::digests : Proof::none,
+                      .timeout_s = options_.timeout_s,
+                      .warm_up = options_.group_warmup},
+                     version_);
+    auto* const engine = side_.engine();
     const auto size_bytes = plan_.model.size_bytes();
     ReportRow row{.model = model_name_,
                   .model_bytes = size_bytes,
                   .device = std::string(name(placement_.kind)),
-                  .transport = std::string((trainer_ ? trainer_->group() : engine_->group()).transport()),
+                  .transport = std::string(side_.group().transport()),
                   .method = std::string(name_of(what.method)),
                   .granularity = std::string(name_of(what.granularity)),
                   .tp = roster_.tp,
@@ -112,15 +102,15 @@ class ModelBench {
                   .path = {},
                   .readers = {}};
     auto plain = options_.ceiling ? plain_copies() : std::vector<double>();
-    LayerStudy study(what.granularity == GranularityChoice::model ? 1 : plan_.model.parameters.size());
+    LayerStudy study(what.granularity == Granularity::model ? 1 : plan_.model.parameters.size());
     const auto first = version_, served = source_;
     std::vector<double> seconds;
-    std::string reads;
-    while_serving(job_, engine_.get(), [&](const Communicator& callers) {
+    std::optional<ReadersSeen> reads;
+    while_serving(job_, engine, [&](const Communicator& callers) {
       std::optional<Readers> readers;
-      if (engine_) readers.emplace(*engine_, plan_.model, options_.readers);
+      if (engine != nullptr) readers.emplace(*engine, plan_.model, options_.readers);
       row.cold_s = update(what.granularity, row, callers, readers);
-      if (engine_) study.note_cold(*engine_);
+      if (engine != nullptr) study.note_cold(*engine);
       for (std::uint64_t i = 0; i < options_.warmup; ++i) update(what.granularity, row, callers, readers);
       for (std::uint64_t i = 0; i < options_.repeat; ++i) {
         // Two weights over two slots: each slot would always get what it held before. So the weights that are served
@@ -128,7 +118,7 @@ class ModelBench {
         if (i + 1 == options_.repeat) update(what.granularity, row, callers, readers, true);
         seconds.push_back(update(what.granularity, row, callers, readers));
       }
-      if (engine_) study.note_warm(*engine_, options_.repeat + 1);
+      if (engine != nullptr) study.note_warm(*engine, options_.repeat + 1);
       agree(callers, "readers", job_.deadline(), [&] {
         if (readers) reads = readers->stop();
       });
@@ -136,10 +126,10 @@ class ModelBench {
     // On ranks that served, too.
     version_ = first + 2 + options_.warmup + options_.repeat;
     source_ = (1 + options_.warmup + options_.repeat) % 2 == 0 ? served : 1 - served;
-    if (what.granularity == GranularityChoice::parameter) row.path = study.gather(job_.world(), job_.deadline());
+    if (what.granularity == Granularity::parameter) row.path = study.gather(job_.world(), job_.deadline());
     if (options_.readers > 0) {
       std::vector<ReportUpdate> updates(version_ - first);
-      row.readers = gather_readers(job_.world().all_gather(reads, job_.deadline()), options_.readers, updates);
+      row.readers = gather_readers(job_.world(), reads, options_.readers, updates, job_.deadline());
       check_readers(*row.readers);
     }
     row.median_s = median(seconds);
@@ -159,55 +149,25 @@ class ModelBench {
   }
 
  private:
-  std::size_t tp_rank() const noexcept { return roster_.tp_rank(job_.world().rank()); }
-
-  ReadReference reader(std::size_t source, const Pulse& pulse) const {
-    return [this, source, &pulse](std::size_t p, std::uint64_t offset, std::span<std::byte> to) {
-      stop_if_asked();
-      pulse.check();
-      sources_[source]->read(p, offset, to);
-    };
-  }
-
   /// One update, of the other weights, so that it changes every parameter, or of the same again. Seconds on rank 0,
   /// from before PREPARE to after COMMIT.
-  double update(GranularityChoice granularity, ReportRow& row, const Communicator& callers,
-                std::optional<Readers>& readers, bool again = false) {
+  double update(Granularity granularity, ReportRow& row, const Communicator& callers, std::optional<Readers>& readers,
+                bool again = false) {
     job_.stop_if_asked(callers, version_ - 1);
     callers.barrier(job_.deadline());
     ++version_;
     if (!again) source_ = 1 - source_;
-    double seconds = 0;
-    row.egress_bytes = 0;
-    const auto note = [&](const UpdateResult& result) {
-      seconds += result.total_s();
-      row.egress_bytes += result.egress_bytes;
-      row.staging_bytes = result.staging_bytes;
-    };
-    if (engine_) {
-      readers->update_begins();
-      const auto last = receive_update(*engine_, plan_.model, granularity, version_);
-      readers->update_ended(last);
-      row.staging_bytes = last.staging_bytes;
-    } else if (granularity == GranularityChoice::model) {
-      note(trainer_->update_weights(source_, version_));
-    } else {
-      for (const auto& rule : plan_.model.parameters)
-        note(trainer_->update_parameter(source_, version_, rule.info.name));
-    }
-    return seconds;
+    if (readers) readers->update_begins();
+    const auto result = side_.update(source_, version_, granularity);
+    if (readers) readers->update_ended(result);
+    row.egress_bytes = result.egress_bytes;
+    row.staging_bytes = result.staging_bytes;
+    return result.total_s();
   }
 
   /// Parameters that differ from their source on any rank, summed over the ranks.
   std::uint64_t wrong() const {
-    std::uint64_t mine = 0;
-    const auto ranks = static_cast<std::uint64_t>(job_.world().size());
-    job_.agree_patiently("reference", plan_.model.size_bytes() * ranks, [&](const Pulse& pulse) {
-      if (!engine_) return;
-      const HostView slot(engine_->store().pin().slot());
-      mine = check_against_reference(plan_, tp_rank(), slot.bytes(), reader(source_, pulse)).mismatched.size();
-    });
-    return job_.world().sum(mine, job_.deadline());
+    return job_.world().sum(side_.check(reader_of(*sources_[source_])).mismatched.size(), job_.deadline());
   }
 
   const BenchOptions& options_;
@@ -219,8 +179,7 @@ class ModelBench {
   Placement placement_;
   TransferPlan plan_;
   std::vector<std::unique_ptr<WeightSource>> sources_;  // the trainer's regions 0 and 1; engines start with 1
-  std::unique_ptr<Trainer> trainer_;
-  std::unique_ptr<Engine> engine_;
+  Side side_;
 };
 
 void print_header(const BenchOptions& options, const Roster& roster, MemoryKind memory) {
@@ -263,7 +222,7 @@ void run(const BenchOptions& options, Job& job, Report& report, const EarlyName&
     for (const auto granularity : options.granularities) {
       for (const auto method : options.methods) {
         for (const auto transport : options.transports) {
-          if (transport == TransportChoice::direct && method == MethodChoice::broadcast)
+          if (transport == TransportChoice::direct && method == Method::broadcast)
             continue;  // engines pull what they need
           for (const auto verify : options.verifies) {
             report.rows.push_back(bench.run({transport, method, granularity, verify}));

@@ -42,8 +42,8 @@ BenchOptions parse_bench_options(const Options& options) {
   result.device = options.choice<DeviceChoice>("device");
   result.gpus = options.numbers("gpus", 1023);
   result.transports = options.choices<TransportChoice>("transport");
-  result.methods = options.choices<MethodChoice>("method");
-  result.granularities = options.choices<GranularityChoice>("granularity");
+  result.methods = options.choices<Method>("method");
+  result.granularities = options.choices<Granularity>("granularity");
   result.repeat = options.number("repeat", 1);
   result.warmup = options.number("warmup");
   result.group_warmup = options.choice<SwitchChoice>("group-warmup") == SwitchChoice::on;

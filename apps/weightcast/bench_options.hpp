@@ -17,8 +17,8 @@ struct BenchOptions {
   DeviceChoice device = DeviceChoice::automatic;
   std::vector<int> gpus;  ///< of each rank in rank order; empty: the host's in turn
   std::vector<TransportChoice> transports;
-  std::vector<MethodChoice> methods;
-  std::vector<GranularityChoice> granularities;
+  std::vector<Method> methods;
+  std::vector<Granularity> granularities;
   std::vector<VerifyChoice> verifies;  ///< of all and none
   std::uint64_t repeat = 20, warmup = 2;
   bool ceiling = false;

@@ -8,15 +8,15 @@
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
+#include "weightcast/job/placement.hpp"
+#include "weightcast/job/side.hpp"
+#include "weightcast/store/parameter_store.hpp"
+#include "weightcast/transport/transport.hpp"
 
 /// Options that are one of a few words. `choice_names` lists the words in the order of the enumerators.
 namespace weightcast {
 
-enum class DeviceChoice { automatic, host, cuda };
 enum class TransportChoice { automatic, direct, nccl, mpi };
-enum class MethodChoice { sharded, broadcast };
-enum class GranularityChoice { model, parameter };
-enum class CommitChoice { swap, in_place };
 enum class VerifyChoice { none, sample, all };
 enum class SwitchChoice { on, off };
 
@@ -27,11 +27,11 @@ inline constexpr std::array<std::string_view, 3> choice_names<DeviceChoice>{"aut
 template <>
 inline constexpr std::array<std::string_view, 4> choice_names<TransportChoice>{"auto", "direct", "nccl", "mpi"};
 template <>
-inline constexpr std::array<std::string_view, 2> choice_names<MethodChoice>{"sharded", "broadcast"};
+inline constexpr std::array<std::string_view, 2> choice_names<Method>{"sharded", "broadcast"};
 template <>
-inline constexpr std::array<std::string_view, 2> choice_names<GranularityChoice>{"model", "parameter"};
+inline constexpr std::array<std::string_view, 2> choice_names<Granularity>{"model", "parameter"};
 template <>
-inline constexpr std::array<std::string_view, 2> choice_names<CommitChoice>{"swap", "in-place"};
+inline constexpr std::array<std::string_view, 2> choice_names<CommitMode>{"swap", "in-place"};
 template <>
 inline constexpr std::array<std::string_view, 3> choice_names<VerifyChoice>{"none", "sample", "all"};
 template <>

@@ -6,14 +6,14 @@
 #include <cstring>
 
 #include "commands.hpp"
-#include "error_block.hpp"
-#include "launch.hpp"
 #include "near_miss.hpp"
-#include "stop.hpp"
 #include "versions.hpp"
 #include "weightcast/comm/mpi_library.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/file.hpp"
+#include "weightcast/job/error_block.hpp"
+#include "weightcast/job/launch.hpp"
+#include "weightcast/job/stop.hpp"
 
 namespace weightcast {
 namespace {

@@ -12,6 +12,7 @@
 #include "weightcast/core/file.hpp"
 #include "weightcast/core/parallel.hpp"
 #include "weightcast/device/memory_room.hpp"
+#include "weightcast/job/placement.hpp"
 
 namespace weightcast {
 namespace {
@@ -46,7 +47,7 @@ int run_preflight(const UpdateOptions& options, Job& job) {
     const auto hosts = gather_ranks(job.world(), placement, job.deadline());
     const auto ranks =
         job.world().all_gather(describe_rank(hosts[static_cast<std::size_t>(job.world().rank())]), job.deadline());
-    const auto method = options.method == MethodChoice::sharded ? Method::sharded : Method::broadcast;
+    const auto method = options.method;
     const auto wanted = name_of(options.transport);
     std::string transports, refusals;
     bool usable = false;

@@ -1,7 +1,7 @@
 #pragma once
 
-#include "job.hpp"
 #include "update_options.hpp"
+#include "weightcast/job/job.hpp"
 
 namespace weightcast {
 

@@ -7,8 +7,8 @@
 #include <chrono>
 #include <cstdio>
 
-#include "launch.hpp"
 #include "weightcast/core/bytes.hpp"
+#include "weightcast/job/launch.hpp"
 
 namespace weightcast {
 

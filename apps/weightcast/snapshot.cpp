@@ -3,8 +3,8 @@
 #include "commands.hpp"
 #include "notes.hpp"
 #include "progress.hpp"
-#include "stop.hpp"
 #include "weightcast/core/bytes.hpp"
+#include "weightcast/job/stop.hpp"
 #include "weightcast/trainer/checkpoint_source.hpp"
 
 namespace weightcast {

@@ -1,9 +1,9 @@
 #include "commands.hpp"
 #include "progress.hpp"
-#include "stop.hpp"
 #include "weightcast/checkpoint/checkpoint.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/parallel.hpp"
+#include "weightcast/job/stop.hpp"
 #include "weightcast/trainer/weight_source.hpp"
 
 namespace weightcast {

@@ -4,24 +4,24 @@
 #include <algorithm>
 #include <memory>
 
-#include "job.hpp"
-#include "layer_study.hpp"
 #include "preflight.hpp"
 #include "progress.hpp"
-#include "readers.hpp"
 #include "replica_digests.hpp"
 #include "sample.hpp"
-#include "serving.hpp"
-#include "stop.hpp"
 #include "trace.hpp"
 #include "update_options.hpp"
 #include "update_table.hpp"
 #include "versions.hpp"
 #include "weightcast/core/bytes.hpp"
-#include "weightcast/core/parallel.hpp"
+#include "weightcast/job/job.hpp"
+#include "weightcast/job/layer_study.hpp"
+#include "weightcast/job/placement.hpp"
+#include "weightcast/job/readers.hpp"
+#include "weightcast/job/serving.hpp"
+#include "weightcast/job/side.hpp"
+#include "weightcast/job/stop.hpp"
 #include "weightcast/snapshot/snapshot.hpp"
 #include "weightcast/trainer/checkpoint_source.hpp"
-#include "weightcast/trainer/trainer.hpp"
 
 namespace weightcast {
 namespace {
@@ -40,7 +40,7 @@ class Update {
     join();
     load();
     form_group();
-    while_serving(job_, engine_.get(), [&](const Communicator& callers) { serve_and_update(callers); });
+    while_serving(job_, side_->engine(), [&](const Communicator& callers) { serve_and_update(callers); });
     show_load();
     if (options_.verify == VerifyChoice::all) check_reference();
     if (!options_.snapshot.empty()) snapshot();
@@ -65,7 +65,6 @@ class Update {
     report_.method = name_of(options_.method);
     report_.granularity = name_of(options_.granularity);
     report_.commit = name_of(options_.commit);
-    threads_ = threads_per_rank(job_.world(), job_.deadline());
   }
 
   void load() {
@@ -86,51 +85,27 @@ class Update {
       report_.notes = std::move(notes);
     });
     const auto& model = plan_.model;
-    study_.emplace(options_.granularity == GranularityChoice::model ? 1 : model.parameters.size());
+    study_.emplace(options_.granularity == Granularity::model ? 1 : model.parameters.size());
     report_.model = {std::string(name(model.config.family)), model.parameters.size(), model.size_bytes()};
-    const auto ranks = static_cast<std::uint64_t>(job_.world().size());
-    job_.agree_patiently("load", model.size_bytes() * (ranks + 1), [&](const Pulse& pulse) {
-      if (job_.trainer()) {
-        const bool both = options_.repeat > 1;
-        Progress progress("loading weights", model.size_bytes() * (both ? 2 : 1));
-        const auto add = [&](std::uint64_t bytes) { stop_if_asked(), pulse.check(), progress.add(bytes); };
-        trainer_ = std::make_unique<Trainer>(plan_, placement_);
-        trainer_->load(*target_, threads_, add);
-        if (both) trainer_->load(*initial_, threads_, add);
-      } else {
-        const auto mode = options_.commit == CommitChoice::swap ? CommitMode::swap : CommitMode::in_place;
-        engine_ = std::make_unique<Engine>(plan_, roster_.tp_rank(job_.world().rank()), mode, placement_);
-        engine_->load(1, reader(*initial_, pulse), threads_);
-      }
-    });
+    std::vector<const WeightSource*> published = {target_.get()};
+    if (options_.repeat > 1) published.push_back(initial_.get());
+    side_.emplace(job_, plan_, placement_, options_.commit);
+    Progress progress("loading weights", model.size_bytes() * published.size());
+    side_->load(published, *initial_, [&](std::uint64_t bytes) { progress.add(bytes); });
   }
 
   void form_group() {
-    const GroupOptions group{roster_.tp,
-                             roster_.dp,
-                             placement_,
-                             std::string(name_of(options_.transport)),
-                             options_.method == MethodChoice::sharded ? Method::sharded : Method::broadcast,
-                             options_.verify == VerifyChoice::all ? Proof::digests : Proof::none,
-                             options_.timeout_s};
-    if (trainer_) trainer_->init_parameter_update_group(job_.world(), group, 1);
-    if (engine_) engine_->init_parameter_update_group(job_.world(), group);
-    report_.transport = this->group().transport();
-    report_.group = {this->group().init_s(), this->group().warmup_s()};
+    side_->form_group({.transport = std::string(name_of(options_.transport)),
+                       .method = options_.method,
+                       .proof = options_.verify == VerifyChoice::all ? Proof::digests : Proof::none,
+                       .timeout_s = options_.timeout_s},
+                      1);
+    const auto& group = side_->group();
+    report_.transport = group.transport();
+    report_.group = {group.init_s(), group.warmup_s()};
     if (job_.trainer()) {
-      print_update_header(report_, initial_->describe(), target_->describe(), options_.verify,
-                          this->group().transport_notes());
+      print_update_header(report_, initial_->describe(), target_->describe(), options_.verify, group.transport_notes());
     }
-  }
-
-  UpdateGroup& group() const { return trainer_ ? trainer_->group() : engine_->group(); }
-
-  static ReadReference reader(const WeightSource& source, const Pulse& pulse) {
-    return [&source, &pulse](std::size_t p, std::uint64_t offset, std::span<std::byte> to) {
-      stop_if_asked();
-      pulse.check();
-      source.read(p, offset, to);
-    };
   }
 
   /// The weights that the last update brought.
@@ -139,20 +114,21 @@ class Update {
   /// On the trainer and the first rank of each engine.
   void serve_and_update(const Communicator& callers) {
     if (options_.verify == VerifyChoice::sample) check_sample(callers, *initial_, "before");
+    auto* const engine = side_->engine();
     std::optional<Readers> readers;
-    if (engine_) readers.emplace(*engine_, plan_.model, options_.readers);
+    if (engine != nullptr) readers.emplace(*engine, plan_.model, options_.readers);
     callers.barrier(job_.deadline());
     for (std::uint64_t i = 0; i < options_.repeat; ++i) {
       job_.stop_if_asked(callers, i);
-      if (trainer_) {
+      if (engine == nullptr) {
         publish(i);
         continue;
       }
       readers->update_begins();
-      readers->update_ended(receive_update(*engine_, plan_.model, options_.granularity, i + 2));
-      if (i == 0) study_->note_cold(*engine_);
+      readers->update_ended(side_->update(i % 2, i + 2, options_.granularity));
+      if (i == 0) study_->note_cold(*engine);
     }
-    if (engine_) study_->note_warm(*engine_, options_.repeat - 1);
+    if (engine != nullptr) study_->note_warm(*engine, options_.repeat - 1);
     agree(callers, "readers", job_.deadline(), [&] {
       if (readers) reads_ = readers->stop();
     });
@@ -162,10 +138,9 @@ class Update {
   /// Where the time of the calls went, and what the readers saw, reach all ranks.
   void show_load() {
     report_.path = study_->gather(job_.world(), job_.deadline());
-    if (job_.trainer() && options_.granularity == GranularityChoice::parameter) print_path(report_.path);
+    if (job_.trainer() && options_.granularity == Granularity::parameter) print_path(report_.path);
     if (options_.readers == 0) return;
-    report_.readers =
-        gather_readers(job_.world().all_gather(reads_, job_.deadline()), options_.readers, report_.updates);
+    report_.readers = gather_readers(job_.world(), reads_, options_.readers, report_.updates, job_.deadline());
     if (job_.trainer()) fmt::print("{}", describe(*report_.readers));
     check_readers(*report_.readers);
   }
@@ -174,24 +149,23 @@ class Update {
     const std::uint64_t version = index + 2;
     ReportUpdate row{.id = index + 1, .version = version, .result = "aborted"};
     try {
-      const auto total = options_.granularity == GranularityChoice::model ? trainer_->update_weights(index % 2, version)
-                                                                          : publish_by_parameter(index % 2, version);
+      const auto total = side_->update(index % 2, version, options_.granularity);
       if (total.digest) report_.verify.digest = total.digest->hex();
-      row = {index + 1,
-             version,
-             total.no_op ? "unchanged" : "committed",
-             total.total_s(),
-             total.prepare_s,
-             total.stage_s,
-             total.verify_s,
-             total.vote_s,
-             total.commit_s,
-             options_.commit == CommitChoice::swap ? total.commit_s : total.total_s(),
-             total.egress_bytes,
-             total.staging_bytes};
+      row = {.id = row.id,
+             .version = version,
+             .result = total.no_op ? "unchanged" : "committed",
+             .total_s = total.total_s(),
+             .prepare_s = total.prepare_s,
+             .stage_s = total.stage_s,
+             .verify_s = total.verify_s,
+             .vote_s = total.vote_s,
+             .commit_s = total.commit_s,
+             .pause_s = options_.commit == CommitMode::swap ? total.commit_s : total.total_s(),
+             .egress_bytes = total.egress_bytes,
+             .staging_bytes = total.staging_bytes};
     } catch (const Error& error) {
       const bool untouched = error.origin().stage == "prepare";
-      if (options_.commit == CommitChoice::in_place && !untouched) row.result = "dirty";
+      if (options_.commit == CommitMode::in_place && !untouched) row.result = "dirty";
       report_.updates.push_back(row);
       throw;
     }
@@ -200,26 +174,9 @@ class Update {
     print_update_row(row, report_.model.bytes);
   }
 
-  /// The seed's way: one request for each parameter. Sums of all calls; the digest is the last one's.
-  UpdateResult publish_by_parameter(std::size_t source, std::uint64_t version) {
-    UpdateResult total;
-    for (const auto& rule : plan_.model.parameters) {
-      const auto call = trainer_->update_parameter(source, version, rule.info.name);
-      total.prepare_s += call.prepare_s;
-      total.stage_s += call.stage_s;
-      total.verify_s += call.verify_s;
-      total.vote_s += call.vote_s;
-      total.commit_s += call.commit_s;
-      total.egress_bytes += call.egress_bytes;
-      total.staging_bytes = call.staging_bytes;
-      total.digest = call.digest;
-    }
-    return total;
-  }
-
   void check_sample(const Communicator& callers, const WeightSource& expected, const std::string& when) {
     agree(callers, "sample", job_.deadline(), [&] {
-      if (trainer_ && when == "before") {
+      if (job_.trainer() && when == "before") {
         const auto equal = equal_samples(plan_.model, *initial_, *target_, options_.truncate);
         if (!equal.empty()) {
           throw Error(
@@ -228,7 +185,7 @@ class Update {
               "use different weights, or --verify all");
         }
       }
-      if (engine_) check_samples(*engine_, plan_.model, expected, options_.truncate, when);
+      if (side_->engine() != nullptr) check_samples(*side_->engine(), plan_.model, expected, options_.truncate, when);
     });
     const auto count = sample_parameters(plan_.model).size();
     if (job_.trainer()) {
@@ -240,15 +197,8 @@ class Update {
 
   /// Every byte of every engine rank against the weights' own source.
   void check_reference() {
-    ReferenceCheck check;
     const auto& model = plan_.model;
-    const auto ranks = static_cast<std::uint64_t>(job_.world().size());
-    job_.agree_patiently("reference", model.size_bytes() * ranks, [&](const Pulse& pulse) {
-      if (!engine_) return;
-      const HostView slot(engine_->store().pin().slot());
-      check = check_against_reference(plan_, roster_.tp_rank(job_.world().rank()), slot.bytes(),
-                                      reader(last_source(), pulse));
-    });
+    const auto check = side_->check(reader_of(last_source()));
     std::vector<std::byte> wrong(model.parameters.size());
     for (const auto p : check.mismatched) wrong[p] = std::byte{1};
     const auto all = job_.world().gather(wrong, 0, job_.deadline());
@@ -270,15 +220,16 @@ class Update {
     if (job_.trainer()) fmt::print(stderr, "writing {}\n", printable(options_.snapshot));
     job_.agree_patiently("snapshot", model.size_bytes(), [&](const Pulse&, Deadline deadline) {
       // One replica writes: they all hold the same.
-      if (!engine_ || roster_.replica(job_.world().rank()) != 0) return;
-      const auto pin = engine_->store().pin();
+      if (job_.trainer() || roster_.replica(job_.world().rank()) != 0) return;
+      const auto pin = side_->engine()->store().pin();
+      const auto& replica = side_->group().replica();
       const HostView slot(pin.slot());
       const SnapshotInfo info{pin.version().id,
-                              digests_of_replica(group().replica(), plan_, slot.bytes().data(), job_.deadline()),
+                              digests_of_replica(replica, plan_, slot.bytes().data(), job_.deadline()),
                               {{"tp", std::to_string(roster_.tp)}, {"transport", report_.transport}}};
       constexpr std::string_view when = "while it wrote the snapshot";
       try {
-        write_snapshot(options_.snapshot, group().replica(), plan_, slot.bytes(), info, deadline,
+        write_snapshot(options_.snapshot, replica, plan_, slot.bytes(), info, deadline,
                        writes_snapshot() ? std::optional(outputs_.snapshot.get()) : std::nullopt,
                        [&] { stop_if_asked(when); });
       } catch (const Error& error) {
@@ -298,13 +249,11 @@ class Update {
   Trace& trace_;
   Roster roster_;
   Placement placement_;
-  std::size_t threads_ = 1;
   TransferPlan plan_;
   std::unique_ptr<WeightSource> initial_, target_;
-  std::unique_ptr<Trainer> trainer_;
-  std::unique_ptr<Engine> engine_;
+  std::optional<Side> side_;
   std::optional<LayerStudy> study_;
-  std::string reads_;  // what the readers on this rank saw
+  std::optional<ReadersSeen> reads_;  // on this rank
 };
 
 }  // namespace

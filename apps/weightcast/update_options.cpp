@@ -54,9 +54,9 @@ UpdateOptions parse_update_options(const Options& options) {
   result.device = options.choice<DeviceChoice>("device");
   result.gpus = options.numbers("gpus", 1023);
   result.transport = options.choice<TransportChoice>("transport");
-  result.method = options.choice<MethodChoice>("method");
-  result.granularity = options.choice<GranularityChoice>("granularity");
-  result.commit = options.choice<CommitChoice>("commit");
+  result.method = options.choice<Method>("method");
+  result.granularity = options.choice<Granularity>("granularity");
+  result.commit = options.choice<CommitMode>("commit");
   result.verify = options.choice<VerifyChoice>("verify");
   result.truncate = options.number("truncate", 1);
   result.repeat = options.number("repeat", 1);

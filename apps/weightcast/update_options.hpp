@@ -19,9 +19,9 @@ struct UpdateOptions {
   DeviceChoice device = DeviceChoice::automatic;
   std::vector<int> gpus;  ///< of each rank in rank order; empty: the host's in turn
   TransportChoice transport = TransportChoice::automatic;
-  MethodChoice method = MethodChoice::sharded;
-  GranularityChoice granularity = GranularityChoice::model;
-  CommitChoice commit = CommitChoice::swap;
+  Method method = Method::sharded;
+  Granularity granularity = Granularity::model;
+  CommitMode commit = CommitMode::swap;
   VerifyChoice verify = VerifyChoice::all;
   std::uint64_t truncate = 10, repeat = 1;
   std::uint64_t readers = 0;  ///< threads that read on each engine meanwhile

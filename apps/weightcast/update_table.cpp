@@ -4,8 +4,8 @@
 
 #include <cstdio>
 
-#include "stop.hpp"
 #include "weightcast/core/bytes.hpp"
+#include "weightcast/job/stop.hpp"
 
 namespace weightcast {
 

@@ -7,7 +7,7 @@
 
 #include "harness/holdings.hpp"
 #include "harness/update_rig.hpp"
-#include "readers.hpp"
+#include "weightcast/job/readers.hpp"
 #include "weightcast/model/model_config.hpp"
 
 namespace weightcast {
@@ -60,8 +60,9 @@ TEST_P(ServingSoak, NoAnswerIsMixedOrStale) {
   }
 
   std::vector<ReportUpdate> updates(count);
-  const auto texts = rig.world.all_gather(readers ? readers->stop() : std::string(), rig.deadline());
-  const auto seen = gather_readers(texts, 4, updates);
+  std::optional<ReadersSeen> mine;
+  if (readers) mine = readers->stop();
+  const auto seen = gather_readers(rig.world, mine, 4, updates, rig.deadline());
   if (rig.trainer) std::printf("%llu updates\n%s", static_cast<unsigned long long>(count), describe(seen).c_str());
   EXPECT_GE(seen.reads, 8u);
   EXPECT_EQ(seen.mixed, 0u);

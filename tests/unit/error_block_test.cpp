@@ -1,4 +1,4 @@
-#include "error_block.hpp"
+#include "weightcast/job/error_block.hpp"
 
 #include <gtest/gtest.h>
 

@@ -66,7 +66,7 @@ TEST(Options, CommandLineBeatsEnvironmentBeatsFileBeatsDefault) {
   const auto options = parse({"--tp", "3", file.option()}, {"WEIGHTCAST_TP=2", "WEIGHTCAST_SHARD_SIZE=2M"});
   EXPECT_EQ(options.number("tp"), 3u);
   EXPECT_EQ(options.size("shard-size"), 2u << 20);
-  EXPECT_EQ(options.choice<MethodChoice>("method"), MethodChoice::broadcast);
+  EXPECT_EQ(options.choice<Method>("method"), Method::broadcast);
   EXPECT_EQ(options.duration_s("timeout"), 60);
 }
 
@@ -155,7 +155,7 @@ TEST(Options, BadFiles) {
 }
 
 TEST(Options, BadValuesNameOptionOriginAndChoices) {
-  const Error choice = error_of([] { parse({"--method", "mail"}).choice<MethodChoice>("method"); });
+  const Error choice = error_of([] { parse({"--method", "mail"}).choice<Method>("method"); });
   EXPECT_EQ(choice.code(), ExitCode::usage);
   EXPECT_THAT(choice.what(), HasSubstr("--method (command line): 'mail'"));
   EXPECT_THAT(choice.hint(), HasSubstr("sharded, broadcast"));
@@ -225,9 +225,9 @@ TEST(UpdateOptions, Everything) {
   EXPECT_EQ(options.dp, 3u);
   EXPECT_EQ(options.device, DeviceChoice::host);
   EXPECT_EQ(options.transport, TransportChoice::mpi);
-  EXPECT_EQ(options.method, MethodChoice::broadcast);
-  EXPECT_EQ(options.granularity, GranularityChoice::parameter);
-  EXPECT_EQ(options.commit, CommitChoice::in_place);
+  EXPECT_EQ(options.method, Method::broadcast);
+  EXPECT_EQ(options.granularity, Granularity::parameter);
+  EXPECT_EQ(options.commit, CommitMode::in_place);
   EXPECT_EQ(options.verify, VerifyChoice::sample);
   EXPECT_EQ(options.timeout_s, 0.5);
   EXPECT_EQ(options.snapshot, "s.h5");
@@ -247,8 +247,8 @@ TEST(BenchOptions, Lists) {
   const auto options = parse_bench_options(Options::parse(bench_command(), arguments, {}, known_option_names()));
   EXPECT_THAT(options.models, ElementsAre("tiny", "llama-3.2-1b"));
   EXPECT_THAT(options.transports, ElementsAre(TransportChoice::mpi, TransportChoice::direct));
-  EXPECT_THAT(options.methods, ElementsAre(MethodChoice::sharded, MethodChoice::broadcast));
-  EXPECT_THAT(options.granularities, ElementsAre(GranularityChoice::model));
+  EXPECT_THAT(options.methods, ElementsAre(Method::sharded, Method::broadcast));
+  EXPECT_THAT(options.granularities, ElementsAre(Granularity::model));
   EXPECT_EQ(options.verifies, (std::vector{VerifyChoice::none, VerifyChoice::all}));
   EXPECT_EQ(options.repeat, 20u);
   EXPECT_EQ(options.warmup, 2u);

@@ -1,4 +1,4 @@
-#include "stop.hpp"
+#include "weightcast/job/stop.hpp"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>

@@ -62,9 +62,7 @@ struct Membership {
   std::size_t tp_rank() const { return plan.roster().tp_rank(comm.rank()); }
   Deadline deadline() const noexcept { return Deadline::after(group.timeout_s); }
   /// For work on all weights that is not communication.
-  Deadline long_deadline() const noexcept {
-    return deadline().plus(static_cast<double>(plan.model.size_bytes()) / 50e6);
-  }
+  Deadline long_deadline() const noexcept { return deadline().plus(longest_disk_s(plan.model.size_bytes())); }
 
   Communicator comm;
   TransferPlan plan;

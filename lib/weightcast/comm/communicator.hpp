@@ -4,9 +4,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "weightcast/comm/stage_clock.hpp"
@@ -70,6 +72,9 @@ class Communicator {
   std::uint64_t sum(std::uint64_t value, Deadline deadline) const;
   /// Everybody's text, by rank.
   std::vector<std::string> all_gather(std::string_view text, Deadline deadline) const;
+  /// Everybody's plain values, as many as each has, by rank.
+  template <typename T>
+  std::vector<std::vector<T>> all_gather_values(std::span<const T> values, Deadline deadline) const;
   /// To `root`: every rank's `data`, all of the same size, by rank; elsewhere an empty vector.
   std::vector<std::byte> gather(std::span<const std::byte> data, int root, Deadline deadline) const;
 
@@ -80,6 +85,17 @@ class Communicator {
   bool crowded_ = true;
   StageClock* clock_ = nullptr;
 };
+
+template <typename T>
+std::vector<std::vector<T>> Communicator::all_gather_values(std::span<const T> values, Deadline deadline) const {
+  static_assert(std::is_trivially_copyable_v<T>);
+  std::vector<std::vector<T>> result;
+  for (const auto& bytes : all_gather({reinterpret_cast<const char*>(values.data()), values.size_bytes()}, deadline)) {
+    result.emplace_back(bytes.size() / sizeof(T));
+    if (!bytes.empty()) std::memcpy(result.back().data(), bytes.data(), bytes.size());
+  }
+  return result;
+}
 
 /// Waits until all `requests` of `comm` are complete, polling; `idle` (may be empty) is called between polls and
 /// returns whether it did something useful. Error(deadline) naming `what` when time runs out (the requests are then

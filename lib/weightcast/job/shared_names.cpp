@@ -1,4 +1,4 @@
-#include "shared_names.hpp"
+#include "weightcast/job/shared_names.hpp"
 
 #include <fcntl.h>
 #include <unistd.h>

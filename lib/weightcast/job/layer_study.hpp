@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -8,6 +9,9 @@
 
 /// Where the time of requests goes, layer by layer, cold and warm: the first engine rank's notes reach rank 0.
 namespace weightcast {
+
+/// The layers of the request path, from the top.
+inline constexpr std::array<const char*, 4> request_layers{"engine", "scheduler", "tp_worker", "model_runner"};
 
 class LayerStudy {
  public:

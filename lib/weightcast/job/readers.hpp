@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <map>
@@ -11,9 +12,26 @@
 #include <vector>
 
 #include "weightcast/engine/engine.hpp"
+#include "weightcast/job/layer_study.hpp"
 #include "weightcast/telemetry/report.hpp"
 
 namespace weightcast {
+
+/// What the readers of one engine saw.
+struct ReadersSeen {
+  struct Layer {
+    std::uint64_t calls = 0;
+    double median_s = unknown, p99_s = unknown;
+  };
+  struct Figures {
+    std::uint64_t reads = 0, mixed = 0, stale = 0;
+    double idle_p50_s = unknown, idle_p99_s = unknown, updating_p50_s = unknown, updating_p99_s = unknown;
+    double reads_per_s = 0;
+    std::array<Layer, request_layers.size()> layers;
+  };
+  Figures figures;
+  std::vector<double> pauses_s;  ///< of each update, the longest
+};
 
 /// Load on an engine: threads on tp rank 0 of a replica that read at full rate, whole-model probes and rows of single
 /// parameters in turn, and check every answer.
@@ -27,8 +45,8 @@ class Readers {
   void update_begins();
   void update_ended(const std::optional<UpdateResult>& result);
 
-  /// Ends the threads. What they saw, as text for gather_readers(). Throws what a reader met.
-  std::string stop();
+  /// Ends the threads. What they saw, for gather_readers(). Throws what a reader met.
+  ReadersSeen stop();
 
  private:
   using Key = std::pair<std::uint64_t, std::int64_t>;  // version, and parameter or -1 for the whole model
@@ -55,10 +73,10 @@ class Readers {
   std::vector<std::jthread> threads_;  // last: they use the members above
 };
 
-/// Sums up what the readers of all replicas saw: counts are added, times are those of the slowest replica. Sets
-/// pause_s of `updates`. `texts` are those of stop(), empty ones are skipped.
-ReportReaders gather_readers(const std::vector<std::string>& texts, std::uint64_t count,
-                             std::vector<ReportUpdate>& updates);
+/// Sums up what the readers of all engines saw, `count` on each: counts are added, times are those of the slowest
+/// engine. Sets pause_s of `updates`. `seen` is there on ranks that had readers. Collective; the same on all ranks.
+ReportReaders gather_readers(const Communicator& world, const std::optional<ReadersSeen>& seen, std::uint64_t count,
+                             std::vector<ReportUpdate>& updates, Deadline deadline);
 /// One line for the table.
 std::string describe(const ReportReaders& readers);
 /// Error(mismatch), known to everybody, if any answer was mixed or stale.

@@ -1,9 +1,8 @@
-#include "readers.hpp"
+#include "weightcast/job/readers.hpp"
 
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <sstream>
 
 #include "weightcast/telemetry/statistics.hpp"
 
@@ -101,53 +100,58 @@ void Readers::update_ended(const std::optional<UpdateResult>& result) {
   digests_.erase(digests_.begin(), digests_.lower_bound({keep, -1}));
 }
 
-std::string Readers::stop() {
+ReadersSeen Readers::stop() {
   if (count_ == 0) return {};
   for (auto& thread : threads_) thread.request_stop();
   for (auto& thread : threads_) thread.join();
   if (failure_) throw Error(*failure_);
   const auto idle_s = idle_.last(LayerTimes::kept), updating_s = updating_times_.last(LayerTimes::kept);
-  std::string text = fmt::format("{} {} {} {} {} {} {} {}", reads_, mixed_, stale_, median(idle_s), p99(idle_s),
-                                 median(updating_s), p99(updating_s), static_cast<double>(reads_) / watch_.elapsed_s());
-  for (const auto* layer : engine_.read_layers()) {
-    const auto seconds = layer->last(LayerTimes::kept);
-    text += fmt::format(" {} {} {} {}", layer->layer(), layer->calls(), median(seconds), p99(seconds));
+  ReadersSeen seen{.figures = {.reads = reads_,
+                               .mixed = mixed_,
+                               .stale = stale_,
+                               .idle_p50_s = median(idle_s),
+                               .idle_p99_s = p99(idle_s),
+                               .updating_p50_s = median(updating_s),
+                               .updating_p99_s = p99(updating_s),
+                               .reads_per_s = static_cast<double>(reads_) / watch_.elapsed_s(),
+                               .layers = {}},
+                   .pauses_s = pauses_s_};
+  const auto layers = engine_.read_layers();
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const auto seconds = layers[i]->last(LayerTimes::kept);
+    seen.figures.layers[i] = {layers[i]->calls(), median(seconds), p99(seconds)};
   }
-  for (const auto pause : pauses_s_) text += fmt::format(" {}", pause);
-  return text;
+  return seen;
 }
 
-ReportReaders gather_readers(const std::vector<std::string>& texts, std::uint64_t count,
-                             std::vector<ReportUpdate>& updates) {
+ReportReaders gather_readers(const Communicator& world, const std::optional<ReadersSeen>& seen, std::uint64_t count,
+                             std::vector<ReportUpdate>& updates, Deadline deadline) {
+  std::vector<ReadersSeen::Figures> mine;
+  std::vector<double> my_pauses;
+  if (seen) mine = {seen->figures}, my_pauses = seen->pauses_s;
   ReportReaders all;
   all.count = count;
-  const auto worst = [](double& a, const std::string& word) {  // "nan" is no number to a stream
-    const auto b = std::strtod(word.c_str(), nullptr);
-    if (!(a >= b)) a = b;
+  const auto worst = [](double& a, double b) {
+    if (!(a >= b)) a = b;  // the first is unknown
   };
+  for (const auto& figures : world.all_gather_values(std::span<const ReadersSeen::Figures>(mine), deadline)) {
+    if (figures.empty()) continue;
+    const auto& one = figures.front();
+    all.reads += one.reads;
+    all.mixed += one.mixed;
+    all.stale += one.stale;
+    all.reads_per_s = (all.reads_per_s > 0 ? all.reads_per_s : 0) + one.reads_per_s;
+    worst(all.idle_p50_s, one.idle_p50_s);
+    worst(all.idle_p99_s, one.idle_p99_s);
+    worst(all.updating_p50_s, one.updating_p50_s);
+    worst(all.updating_p99_s, one.updating_p99_s);
+    if (!all.layers.empty()) continue;
+    for (std::size_t i = 0; i < request_layers.size(); ++i)
+      all.layers.push_back({request_layers[i], one.layers[i].calls, one.layers[i].median_s, one.layers[i].p99_s});
+  }
   std::vector<double> pauses(updates.size(), 0);
-  for (const auto& text : texts) {
-    if (text.empty()) continue;
-    std::istringstream words(text);
-    std::uint64_t reads = 0, mixed = 0, stale = 0;
-    std::string idle_p50, idle_p99, updating_p50, updating_p99;
-    double per_s = 0;
-    words >> reads >> mixed >> stale >> idle_p50 >> idle_p99 >> updating_p50 >> updating_p99 >> per_s;
-    all.reads += reads;
-    all.mixed += mixed;
-    all.stale += stale;
-    all.reads_per_s = (all.reads_per_s > 0 ? all.reads_per_s : 0) + per_s;
-    worst(all.idle_p50_s, idle_p50);
-    worst(all.idle_p99_s, idle_p99);
-    worst(all.updating_p50_s, updating_p50);
-    worst(all.updating_p99_s, updating_p99);
-    std::vector<ReportReadLayer> layers(4);
-    for (auto& layer : layers) words >> layer.layer >> layer.calls >> layer.median_s >> layer.p99_s;
-    if (all.layers.empty()) all.layers = layers;
-    for (auto& pause : pauses) {
-      double mine = 0;
-      if (words >> mine) pause = std::max(pause, mine);
-    }
+  for (const auto& theirs : world.all_gather_values(std::span<const double>(my_pauses), deadline)) {
+    for (std::size_t i = 0; i < std::min(theirs.size(), pauses.size()); ++i) pauses[i] = std::max(pauses[i], theirs[i]);
   }
   for (std::size_t i = 0; i < updates.size(); ++i) updates[i].pause_s = pauses[i];
   all.pause_p99_s = p99(pauses);

@@ -1,4 +1,4 @@
-#include "early_name.hpp"
+#include "weightcast/job/early_name.hpp"
 
 namespace weightcast {
 

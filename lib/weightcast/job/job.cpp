@@ -1,4 +1,4 @@
-#include "job.hpp"
+#include "weightcast/job/job.hpp"
 
 #include <fmt/format.h>
 
@@ -8,17 +8,13 @@
 #include <mutex>
 #include <utility>
 
-#include "error_block.hpp"
-#include "launch.hpp"
-#include "stop.hpp"
 #include "weightcast/core/file.hpp"
-#include "weightcast/core/parallel.hpp"
+#include "weightcast/job/error_block.hpp"
+#include "weightcast/job/launch.hpp"
+#include "weightcast/job/placement.hpp"
+#include "weightcast/job/stop.hpp"
 
 namespace weightcast {
-
-std::string role_of(int rank) {
-  return std::string(Roster().role(rank));
-}
 
 namespace {
 
@@ -201,46 +197,6 @@ void Job::stop_if_asked(const Communicator& callers, std::uint64_t updates) cons
     if (const int number = noted_signal(); number != 0)
       throw stopped_by(number, fmt::format("after {} updates", updates));
   });
-}
-
-Placement choose_placement(const Communicator& world, DeviceChoice device, const std::vector<int>& gpus,
-                           Deadline deadline) {
-  const auto local = world.split_by_host(deadline);
-  const bool some_without = world.max(gpu::count() == 0 ? 1 : 0, deadline) != 0;
-  Placement placement;
-  agree(world, "start", deadline, [&] {
-    const auto ranks = static_cast<std::size_t>(world.size());
-    if (!gpus.empty() && gpus.size() != ranks) {
-      throw Error(ExitCode::config, fmt::format("--gpus names {} GPUs for {} ranks", gpus.size(), ranks),
-                  "name one for each rank, in rank order");
-    }
-    if (device == DeviceChoice::host && !gpus.empty()) fail(ExitCode::config, "--gpus does not go with --device host");
-    if (device == DeviceChoice::host || (device == DeviceChoice::automatic && gpus.empty() && some_without)) return;
-    if (gpu::count() == 0) throw Error(ExitCode::config, gpu::why_none(), "leave out --gpus and use --device host");
-    const auto rank = static_cast<std::size_t>(world.rank());
-    placement = {MemoryKind::cuda, gpus.empty() ? local.rank() % gpu::count() : gpus[rank]};
-    gpu::properties(placement.gpu);  // it must exist
-  });
-  return placement;
-}
-
-std::vector<ReportRank> gather_ranks(const Communicator& world, Placement placement, Deadline deadline) {
-  const auto hosts = world.all_gather(host_name(), deadline);
-  std::string gpu;
-  if (placement.kind == MemoryKind::cuda) {
-    const auto properties = gpu::properties(placement.gpu);
-    gpu = fmt::format("{} {} {}", placement.gpu, properties.name, properties.pci_bus_id);
-  }
-  const auto gpus = world.all_gather(gpu, deadline);
-  std::vector<ReportRank> ranks;
-  for (std::size_t r = 0; r < hosts.size(); ++r)
-    ranks.push_back({static_cast<int>(r), role_of(static_cast<int>(r)), hosts[r], gpus[r]});
-  return ranks;
-}
-
-std::size_t threads_per_rank(const Communicator& world, Deadline deadline) {
-  const auto local = world.split_by_host(deadline);
-  return std::max<std::size_t>(available_cores() / static_cast<std::size_t>(local.size()), 1);
 }
 
 }  // namespace weightcast

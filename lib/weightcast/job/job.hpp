@@ -8,17 +8,15 @@
 #include <thread>
 #include <vector>
 
-#include "choices.hpp"
-#include "early_name.hpp"
-#include "shared_names.hpp"
 #include "weightcast/comm/communicator.hpp"
 #include "weightcast/comm/pulse.hpp"
 #include "weightcast/core/function_ref.hpp"
-#include "weightcast/device/memory.hpp"
+#include "weightcast/job/early_name.hpp"
+#include "weightcast/job/shared_names.hpp"
 #include "weightcast/telemetry/report.hpp"
-#include "weightcast/update/update_group.hpp"
 
-/// What update and bench share: a job of 1 + tp * dp ranks that ends on all ranks with one exit status.
+/// What programs share that run as a job of 1 + tp * dp ranks, which ends on all ranks with one exit status. This room
+/// is for programs: it prints, has signals handled and ends the process; no other room ever does.
 namespace weightcast {
 
 /// What is done at the end with the error that ended the job, or without one: the report.
@@ -47,9 +45,8 @@ class Job {
   /// within the timeout when a rank is stopped. `local` is given a Pulse to look at while it works, or takes nothing.
   template <typename Local>
   void agree_patiently(std::string_view stage, std::uint64_t bytes, Local&& local) const {
-    constexpr double slowest_bytes_per_s = 50e6;  // a network disk that many read
     const Pulse pulse(world_, std::string(stage), timeout_s_ - roll_call_s());
-    const auto deadline = this->deadline().plus(static_cast<double>(bytes) / slowest_bytes_per_s);
+    const auto deadline = this->deadline().plus(longest_disk_s(bytes));
     agree(
         world_, stage, deadline,
         [&](Deadline work) {
@@ -107,20 +104,5 @@ Deadline reader_deadline(double timeout_s) noexcept;
 
 /// Writes a report of the error and nothing else, if a report is wanted: for Job's FinishLate.
 void write_late_report(const EarlyName& name, Report report, const Error& error);
-
-/// Where this rank keeps weights: on the GPU that `gpus` names for it in rank order, or the host's GPUs in turn by
-/// local rank; `automatic` is the host when any rank has no GPU. The kind is the same on all ranks. Collective.
-/// Error(config) when build, machine or list do not fit.
-Placement choose_placement(const Communicator& world, DeviceChoice device, const std::vector<int>& gpus,
-                           Deadline deadline);
-
-/// Every rank's role, host and GPU (its name and PCI bus id), on all ranks. Collective.
-std::vector<ReportRank> gather_ranks(const Communicator& world, Placement placement, Deadline deadline);
-
-/// Threads that each rank of this host may use for loading.
-std::size_t threads_per_rank(const Communicator& world, Deadline deadline);
-
-/// "role" of a rank: trainer or engine.
-std::string role_of(int rank);
 
 }  // namespace weightcast

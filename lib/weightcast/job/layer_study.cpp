@@ -1,16 +1,14 @@
-#include "layer_study.hpp"
+#include "weightcast/job/layer_study.hpp"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <cstring>
 
 namespace weightcast {
 namespace {
 
-constexpr std::array<const char*, 4> layer_names{"engine", "scheduler", "tp_worker", "model_runner"};
 constexpr std::array<const char*, 5> stage_names{"prepare", "stage", "verify", "vote", "commit"};
 
 void print_seconds(std::initializer_list<double> list) {
@@ -48,17 +46,15 @@ std::vector<ReportCalls> LayerStudy::summarize(const Engine& engine, std::uint64
 }
 
 ReportPath LayerStudy::gather(const Communicator& world, Deadline deadline) const {
-  using Table = std::array<std::array<ReportCalls, layer_names.size() + stage_names.size()>, 2>;
-  Table mine{};
-  std::copy(cold_.begin(), cold_.end(), mine[0].begin());
-  std::copy(warm_.begin(), warm_.end(), mine[1].begin());
-  const auto all = world.all_gather({reinterpret_cast<const char*>(&mine), sizeof mine}, deadline);
-  Table theirs{};
-  std::memcpy(&theirs, all.at(1).data(), sizeof theirs);
+  constexpr auto size = request_layers.size() + stage_names.size();
+  std::vector<ReportCalls> mine(2 * size);
+  std::copy(cold_.begin(), cold_.end(), mine.begin());
+  std::copy(warm_.begin(), warm_.end(), mine.begin() + size);
+  const auto theirs = world.all_gather_values(std::span<const ReportCalls>(mine), deadline).at(1);
   ReportPath path;
   std::size_t i = 0;
-  for (const auto* name : layer_names) path.layers.push_back({name, theirs[0][i], theirs[1][i]}), ++i;
-  for (const auto* name : stage_names) path.stages.push_back({name, theirs[0][i], theirs[1][i]}), ++i;
+  for (const auto* name : request_layers) path.layers.push_back({name, theirs[i], theirs[size + i]}), ++i;
+  for (const auto* name : stage_names) path.stages.push_back({name, theirs[i], theirs[size + i]}), ++i;
   return path;
 }
 

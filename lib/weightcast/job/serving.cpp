@@ -1,4 +1,4 @@
-#include "serving.hpp"
+#include "weightcast/job/serving.hpp"
 
 #include <algorithm>
 
@@ -27,16 +27,6 @@ void while_serving(const Job& job, Engine* engine, FunctionRef<void(const Commun
   agree(job.world(), "serve", job.deadline(), [&] {
     if (failure) throw Error(*failure);
   });
-}
-
-UpdateResult receive_update(Engine& engine, const Model& model, GranularityChoice granularity, std::uint64_t version) {
-  if (granularity == GranularityChoice::model) return engine.update_weights(version).throw_if_refused();
-  UpdateResult last;
-  for (const auto& rule : model.parameters) {
-    const auto& info = rule.info;
-    last = engine.update_parameter_from_distributed(info.name, info.dtype, info.shape).throw_if_refused();
-  }
-  return last;
 }
 
 }  // namespace weightcast

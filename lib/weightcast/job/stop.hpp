@@ -6,7 +6,7 @@
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/function_ref.hpp"
 
-/// Being asked to end from outside. Only programs set signal handlers, never the library.
+/// Being asked to end from outside. Signals are handled only when a program asks for it.
 namespace weightcast {
 
 /// From now on SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the process, and it leaves no temporary files. A limit on the

@@ -1,4 +1,4 @@
-#include "stop.hpp"
+#include "weightcast/job/stop.hpp"
 
 #include <fmt/format.h>
 #include <poll.h>
@@ -10,8 +10,8 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "launch.hpp"
 #include "weightcast/core/temporary.hpp"
+#include "weightcast/job/launch.hpp"
 
 namespace weightcast {
 namespace {

@@ -1,4 +1,4 @@
-#include "launch.hpp"
+#include "weightcast/job/launch.hpp"
 
 #include <unistd.h>
 

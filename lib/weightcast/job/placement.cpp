@@ -1,0 +1,68 @@
+#include "weightcast/job/placement.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "weightcast/core/file.hpp"
+#include "weightcast/core/parallel.hpp"
+#include "weightcast/device/gpu.hpp"
+
+namespace weightcast {
+
+std::string role_of(int rank) {
+  return rank == 0 ? "trainer" : "engine";
+}
+
+std::uint64_t tensor_parallel_size(const std::optional<std::uint64_t>& tp, std::uint64_t dp, int world) {
+  const auto engines = static_cast<std::uint64_t>(world) - 1;
+  if (tp && engines == *tp * dp) return *tp;
+  if (!tp && engines > 0 && engines % dp == 0) return engines / dp;
+  const auto needed = 1 + tp.value_or(1) * dp;
+  throw Error(ExitCode::config,
+              fmt::format("{} ranks are not 1 trainer + {} x {} engine ranks", world, dp,
+                          tp ? std::to_string(*tp) : std::string("tp")),
+              fmt::format("start it with mpirun -n {}, or change --tp and --dp", needed));
+}
+
+Placement choose_placement(const Communicator& world, DeviceChoice device, const std::vector<int>& gpus,
+                           Deadline deadline) {
+  const auto local = world.split_by_host(deadline);
+  const bool some_without = world.max(gpu::count() == 0 ? 1 : 0, deadline) != 0;
+  Placement placement;
+  agree(world, "start", deadline, [&] {
+    const auto ranks = static_cast<std::size_t>(world.size());
+    if (!gpus.empty() && gpus.size() != ranks) {
+      throw Error(ExitCode::config, fmt::format("--gpus names {} GPUs for {} ranks", gpus.size(), ranks),
+                  "name one for each rank, in rank order");
+    }
+    if (device == DeviceChoice::host && !gpus.empty()) fail(ExitCode::config, "--gpus does not go with --device host");
+    if (device == DeviceChoice::host || (device == DeviceChoice::automatic && gpus.empty() && some_without)) return;
+    if (gpu::count() == 0) throw Error(ExitCode::config, gpu::why_none(), "leave out --gpus and use --device host");
+    const auto rank = static_cast<std::size_t>(world.rank());
+    placement = {MemoryKind::cuda, gpus.empty() ? local.rank() % gpu::count() : gpus[rank]};
+    gpu::properties(placement.gpu);  // it must exist
+  });
+  return placement;
+}
+
+std::vector<ReportRank> gather_ranks(const Communicator& world, Placement placement, Deadline deadline) {
+  const auto hosts = world.all_gather(host_name(), deadline);
+  std::string gpu;
+  if (placement.kind == MemoryKind::cuda) {
+    const auto properties = gpu::properties(placement.gpu);
+    gpu = fmt::format("{} {} {}", placement.gpu, properties.name, properties.pci_bus_id);
+  }
+  const auto gpus = world.all_gather(gpu, deadline);
+  std::vector<ReportRank> ranks;
+  for (std::size_t r = 0; r < hosts.size(); ++r)
+    ranks.push_back({static_cast<int>(r), role_of(static_cast<int>(r)), hosts[r], gpus[r]});
+  return ranks;
+}
+
+std::size_t threads_per_rank(const Communicator& world, Deadline deadline) {
+  const auto local = world.split_by_host(deadline);
+  return std::max<std::size_t>(available_cores() / static_cast<std::size_t>(local.size()), 1);
+}
+
+}  // namespace weightcast

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "weightcast/comm/communicator.hpp"
+#include "weightcast/device/memory.hpp"
+#include "weightcast/telemetry/report.hpp"
+
+/// Who is who in a job, and where each rank keeps its weights.
+namespace weightcast {
+
+enum class DeviceChoice { automatic, host, cuda };
+
+/// tp from the option, or the world's: (world - 1) / dp. Error(config) saying how to start it when that is no whole
+/// number.
+std::uint64_t tensor_parallel_size(const std::optional<std::uint64_t>& tp, std::uint64_t dp, int world);
+
+/// Where this rank keeps weights: on the GPU that `gpus` names for it in rank order, or the host's GPUs in turn by
+/// local rank; `automatic` is the host when any rank has no GPU. The kind is the same on all ranks. Collective.
+/// Error(config) when build, machine or list do not fit.
+Placement choose_placement(const Communicator& world, DeviceChoice device, const std::vector<int>& gpus,
+                           Deadline deadline);
+
+/// Every rank's role, host and GPU (its name and PCI bus id), on all ranks. Collective.
+std::vector<ReportRank> gather_ranks(const Communicator& world, Placement placement, Deadline deadline);
+
+/// Threads that each rank of this host may use for loading. Collective.
+std::size_t threads_per_rank(const Communicator& world, Deadline deadline);
+
+/// "role" of a rank: trainer or engine.
+std::string role_of(int rank);
+
+}  // namespace weightcast

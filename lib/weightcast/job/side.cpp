@@ -1,0 +1,97 @@
+#include "weightcast/job/side.hpp"
+
+#include "weightcast/job/placement.hpp"
+#include "weightcast/job/stop.hpp"
+
+namespace weightcast {
+namespace {
+
+/// `read`, which looks between two parts whether the job goes on.
+ReadReference attentive(const ReadReference& read, const Pulse& pulse) {
+  return [&read, &pulse](std::size_t parameter, std::uint64_t offset, std::span<std::byte> to) {
+    stop_if_asked();
+    pulse.check();
+    read(parameter, offset, to);
+  };
+}
+
+}  // namespace
+
+ReadReference reader_of(const WeightSource& source) {
+  return [&source](std::size_t parameter, std::uint64_t offset, std::span<std::byte> to) {
+    source.read(parameter, offset, to);
+  };
+}
+
+Side::Side(const Job& job, const TransferPlan& plan, Placement placement, CommitMode commit)
+    : job_(&job), plan_(&plan), placement_(placement), commit_(commit) {}
+
+void Side::create() {
+  if (job_->trainer()) {
+    trainer_ = std::make_unique<Trainer>(*plan_, placement_);
+  } else {
+    engine_ = std::make_unique<Engine>(*plan_, tp_rank(), commit_, placement_);
+  }
+}
+
+void Side::load(const std::vector<const WeightSource*>& published, const WeightSource& served,
+                FunctionRef<void(std::uint64_t bytes)> progress) {
+  const auto threads = threads_per_rank(job_->world(), job_->deadline());
+  const auto ranks = static_cast<std::uint64_t>(job_->world().size());
+  job_->agree_patiently("load", plan_->model.size_bytes() * (ranks + 1), [&](const Pulse& pulse) {
+    create();
+    if (engine_) engine_->load(1, attentive(reader_of(served), pulse), threads);
+    const auto look = [&](std::uint64_t bytes) {
+      stop_if_asked();
+      pulse.check();
+      if (progress) progress(bytes);
+    };
+    for (const auto* source : published) {
+      if (trainer_) trainer_->load(*source, threads, look);
+    }
+  });
+}
+
+void Side::form_group(GroupOptions options, std::uint64_t served_version) {
+  options.tp = plan_->tp;
+  options.dp = plan_->dp;
+  options.placement = placement_;
+  if (trainer_) trainer_->init_parameter_update_group(job_->world(), options, served_version);
+  if (engine_) engine_->init_parameter_update_group(job_->world(), options);
+}
+
+UpdateResult Side::update(std::size_t source, std::uint64_t version, Granularity granularity) {
+  if (granularity == Granularity::model) {
+    if (trainer_) return trainer_->update_weights(source, version);
+    return engine_->update_weights(version).throw_if_refused();
+  }
+  UpdateResult total;
+  for (const auto& rule : plan_->model.parameters) {
+    const auto& info = rule.info;
+    auto call = trainer_
+                    ? trainer_->update_parameter(source, version, info.name)
+                    : engine_->update_parameter_from_distributed(info.name, info.dtype, info.shape).throw_if_refused();
+    call.prepare_s += total.prepare_s;
+    call.stage_s += total.stage_s;
+    call.verify_s += total.verify_s;
+    call.vote_s += total.vote_s;
+    call.commit_s += total.commit_s;
+    call.egress_bytes += total.egress_bytes;
+    total = call;
+  }
+  return total;
+}
+
+ReferenceCheck Side::check(const ReadReference& reference) const {
+  ReferenceCheck result;
+  const auto ranks = static_cast<std::uint64_t>(job_->world().size());
+  job_->agree_patiently("reference", plan_->model.size_bytes() * ranks, [&](const Pulse& pulse) {
+    if (!engine_) return;
+    const auto pin = engine_->store().pin();
+    const HostView slot(pin.slot());
+    result = check_against_reference(*plan_, tp_rank(), slot.bytes(), attentive(reference, pulse));
+  });
+  return result;
+}
+
+}  // namespace weightcast

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "weightcast/core/function_ref.hpp"
+#include "weightcast/engine/engine.hpp"
+#include "weightcast/job/job.hpp"
+#include "weightcast/trainer/trainer.hpp"
+#include "weightcast/trainer/weight_source.hpp"
+#include "weightcast/verify/reference_check.hpp"
+
+namespace weightcast {
+
+/// How one version travels: as one transaction, or, as the seed does it, in one request for each parameter.
+enum class Granularity { model, parameter };
+
+/// This rank's side of a job: the trainer with the weights that it publishes, or a rank of an engine. What the two do
+/// together has one name here.
+class Side {
+ public:
+  /// Holds nothing yet. `job` and `plan` must outlive it; `commit` is how engines switch.
+  Side(const Job& job, const TransferPlan& plan, Placement placement, CommitMode commit = CommitMode::swap);
+
+  /// Makes the trainer or the engine, without weights. Local.
+  void create();
+  /// The same, with weights: the trainer reads all of `published`, which become its versions 0, 1, ...; engines read
+  /// `served`, as version 1. `progress(bytes)` is called on the trainer, by any of its threads. Collective; patient
+  /// with slow disks, but it ends on all ranks when one has noted a signal.
+  void load(const std::vector<const WeightSource*>& published, const WeightSource& served,
+            FunctionRef<void(std::uint64_t bytes)> progress = {});
+
+  /// Forms the update group; the engines serve `served_version` already. Its tp, dp and placement are those of this.
+  /// Collective.
+  void form_group(GroupOptions options, std::uint64_t served_version);
+
+  /// In while_serving(): the trainer publishes the weights that it holds as `source`, the first rank of each engine
+  /// receives them. By parameter it goes in the order of the model; then times and bytes that left are the sums of all
+  /// calls, and the rest is what the last one said. Throws the error of an update that was refused.
+  UpdateResult update(std::size_t source, std::uint64_t version, Granularity granularity);
+
+  /// Compares every byte that this rank serves with a reference; nothing differs on the trainer. Collective; patient as
+  /// load() is.
+  ReferenceCheck check(const ReadReference& reference) const;
+
+  /// nullptr on the ranks that are the other.
+  Trainer* trainer() const noexcept { return trainer_.get(); }
+  Engine* engine() const noexcept { return engine_.get(); }
+  UpdateGroup& group() const { return trainer_ ? trainer_->group() : engine_->group(); }
+  /// Of an engine rank.
+  std::size_t tp_rank() const noexcept { return plan_->roster().tp_rank(job_->world().rank()); }
+  const TransferPlan& plan() const noexcept { return *plan_; }
+
+ private:
+  const Job* job_;
+  const TransferPlan* plan_;
+  Placement placement_;
+  CommitMode commit_;
+  std::unique_ptr<Trainer> trainer_;
+  std::unique_ptr<Engine> engine_;
+};
+
+/// What reads a source, which must outlive it.
+ReadReference reader_of(const WeightSource& source);
+
+}  // namespace weightcast
