@@ -3,10 +3,10 @@
 
 Checked: a room includes "weightcast/ROOM/..." of exactly the rooms in its USES, no more and no less; USES only point up
 the list (so there are no cycles); every folder of lib/weightcast is a room of the list; no room is called util, common,
-helper or misc; a program (a folder of apps/ with a CMakeLists.txt) includes exactly the rooms that it links; no header
-includes CUDA or NCCL; MPI is included only by the room comm and by the sources of transport, and its names stand in no
-other file but one of room snapshot, which hands them to HDF5 (programs in C are callers of the library and do as they
-like); no file is longer than 350 lines. Prints file:line of each violation and exits with 1, or exits with 0.
+helper or misc; a program (a folder of apps/) includes exactly the rooms that it links, and has no file named like a
+room; no header includes CUDA or NCCL; MPI is included only by the room comm and by the sources of transport, and its
+names stand in no other file but one of room snapshot, which hands them to HDF5 (programs in C are callers of the library
+and do as they like); no file is longer than 350 lines. Prints file:line of each violation and exits with 1, or exits with 0.
 
 Usage: check_layers.py [--root DIR] | --self-test
 """
@@ -122,12 +122,15 @@ def check(root):
             problems.append(f"lib/weightcast/{name}: not a room of lib/CMakeLists.txt")
         else:
             check_edges(included, rooms[name][1], rooms[name][0], name, rooms, problems)
-    for listing in sorted((root / "apps").glob("*/CMakeLists.txt")):
+    for folder in sorted(path for path in (root / "apps").iterdir() if path.is_dir()):
         included = {}
-        for path in files_of(listing.parent):
+        for path in files_of(folder):
+            if path.stem in rooms:
+                problems.append(f"{path.relative_to(root)}: named like the room {path.stem}")
             included = {**check_file(path, None, root, problems), **included}
-        linked = set(LINKED.findall(listing.read_text())) & set(rooms)
-        check_edges(included, linked, listing.relative_to(root), listing.parent.name, rooms, problems)
+        listing = folder / "CMakeLists.txt"
+        linked = set(LINKED.findall(listing.read_text())) & set(rooms) if listing.exists() else set()
+        check_edges(included, linked, listing.relative_to(root), folder.name, rooms, problems)
     return problems
 
 
@@ -182,6 +185,7 @@ BAD = [
      "main.cpp:1: includes weightcast/comm/communicator.hpp, but weightcast does not use comm"),
     ({"apps/weightcast/CMakeLists.txt": "target_link_libraries(weightcast PUBLIC weightcast::core weightcast::comm)\n"},
      "apps/weightcast/CMakeLists.txt: weightcast uses comm, but includes nothing of it"),
+    ({"apps/weightcast/options/transport.hpp": ""}, "options/transport.hpp: named like the room transport"),
     ({"lib/weightcast/core/error.cpp": "\n" * (LINE_LIMIT + 1)}, "error.cpp:351: longer"),
     ({"apps/weightcast/options/main.cpp": "\n" * (LINE_LIMIT + 1)}, "main.cpp:351: longer"),
 ]

@@ -5,8 +5,8 @@
 #include <unistd.h>
 
 #include "adamw.hpp"
-#include "commands.hpp"
-#include "options.hpp"
+#include "commands/commands.hpp"
+#include "options/job_options.hpp"
 #include "weightcast/engine/engine.hpp"
 #include "weightcast/job/error_block.hpp"
 #include "weightcast/job/job.hpp"
@@ -79,30 +79,28 @@ CommandSpec command() {
 
 int run(const Options& options) {
   const auto model = options.text("model");
-  const auto steps = options.number("steps", 1), dp = options.number("dp", 1, 1'000'000);
-  const auto tp = options.has("tp") ? std::optional(options.number("tp", 1, 1'000'000)) : std::nullopt;
-  const auto device = options.choice<DeviceChoice>("device");
-  const double timeout_s = options.duration_s("timeout");
+  const auto steps = options.number("steps", 1);
+  const auto wanted = parse_job_options(options);
 
   Job job(
-      timeout_s, [](const std::optional<Error>&) {}, [](const Error&) {});
+      wanted.timeout_s, [](const std::optional<Error>&) {}, [](const Error&) {});
   const auto body = [&] {
     TransferPlan plan;
     agree(job.world(), "start", job.deadline(), [&] {
-      const auto roster = form_roster(tp, dp, job.world().size());
+      const auto roster = form_roster(wanted.tp, wanted.dp, job.world().size());
       plan = make_plan(build_model(load_model_config(model)), roster.tp, roster.dp);
     });
-    const auto placement = choose_placement(job.world(), device, {}, job.deadline());
+    const auto placement = choose_placement(job.world(), wanted.device, wanted.gpus, job.deadline());
     Side side(job, plan, placement);
     side.create();
     if (job.trainer()) {
       AdamW optimiser(plan.model, placement);
       const auto weights = side.trainer()->reserve();
-      side.form_group({.timeout_s = timeout_s}, 0);
+      side.form_group({.timeout_s = wanted.timeout_s}, 0);
       while_serving(job, nullptr, [&](const Communicator&) { train(*side.trainer(), weights, optimiser, steps); });
       check(side, job, &optimiser);
     } else {
-      side.form_group({.timeout_s = timeout_s}, 0);
+      side.form_group({.timeout_s = wanted.timeout_s}, 0);
       while_serving(job, side.engine(), [&](const Communicator&) { serve(*side.engine(), steps); });
       check(side, job, nullptr);
     }

@@ -5,9 +5,9 @@
 #include <cstdio>
 #include <cstring>
 
-#include "commands.hpp"
-#include "near_miss.hpp"
-#include "versions.hpp"
+#include "commands/commands.hpp"
+#include "options/near_miss.hpp"
+#include "output/versions.hpp"
 #include "weightcast/comm/mpi_library.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/file.hpp"

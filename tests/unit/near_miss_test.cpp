@@ -1,5 +1,5 @@
 // What is taken for a misspelt option, and what for somebody else's variable.
-#include "near_miss.hpp"
+#include "options/near_miss.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "commands.hpp"
+#include "commands/commands.hpp"
 
 namespace weightcast {
 namespace {

@@ -1,4 +1,4 @@
-#include "options.hpp"
+#include "options/options.hpp"
 
 #include <gmock/gmock.h>
 
@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "bench_options.hpp"
-#include "commands.hpp"
-#include "update_options.hpp"
+#include "commands/commands.hpp"
+#include "options/bench_options.hpp"
+#include "options/update_options.hpp"
 #include "weightcast/core/file.hpp"
 
 namespace weightcast {

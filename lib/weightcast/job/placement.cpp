@@ -7,22 +7,12 @@
 #include "weightcast/core/file.hpp"
 #include "weightcast/core/parallel.hpp"
 #include "weightcast/device/gpu.hpp"
+#include "weightcast/plan/roster.hpp"
 
 namespace weightcast {
 
 std::string role_of(int rank) {
-  return rank == 0 ? "trainer" : "engine";
-}
-
-std::uint64_t tensor_parallel_size(const std::optional<std::uint64_t>& tp, std::uint64_t dp, int world) {
-  const auto engines = static_cast<std::uint64_t>(world) - 1;
-  if (tp && engines == *tp * dp) return *tp;
-  if (!tp && engines > 0 && engines % dp == 0) return engines / dp;
-  const auto needed = 1 + tp.value_or(1) * dp;
-  throw Error(ExitCode::config,
-              fmt::format("{} ranks are not 1 trainer + {} x {} engine ranks", world, dp,
-                          tp ? std::to_string(*tp) : std::string("tp")),
-              fmt::format("start it with mpirun -n {}, or change --tp and --dp", needed));
+  return std::string(Roster().role(rank));
 }
 
 Placement choose_placement(const Communicator& world, DeviceChoice device, const std::vector<int>& gpus,

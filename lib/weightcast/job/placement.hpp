@@ -15,10 +15,6 @@ namespace weightcast {
 
 enum class DeviceChoice { automatic, host, cuda };
 
-/// tp from the option, or the world's: (world - 1) / dp. Error(config) saying how to start it when that is no whole
-/// number.
-std::uint64_t tensor_parallel_size(const std::optional<std::uint64_t>& tp, std::uint64_t dp, int world);
-
 /// Where this rank keeps weights: on the GPU that `gpus` names for it in rank order, or the host's GPUs in turn by
 /// local rank; `automatic` is the host when any rank has no GPU. The kind is the same on all ranks. Collective.
 /// Error(config) when build, machine or list do not fit.

@@ -60,16 +60,16 @@ void Side::form_group(GroupOptions options, std::uint64_t served_version) {
   if (engine_) engine_->init_parameter_update_group(job_->world(), options);
 }
 
-UpdateResult Side::update(std::size_t source, std::uint64_t version, Granularity granularity) {
+UpdateResult Side::update(std::size_t source_index, std::uint64_t version, Granularity granularity) {
   if (granularity == Granularity::model) {
-    if (trainer_) return trainer_->update_weights(source, version);
+    if (trainer_) return trainer_->update_weights(source_index, version);
     return engine_->update_weights(version).throw_if_refused();
   }
   UpdateResult total;
   for (const auto& rule : plan_->model.parameters) {
     const auto& info = rule.info;
     auto call = trainer_
-                    ? trainer_->update_parameter(source, version, info.name)
+                    ? trainer_->update_parameter(source_index, version, info.name)
                     : engine_->update_parameter_from_distributed(info.name, info.dtype, info.shape).throw_if_refused();
     call.prepare_s += total.prepare_s;
     call.stage_s += total.stage_s;

@@ -36,10 +36,10 @@ class Side {
   /// Collective.
   void form_group(GroupOptions options, std::uint64_t served_version);
 
-  /// In while_serving(): the trainer publishes the weights that it holds as `source`, the first rank of each engine
+  /// In while_serving(): the trainer publishes its version number `source_index`, the first rank of each engine
   /// receives them. By parameter it goes in the order of the model; then times and bytes that left are the sums of all
   /// calls, and the rest is what the last one said. Throws the error of an update that was refused.
-  UpdateResult update(std::size_t source, std::uint64_t version, Granularity granularity);
+  UpdateResult update(std::size_t source_index, std::uint64_t version, Granularity granularity);
 
   /// Compares every byte that this rank serves with a reference; nothing differs on the trainer. Collective; patient as
   /// load() is.

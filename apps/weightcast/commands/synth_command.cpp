@@ -1,5 +1,5 @@
-#include "commands.hpp"
-#include "progress.hpp"
+#include "commands/commands.hpp"
+#include "output/progress.hpp"
 #include "weightcast/checkpoint/checkpoint.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/parallel.hpp"

@@ -1,4 +1,4 @@
-#include "trace.hpp"
+#include "output/trace.hpp"
 
 #include <nlohmann/json.hpp>
 #include <utility>

@@ -4,14 +4,14 @@
 #include <algorithm>
 #include <memory>
 
-#include "preflight.hpp"
-#include "progress.hpp"
-#include "replica_digests.hpp"
-#include "sample.hpp"
-#include "trace.hpp"
-#include "update_options.hpp"
-#include "update_table.hpp"
-#include "versions.hpp"
+#include "commands/preflight.hpp"
+#include "commands/replica_digests.hpp"
+#include "commands/sample.hpp"
+#include "options/update_options.hpp"
+#include "output/progress.hpp"
+#include "output/trace.hpp"
+#include "output/update_table.hpp"
+#include "output/versions.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/job/job.hpp"
 #include "weightcast/job/layer_study.hpp"

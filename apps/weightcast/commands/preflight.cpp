@@ -1,4 +1,4 @@
-#include "preflight.hpp"
+#include "commands/preflight.hpp"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -7,7 +7,7 @@
 #include <set>
 #include <sstream>
 
-#include "container_notes.hpp"
+#include "commands/container_notes.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/file.hpp"
 #include "weightcast/core/parallel.hpp"

@@ -5,7 +5,7 @@
 #include <string_view>
 #include <vector>
 
-#include "options.hpp"
+#include "options/options.hpp"
 
 /// The subcommands. Each has a description and a function that does the work and returns the exit status.
 namespace weightcast {

@@ -1,9 +1,9 @@
-#include "commands.hpp"
+#include "commands/commands.hpp"
 
 #include <algorithm>
 
-#include "bench_options.hpp"
-#include "update_options.hpp"
+#include "options/bench_options.hpp"
+#include "options/update_options.hpp"
 
 namespace weightcast {
 

@@ -1,4 +1,4 @@
-#include "tensor_reader.hpp"
+#include "commands/tensor_reader.hpp"
 
 #include <algorithm>
 #include <filesystem>

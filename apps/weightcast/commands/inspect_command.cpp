@@ -1,9 +1,9 @@
 #include <algorithm>
 
-#include "commands.hpp"
-#include "notes.hpp"
-#include "progress.hpp"
-#include "tensor_reader.hpp"
+#include "commands/commands.hpp"
+#include "commands/tensor_reader.hpp"
+#include "output/notes.hpp"
+#include "output/progress.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/parallel.hpp"
 

@@ -1,4 +1,4 @@
-#include "replica_digests.hpp"
+#include "commands/replica_digests.hpp"
 
 #include <cstring>
 #include <span>

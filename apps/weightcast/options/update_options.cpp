@@ -1,6 +1,4 @@
-#include "update_options.hpp"
-
-#include "notes.hpp"
+#include "options/update_options.hpp"
 
 namespace weightcast {
 
@@ -49,10 +47,7 @@ UpdateOptions parse_update_options(const Options& options) {
   result.target = result.preflight ? options.text("target") : options.required("target");
   result.ignore = options.list("ignore");
   if (options.has("model")) result.model = options.required("model");
-  if (options.has("tp")) result.tp = options.number("tp", 1, 1'000'000);
-  result.dp = options.number("dp", 1, 1'000'000);
-  result.device = options.choice<DeviceChoice>("device");
-  result.gpus = options.numbers("gpus", 1023);
+  static_cast<JobOptions&>(result) = parse_job_options(options);
   result.transport = options.choice<TransportChoice>("transport");
   result.method = options.choice<Method>("method");
   result.granularity = options.choice<Granularity>("granularity");
@@ -60,11 +55,8 @@ UpdateOptions parse_update_options(const Options& options) {
   result.verify = options.choice<VerifyChoice>("verify");
   result.truncate = options.number("truncate", 1);
   result.repeat = options.number("repeat", 1);
-  result.readers = options.number("readers", 0, 1024);
-  result.timeout_s = options.duration_s("timeout");
   result.snapshot = options.text("snapshot");
   result.force = options.flag("force");
-  result.json = options.text("json");
   result.trace = options.text("trace");
   const auto synthetic = [](const std::string& spec) { return spec == "synth" || spec.starts_with("synth:"); };
   if (synthetic(result.initial) && synthetic(result.target) && !result.model) {

@@ -1,5 +1,5 @@
-#include "commands.hpp"
-#include "notes.hpp"
+#include "commands/commands.hpp"
+#include "output/notes.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 #include "weightcast/trainer/checkpoint_source.hpp"
 

@@ -1,4 +1,4 @@
-#include "near_miss.hpp"
+#include "options/near_miss.hpp"
 
 #include <fmt/format.h>
 

@@ -1,4 +1,4 @@
-#include "versions.hpp"
+#include "output/versions.hpp"
 
 #include <fmt/format.h>
 #include <hdf5.h>

@@ -1,4 +1,4 @@
-#include "container_notes.hpp"
+#include "commands/container_notes.hpp"
 
 #include <sys/statvfs.h>
 #include <sys/uio.h>

@@ -1,4 +1,4 @@
-#include "sample.hpp"
+#include "commands/sample.hpp"
 
 #include <algorithm>
 #include <cstring>

@@ -1,11 +1,11 @@
-#include "options.hpp"
+#include "options/options.hpp"
 
 #include <algorithm>
 #include <boost/program_options.hpp>
 #include <charconv>
 #include <sstream>
 
-#include "near_miss.hpp"
+#include "options/near_miss.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/deadline.hpp"
 #include "weightcast/core/expects.hpp"
@@ -54,6 +54,10 @@ bool parse_flag(std::string_view text) {
 }
 
 }  // namespace
+
+OptionSpec ignore_option() {
+  return {"ignore", "PATTERNS", "tensors of a checkpoint to leave out, like 'model.visual.*,*.scale'"};
+}
 
 std::string variable_name(const std::string& option_name) {
   std::string result(variable_prefix);

@@ -5,29 +5,23 @@
 #include <string>
 #include <vector>
 
-#include "options.hpp"
+#include "options/job_options.hpp"
 
 namespace weightcast {
 
 /// What `weightcast update` was asked to do.
-struct UpdateOptions {
+struct UpdateOptions : JobOptions {
   std::string initial, target;  ///< path of a checkpoint, "synth" or "synth:SEED"; never empty, but with `preflight`
   std::vector<std::string> ignore;   ///< patterns of tensors that may be left out
   std::optional<std::string> model;  ///< shape; there when both weights are synthetic
-  std::optional<std::uint64_t> tp;   ///< default: (world - 1) / dp
-  std::uint64_t dp = 1;
-  DeviceChoice device = DeviceChoice::automatic;
-  std::vector<int> gpus;  ///< of each rank in rank order; empty: the host's in turn
   TransportChoice transport = TransportChoice::automatic;
   Method method = Method::sharded;
   Granularity granularity = Granularity::model;
   CommitMode commit = CommitMode::swap;
   VerifyChoice verify = VerifyChoice::all;
   std::uint64_t truncate = 10, repeat = 1;
-  std::uint64_t readers = 0;  ///< threads that read on each engine meanwhile
-  double timeout_s = 60;
-  std::string snapshot, json, trace;  ///< output files; empty: none
-  bool force = false;                 ///< a file that is there may become the snapshot
+  std::string snapshot, trace;  ///< output files; empty: none
+  bool force = false;           ///< a file that is there may become the snapshot
   bool preflight = false;
 };
 

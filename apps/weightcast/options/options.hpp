@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "choices.hpp"
+#include "options/choices.hpp"
 #include "weightcast/core/error.hpp"
 
 /// The options of a subcommand, wherever they were written: command line, WEIGHTCAST_* environment, --config file (INI,
@@ -34,6 +34,9 @@ struct CommandSpec {
   int error_status = 0;                 ///< exit status of every error, when not that of its ExitCode
   std::string program = "weightcast ";  ///< what comes before the name
 };
+
+/// --ignore, of every command that matches a checkpoint with a model.
+OptionSpec ignore_option();
 
 /// What was given for the options of one subcommand. Getters throw Error naming the option, where its value came from
 /// and what is wrong with it: ExitCode::usage for the command line, ExitCode::config for the environment and the file.

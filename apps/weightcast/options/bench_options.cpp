@@ -1,4 +1,4 @@
-#include "bench_options.hpp"
+#include "options/bench_options.hpp"
 
 #include <algorithm>
 
@@ -37,10 +37,7 @@ BenchOptions parse_bench_options(const Options& options) {
   BenchOptions result;
   options.required("model");
   result.models = options.list("model");
-  if (options.has("tp")) result.tp = options.number("tp", 1, 1'000'000);
-  result.dp = options.number("dp", 1, 1'000'000);
-  result.device = options.choice<DeviceChoice>("device");
-  result.gpus = options.numbers("gpus", 1023);
+  static_cast<JobOptions&>(result) = parse_job_options(options);
   result.transports = options.choices<TransportChoice>("transport");
   result.methods = options.choices<Method>("method");
   result.granularities = options.choices<Granularity>("granularity");
@@ -52,9 +49,6 @@ BenchOptions parse_bench_options(const Options& options) {
   if (std::ranges::find(result.verifies, VerifyChoice::sample) != result.verifies.end()) {
     throw Error(ExitCode::usage, "bench cannot verify a sample", "choose --verify all or --verify none");
   }
-  result.readers = options.number("readers", 0, 1024);
-  result.timeout_s = options.duration_s("timeout");
-  result.json = options.text("json");
   return result;
 }
 

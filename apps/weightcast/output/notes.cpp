@@ -1,4 +1,4 @@
-#include "notes.hpp"
+#include "output/notes.hpp"
 
 #include <fmt/format.h>
 
@@ -7,10 +7,6 @@
 #include "weightcast/core/bytes.hpp"
 
 namespace weightcast {
-
-OptionSpec ignore_option() {
-  return {"ignore", "PATTERNS", "tensors of a checkpoint to leave out, like 'model.visual.*,*.scale'"};
-}
 
 void print_notes(const std::string& what, const std::vector<std::string>& notes) {
   for (const auto& note : notes)

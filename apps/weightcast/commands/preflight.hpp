@@ -1,6 +1,6 @@
 #pragma once
 
-#include "update_options.hpp"
+#include "options/update_options.hpp"
 #include "weightcast/job/job.hpp"
 
 namespace weightcast {

@@ -4,8 +4,8 @@
 #include <cstring>
 #include <memory>
 
-#include "bench_options.hpp"
-#include "versions.hpp"
+#include "options/bench_options.hpp"
+#include "output/versions.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/job/job.hpp"
 #include "weightcast/job/layer_study.hpp"
@@ -57,14 +57,15 @@ class ModelBench {
       if (!job_.trainer() && placement_.kind == MemoryKind::cuda) stream = gpu::Stream(placement_.gpu);
     });
     std::vector<double> seconds;
-    for (int i = 0; i < 7; ++i) {
+    constexpr std::size_t tries = 7;  // a median that one slow try does not move
+    for (std::size_t i = 0; i < tries; ++i) {
       job_.world().barrier(job_.deadline());
       Stopwatch watch;
       if (!job_.trainer()) {
         auto& store = side_.engine()->store();
         const auto slot = store.slots()[store.stage(job_.deadline())];
         const auto share = std::min(sources[0].bytes().size() / roster_.tp, slot.size_bytes);
-        const void* from = sources[static_cast<std::size_t>(i) % 2].bytes().data() + side_.tp_rank() * share;
+        const void* from = sources[i % 2].bytes().data() + side_.tp_rank() * share;
         void* to = slot.data;
         if (placement_.kind == MemoryKind::host) {
           std::memcpy(to, from, share);
@@ -103,7 +104,7 @@ class ModelBench {
                   .readers = {}};
     auto plain = options_.ceiling ? plain_copies() : std::vector<double>();
     LayerStudy study(what.granularity == Granularity::model ? 1 : plan_.model.parameters.size());
-    const auto first = version_, served = source_;
+    const auto first = version_, served = source_index_;
     std::vector<double> seconds;
     std::optional<ReadersSeen> reads;
     while_serving(job_, engine, [&](const Communicator& callers) {
@@ -115,7 +116,7 @@ class ModelBench {
       for (std::uint64_t i = 0; i < options_.repeat; ++i) {
         // Two weights over two slots: each slot would always get what it held before. So the weights that are served
         // are sent once more, untimed, before the last update: after that #wrong sees whether bytes still move.
-        if (i + 1 == options_.repeat) update(what.granularity, row, callers, readers, true);
+        if (i + 1 == options_.repeat) update(what.granularity, row, callers, readers, Which::same);
         seconds.push_back(update(what.granularity, row, callers, readers));
       }
       if (engine != nullptr) study.note_warm(*engine, options_.repeat + 1);
@@ -125,7 +126,7 @@ class ModelBench {
     });
     // On ranks that served, too.
     version_ = first + 2 + options_.warmup + options_.repeat;
-    source_ = (1 + options_.warmup + options_.repeat) % 2 == 0 ? served : 1 - served;
+    source_index_ = (1 + options_.warmup + options_.repeat) % 2 == 0 ? served : 1 - served;
     if (what.granularity == Granularity::parameter) row.path = study.gather(job_.world(), job_.deadline());
     if (options_.readers > 0) {
       std::vector<ReportUpdate> updates(version_ - first);
@@ -149,16 +150,17 @@ class ModelBench {
   }
 
  private:
+  enum class Which { other, same };
   /// One update, of the other weights, so that it changes every parameter, or of the same again. Seconds on rank 0,
   /// from before PREPARE to after COMMIT.
   double update(Granularity granularity, ReportRow& row, const Communicator& callers, std::optional<Readers>& readers,
-                bool again = false) {
+                Which which = Which::other) {
     job_.stop_if_asked(callers, version_ - 1);
     callers.barrier(job_.deadline());
     ++version_;
-    if (!again) source_ = 1 - source_;
+    if (which == Which::other) source_index_ = 1 - source_index_;
     if (readers) readers->update_begins();
-    const auto result = side_.update(source_, version_, granularity);
+    const auto result = side_.update(source_index_, version_, granularity);
     if (readers) readers->update_ended(result);
     row.egress_bytes = result.egress_bytes;
     row.staging_bytes = result.staging_bytes;
@@ -167,7 +169,7 @@ class ModelBench {
 
   /// Parameters that differ from their source on any rank, summed over the ranks.
   std::uint64_t wrong() const {
-    return job_.world().sum(side_.check(reader_of(*sources_[source_])).mismatched.size(), job_.deadline());
+    return job_.world().sum(side_.check(reader_of(*sources_[source_index_])).mismatched.size(), job_.deadline());
   }
 
   const BenchOptions& options_;
@@ -175,7 +177,7 @@ class ModelBench {
   std::string model_name_;
   Roster roster_;
   std::uint64_t version_ = 1;
-  std::size_t source_ = 1;  // of what is served
+  std::size_t source_index_ = 1;  // of what is served
   Placement placement_;
   TransferPlan plan_;
   std::vector<std::unique_ptr<WeightSource>> sources_;  // the trainer's regions 0 and 1; engines start with 1

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <string>
 
-#include "choices.hpp"
+#include "options/choices.hpp"
 #include "weightcast/telemetry/report.hpp"
 
 /// What `update` prints on the standard output: a header, a row for each update, and the verdict.

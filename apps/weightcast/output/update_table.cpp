@@ -1,4 +1,4 @@
-#include "update_table.hpp"
+#include "output/update_table.hpp"
 
 #include <fmt/format.h>
 

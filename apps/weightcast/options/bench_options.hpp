@@ -5,17 +5,13 @@
 #include <string>
 #include <vector>
 
-#include "options.hpp"
+#include "options/job_options.hpp"
 
 namespace weightcast {
 
 /// What `weightcast bench` was asked to time: every combination of the lists, none of them empty (but `gpus`).
-struct BenchOptions {
+struct BenchOptions : JobOptions {
   std::vector<std::string> models;  ///< named shapes or paths of config.json
-  std::optional<std::uint64_t> tp;  ///< default: (world - 1) / dp
-  std::uint64_t dp = 1;
-  DeviceChoice device = DeviceChoice::automatic;
-  std::vector<int> gpus;  ///< of each rank in rank order; empty: the host's in turn
   std::vector<TransportChoice> transports;
   std::vector<Method> methods;
   std::vector<Granularity> granularities;
@@ -23,9 +19,6 @@ struct BenchOptions {
   std::uint64_t repeat = 20, warmup = 2;
   bool ceiling = false;
   bool group_warmup = true;
-  std::uint64_t readers = 0;  ///< threads that read on each engine meanwhile
-  double timeout_s = 60;
-  std::string json;  ///< output file; empty: none
 };
 
 CommandSpec bench_command();

@@ -1,10 +1,9 @@
-#include "weightcast/snapshot/snapshot.hpp"
-
-#include "commands.hpp"
-#include "notes.hpp"
-#include "progress.hpp"
+#include "commands/commands.hpp"
+#include "output/notes.hpp"
+#include "output/progress.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/job/stop.hpp"
+#include "weightcast/snapshot/snapshot.hpp"
 #include "weightcast/trainer/checkpoint_source.hpp"
 
 namespace weightcast {

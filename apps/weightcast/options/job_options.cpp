@@ -1,0 +1,19 @@
+#include "options/job_options.hpp"
+
+namespace weightcast {
+
+JobOptions parse_job_options(const Options& options) {
+  constexpr std::uint64_t most_ranks = 1'000'000, most_readers = 1024;  // beyond what a launcher or a host can start
+  constexpr int last_gpu = 1023;
+  JobOptions result;
+  if (options.has("tp")) result.tp = options.number("tp", 1, most_ranks);
+  result.dp = options.number("dp", 1, most_ranks);
+  result.device = options.choice<DeviceChoice>("device");
+  result.gpus = options.numbers("gpus", last_gpu);
+  if (options.has("readers")) result.readers = options.number("readers", 0, most_readers);
+  result.timeout_s = options.duration_s("timeout");
+  result.json = options.text("json");
+  return result;
+}
+
+}  // namespace weightcast

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "options/options.hpp"
+
+namespace weightcast {
+
+/// What every job of several ranks is asked.
+struct JobOptions {
+  std::optional<std::uint64_t> tp;  ///< default: (world - 1) / dp
+  std::uint64_t dp = 1;
+  DeviceChoice device = DeviceChoice::automatic;
+  std::vector<int> gpus;      ///< of each rank in rank order; empty: the host's in turn
+  std::uint64_t readers = 0;  ///< threads that read on each engine meanwhile
+  double timeout_s = 60;
+  std::string json;  ///< where the report goes; empty: none
+};
+
+/// Reads and checks those of them that the command has. Error(usage), Error(config).
+JobOptions parse_job_options(const Options& options);
+
+}  // namespace weightcast
