@@ -121,7 +121,7 @@ if [[ -z $quick ]]; then
 
   if command -v nvcc >/dev/null && echo '#include <nccl.h>' | nvcc -x cu -E - >/dev/null 2>&1; then
     build cuda -- --target gpu_tests
-    notes+=("cuda: the program and its tests compile and link")
+    notes+=("cuda: the program and its tests compile and link (where there is a GPU: ctest --preset cuda)")
   else
     notes+=("cuda: no nvcc or no NCCL here, so nothing was compiled for GPUs")
   fi
