@@ -5,7 +5,7 @@ In lib/DESIGN.md and tests/README.md every backticked word that looks like a nam
 also when it is the end of a longer one), a type (`Schedule`: declared), a function (`make_plan()`: followed by a parenthesis),
 a member (`Offers::accept()`: in a file that declares the class, or in its definition), an option (`--timeout`), or any other
 word (`core`, `WC_BUSY`: in the sources, comments left out). In README.md and jobs/README.md only paths are, of folders of the
-tree. What contains a space is a command, and so is a block that is indented or fenced: neither is looked at, nor is build/.
+tree. The rooms of lib/DESIGN.md are those of lib/CMakeLists.txt, in that order. What contains a space is a command, and so is a block that is indented or fenced: neither is looked at, nor is build/.
 Prints file:line of each name that is nowhere and exits with 1, or exits with 0.
 
 Usage: check_documents.py [--root DIR] | --self-test
@@ -111,10 +111,20 @@ def problem_of(word, tree, paths_only):
     return None
 
 
+def rooms_problem(root):
+    """What is wrong with the list of rooms, or nothing."""
+    built = re.findall(r"^weightcast_room\((\w+)", (root / "lib/CMakeLists.txt").read_text(), re.MULTILINE)
+    section = re.search(r"^## Rooms\n(.*?)(?=^## |\Z)", (root / "lib/DESIGN.md").read_text(), re.MULTILINE | re.DOTALL)
+    listed = re.findall(r"^- `(\w+)`:", section[1], re.MULTILINE) if section else []
+    return None if listed == built else f"lib/DESIGN.md: lists the rooms {listed}, lib/CMakeLists.txt {built}"
+
+
 def check(root):
-    """All names of the documents that are nowhere, as lines of text."""
+    """All that is wrong with the documents, as lines of text."""
     tree = Tree(root)
     problems = []
+    if {"lib/DESIGN.md", "lib/CMakeLists.txt"} <= tree.paths and (problem := rooms_problem(root)):
+        problems.append(problem)
     for document in EVERY_NAME + PATHS_ONLY:
         if document not in tree.paths:
             problems.append(f"{document}: is missing")
@@ -127,7 +137,8 @@ def check(root):
 
 GOOD = {
     "lib/DESIGN.md": "# D\n`core`, `Plan`, `make_plan()`, `Offers::accept()`, `Error::Reach`, `gpu::narrow()`, `plan/plan.hpp`, `lib/`,\n"
-                     "`--timeout`, `WC_BUSY`, `a command --nowhere`, `build/x`\n\n    `no_name_at_all()`\n",
+                     "`--timeout`, `WC_BUSY`, `a command --nowhere`, `build/x`\n\n    `no_name_at_all()`\n\n## Rooms\n\n- `core`: c.\n- `plan`: p.\n",
+    "lib/CMakeLists.txt": "weightcast_room(core)\nweightcast_room(plan USES core)\n",
     "tests/README.md": "`unit`, `TEST_SEEDS`, `tests/unit/`, `agree()`\n",
     "README.md": "`lib/weightcast/plan/plan.hpp`, `build/host/nothing`, `no_name()`\n",
     "jobs/README.md": "`job.sh`\n",
@@ -140,7 +151,9 @@ GOOD = {
 }
 # A document, what is added to it, and what the message must contain.
 BAD = [
-    ("lib/DESIGN.md", "`Schedule`", "DESIGN.md:6: Schedule: no such name"),
+    ("lib/DESIGN.md", "`Schedule`", "DESIGN.md:11: Schedule: no such name"),
+    ("lib/DESIGN.md", "- `plan`: again.", "lists the rooms ['core', 'plan', 'plan'], "),
+    ("lib/CMakeLists.txt", "weightcast_room(store)", "lib/CMakeLists.txt ['core', 'plan', 'store']"),
     ("lib/DESIGN.md", "`make_plan`, `Make`", "Make: no such name"),
     ("lib/DESIGN.md", "`Plan()`, `unmake_plan()`", "unmake_plan(): no such name"),
     ("lib/DESIGN.md", "`make()`", "make(): no such name"),
