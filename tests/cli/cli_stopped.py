@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""A rank that is stopped (SIGSTOP) at a random moment, from its start to its end: the job is over within the timeout and
-2 s, a report names the rank, and nothing is left.
+"""A rank that is stopped (SIGSTOP) at a random moment, from its start to its end: the job is over soon after the timeout,
+a report names the rank, and nothing is left.
 
 usage: cli_stopped.py PROGRAM MPIEXEC
 WEIGHTCAST_STOP_SEEDS (1 by default): how many moments to try on each rank of three shapes.
+WEIGHTCAST_STOP_LATE (10 by default, seconds): how late is too late; mpirun itself needs 1 to 2 s on a machine that is not busy.
 """
 
 import json
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 
-TIMEOUT_S, MPIRUN_S = 3, 2
+TIMEOUT_S, MPIRUN_S = 3, float(os.environ.get("WEIGHTCAST_STOP_LATE", "10"))
 SHAPES = ((3, ["--tp", "2"]), (3, ["--dp", "2"]), (2, []))
 TRANSPORTS = ("mpi", "direct")
 

@@ -242,7 +242,7 @@ class Endings(Sandbox):
             with self.subTest(launcher=launcher):
                 job = self.begin(launcher, 2)
                 self.until_it_updates(job)
-                ranks = [pid for pid in processes_with(f"SLURM_JOB_ID={job}\0") if os.readlink(f"/proc/{pid}/exe") == os.path.realpath(PROGRAM)]
+                ranks = [pid for pid in processes_with(f"SLURM_JOB_ID={job}\0") if os.path.basename(os.readlink(f"/proc/{pid}/exe")) == os.path.basename(PROGRAM)]
                 self.assertEqual(len(ranks), 3)
                 os.kill(ranks[-1], signal.SIGKILL)
                 state, code = self.wait(job, 60)

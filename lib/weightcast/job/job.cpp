@@ -18,8 +18,9 @@ namespace weightcast {
 
 namespace {
 
-constexpr double wake_s = 0.1;  // from a launcher's SIGCONT until its SIGTERM
-constexpr double turn_s = 1;    // for writing the report and ending the job, before the next rank does it
+constexpr double wake_s = 0.1;  // until the watchdog knows that this process was stopped
+constexpr double kill_s = 5;    // from a launcher's SIGCONT until its signals, on a busy machine
+constexpr double turn_s = 3;    // for writing the report and ending the job, before the next rank does it
 
 /// Fills in what this rank knows of where an error arose.
 void place(Error& error, int rank) {
@@ -89,9 +90,14 @@ void Job::watch(const std::stop_token& stop) {
   std::mutex mutex;
   std::condition_variable_any wake;
   std::unique_lock lock(mutex);
+  constexpr auto still = std::chrono::seconds(1);
+  auto last = Deadline::Clock::now();
   constexpr int pauses = 10;  // of the second that the launcher leaves, half is for noticing and half for the report
   for (int told = 0; !wake.wait_for(lock, stop, pause, [&] { return stop.stop_requested(); });) {
     if (told_by_launcher() && launch_rank() == 0 && ++told >= pauses && !ending_.exchange(true)) end_late();
+    const auto now = Deadline::Clock::now();
+    if (now - last > still) woken_ = true;
+    last = now;
     const auto stage = clock_.overdue(late_s);
     if (!stage) continue;
     std::optional<Error> error;
@@ -127,6 +133,7 @@ void Job::give_up(const Error& error) {
   // A rank that was stopped itself and is woken to be killed knows least: the launcher's signal ends it here.
   let_others_speak(wake_s);
   obey_signals();
+  if (woken_) let_others_speak(kill_s);
   const int before = rank - (error.origin().rank < rank ? 1 : 0);
   if (before > 0) let_others_speak(turn_s * before);
   auto placed = error;

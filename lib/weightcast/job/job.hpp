@@ -90,6 +90,7 @@ class Job {
   FinishLate finish_late_;
   StageClock clock_;
   std::atomic<bool> in_mpi_ = false;      // and so able to look for a missing rank
+  std::atomic<bool> woken_ = false;       // this process was stopped
   std::atomic<bool> ending_ = false;      // somebody writes the report
   std::atomic<bool> lost_ = false;        // somebody ends a job that has lost a rank
   std::optional<StageClock::Note> note_;  // of the start and the end
