@@ -71,6 +71,24 @@ TEST_F(MessageTest, OneThatWaitsIsSeenUnderItsTagAlone) {
   message.wait(deadline, "sending");
 }
 
+TEST_F(MessageTest, EverybodyGetsEverybodysValuesWhateverTheirNumber) {
+  struct Pair {
+    std::uint64_t rank = 0;
+    double seconds = 0;
+  };
+  const auto rank = static_cast<std::uint64_t>(world.rank());
+  const std::vector<Pair> mine(rank, {rank, 0.5});  // none on rank 0
+  const auto all = world.all_gather_values(std::span<const Pair>(mine), deadline);
+  ASSERT_EQ(all.size(), static_cast<std::size_t>(world.size()));
+  for (std::size_t r = 0; r < all.size(); ++r) {
+    ASSERT_EQ(all[r].size(), r);
+    for (const auto& pair : all[r]) {
+      EXPECT_EQ(pair.rank, r);
+      EXPECT_EQ(pair.seconds, 0.5);
+    }
+  }
+}
+
 TEST_F(MessageTest, MpiRunsAndHasAName) {
   EXPECT_EQ(mpi_state(), MpiState::running);
   EXPECT_TRUE(inside_mpi());

@@ -179,6 +179,26 @@ TEST(Options, ListsAndFlags) {
   EXPECT_EQ(error_of([] { parse({"surplus"}).paths(); }).code(), ExitCode::usage);
 }
 
+TEST(JobOptions, OnlyThoseThatTheCommandHas) {
+  const CommandSpec few = {
+      .name = "few",
+      .arguments = "",
+      .summary = "",
+      .options = {
+          {"tp", "N", ""}, {"dp", "N", "", "1"}, {"device", "KIND", "", "auto"}, {"timeout", "TIME", "", "60s"}}};
+  const auto read = [&](std::vector<std::string> arguments) {
+    return parse_job_options(Options::parse(few, arguments, {}, {}));
+  };
+  const auto options = read({"--tp=2", "--device=host"});
+  EXPECT_EQ(options.tp, 2u);
+  EXPECT_EQ(options.device, DeviceChoice::host);
+  EXPECT_EQ(options.readers, 0u);
+  EXPECT_TRUE(options.gpus.empty());
+  EXPECT_TRUE(options.json.empty());
+  EXPECT_EQ(error_of([&] { read({"--gpus=0"}); }).code(), ExitCode::usage);
+  EXPECT_EQ(error_of([&] { read({"--tp=1000001"}); }).code(), ExitCode::usage);
+}
+
 UpdateOptions update(std::vector<std::string> arguments) {
   return parse_update_options(Options::parse(update_command(), arguments, {}, known_option_names()));
 }

@@ -9,10 +9,10 @@ JobOptions parse_job_options(const Options& options) {
   if (options.has("tp")) result.tp = options.number("tp", 1, most_ranks);
   result.dp = options.number("dp", 1, most_ranks);
   result.device = options.choice<DeviceChoice>("device");
-  result.gpus = options.numbers("gpus", last_gpu);
-  if (options.has("readers")) result.readers = options.number("readers", 0, most_readers);
+  if (options.takes("gpus")) result.gpus = options.numbers("gpus", last_gpu);
+  if (options.takes("readers")) result.readers = options.number("readers", 0, most_readers);
   result.timeout_s = options.duration_s("timeout");
-  result.json = options.text("json");
+  if (options.takes("json")) result.json = options.text("json");
   return result;
 }
 

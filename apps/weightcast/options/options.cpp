@@ -188,7 +188,7 @@ void Options::refuse(const std::string& name, const Error& reason) const {
 }
 
 bool Options::has(const std::string& name) const {
-  WEIGHTCAST_EXPECTS(name == "config" || find(name) != nullptr);
+  WEIGHTCAST_EXPECTS(name == "config" || takes(name));
   return values_.contains(name);
 }
 

@@ -51,6 +51,8 @@ class Options {
   bool help() const noexcept { return help_; }
   bool print_config() const noexcept { return print_config_; }
 
+  /// Whether the command has such an option.
+  bool takes(const std::string& name) const noexcept { return find(name) != nullptr; }
   /// Whether the option has a value, be it a default.
   bool has(const std::string& name) const;
   bool flag(const std::string& name) const;
