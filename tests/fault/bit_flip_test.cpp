@@ -51,7 +51,8 @@ TEST_P(BitFlip, InWhatArrivesIsRefused) {
     fault.bit = static_cast<int>(random() % 8);
     fault.announced = param.apart;
     const auto error = rig.update(0, 2);
-    ASSERT_TRUE(error) << "flip " << i << " went unnoticed";
+    ASSERT_TRUE(error) << "flip " << i << " went unnoticed, on rank " << rank << " in byte " << fault.byte << " of "
+                       << rig.plan.model.parameters[fault.parameter].info.name;
     ASSERT_EQ(error->code(), ExitCode::mismatch);
     ASSERT_EQ(error->origin().rank, rank);
     ++refused;

@@ -129,6 +129,9 @@ void close_import(int gpu, std::byte* memory, const IpcHandle& handle) noexcept 
 void upload(int gpu, std::byte* device, const std::byte* host, std::uint64_t size_bytes) {
   use(gpu);
   check(cudaMemcpy(device, host, size_bytes, cudaMemcpyHostToDevice), "cudaMemcpy to the GPU");
+  // From pageable memory it may return while the last bytes are on their way, and who reads them next is another
+  // process or a stream that does not wait for this one (CUDA Runtime API, "API synchronization behavior").
+  check(cudaStreamSynchronize(cudaStreamLegacy), "cudaStreamSynchronize");
 }
 
 void download(int gpu, std::byte* host, const std::byte* device, std::uint64_t size_bytes) {
