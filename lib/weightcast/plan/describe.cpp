@@ -71,23 +71,28 @@ std::string engine_tensor_table(const TransferPlan& plan) {
 }
 
 std::string rank_table(const TransferPlan& plan) {
-  std::vector<Row> rows{{"tp rank", "received bytes", "padding bytes", "shards", "parts", "copies", "tasks"}};
+  std::vector<Row> received{{"tp rank", "received bytes", "padding bytes", "shards", "moves"}};
+  std::vector<Row> schedules{{"tp rank", "parts", "copies", "strided tasks"}};
   for (std::size_t t = 0; t < plan.ranks.size(); ++t) {
     const RankPlan& rank = plan.ranks[t];
+    const auto rank_index = fmt::to_string(t);
     std::uint64_t padding = 0;
     for (const auto& range : rank.padding) padding += range.size_bytes;
-    std::size_t copies = 0;
+    std::size_t copies = 0, strided = 0;
     for (const auto& part : rank.schedule.whole) copies += part.copies.count;
     std::vector<Segment> tasks;
     for (const auto& segment : rank.schedule.segments) {
-      if (!segment.contiguous()) append_tasks(segment, copy_block_bytes, tasks);
+      if (segment.contiguous()) continue;
+      ++strided;
+      append_tasks(segment, copy_block_bytes, tasks);
     }
     const auto shards = std::count_if(rank.shards.begin(), rank.shards.end(), [](const auto& s) { return s.rows > 0; });
-    rows.push_back({fmt::to_string(t), fmt::to_string(rank.received_bytes), fmt::to_string(padding),
-                    fmt::to_string(shards), fmt::to_string(rank.schedule.whole.size()), fmt::to_string(copies),
-                    fmt::to_string(tasks.size())});
+    received.push_back({rank_index, fmt::to_string(rank.received_bytes), fmt::to_string(padding),
+                        fmt::to_string(shards), fmt::to_string(copies + strided)});
+    schedules.push_back(
+        {rank_index, fmt::to_string(rank.schedule.whole.size()), fmt::to_string(copies), fmt::to_string(tasks.size())});
   }
-  return table(rows, {true, true, true, true, true, true, true});
+  return table(received, {true, true, true, true, true}) + '\n' + table(schedules, {true, true, true, true});
 }
 
 struct Addition {
