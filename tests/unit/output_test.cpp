@@ -158,7 +158,10 @@ TEST_F(OutputTest, APipeThatNobodyReadsIsAnErrorInTime) {
   EXPECT_EQ(error.code(), ExitCode::cant_create);
   EXPECT_THAT(error.what(), HasSubstr("nobody reads"));
   UniqueFd reader(::open(path("pipe").c_str(), O_RDONLY | O_NONBLOCK));
-  std::thread leaves([&] { ::usleep(20'000), reader.reset(); });
+  std::thread leaves([&] {  // when it has read something
+    for (char first = 0; ::read(reader.get(), &first, 1) <= 0;) std::this_thread::yield();
+    reader.reset();
+  });
   const std::string text(200'000, 'x');
   EXPECT_EQ(error_of([&] { write_text_file(OutputName(path("pipe")), text); }).code(), ExitCode::io_error);
   leaves.join();
