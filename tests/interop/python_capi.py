@@ -100,6 +100,27 @@ def engines_own_memory():
             assert end.receive() is None and end.receive() is None
 
 
+def the_seeds_verbs():
+    """One parameter at a time, and a look at the first rows."""
+    expected = {name: to_bf16(values) for name, values in masters(2).items()}
+    with join() as end:
+        for version in (1, 2):
+            names = sorted(masters(version))
+            for name in names:
+                if TRAINER:
+                    update = end.update_parameter(version, name, masters(version)[name])
+                else:
+                    update = end.update_parameter_from_distributed(name, "BF16", masters(version)[name].shape)
+                assert update.version == (version if name == names[-1] else version - 1)
+        if TRAINER:
+            return
+        for name in ("model.norm.weight", "model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"):
+            rows = end.get_weights_by_parameter_name(name, 3)
+            assert rows.dtype == np.float32
+            assert np.array_equal((rows.view(np.uint32) >> 16).astype(np.uint16), expected[name][:3].ravel())
+        refuses(weightcast.Code.USAGE, "no parameter nonsense", lambda: end.get_weights_by_parameter_name("nonsense"))
+
+
 def destinations():
     """Into arrays of the caller: what is refused, what is strided, what stays."""
     arrays, padded = {}, {}
@@ -187,7 +208,7 @@ def refusals():
         refuses(usage, "read-only", lambda: weightcast._Table({name: frozen}, write=True))
 
 
-for case in (engines_own_memory, destinations, pieces, refusals):
+for case in (engines_own_memory, the_seeds_verbs, destinations, pieces, refusals):
     try:
         case()
     except BaseException:  # the other ranks wait for this one
