@@ -92,6 +92,14 @@ TEST(Model, TiedHeadIsAnAlias) {
   EXPECT_EQ(own.find("no.such.weight"), -1);
 }
 
+TEST(Model, ASizeBeyondAnyModelIsRefused) {
+  ModelConfig config = load_model_config("llama-3.1-8b");
+  config.intermediate = std::uint64_t{1} << 24;
+  EXPECT_THROW(build_model(config), Error);  // 12 TB
+  config.intermediate = std::uint64_t{1} << 21;
+  EXPECT_NO_THROW(build_model(config));
+}
+
 TEST(Model, SizesThatOverflowAreRefused) {
   ModelConfig config = load_model_config("tiny");
   config.heads = config.kv_heads = config.head_dim = config.hidden = std::uint64_t{1} << 24;

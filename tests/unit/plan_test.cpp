@@ -204,6 +204,12 @@ TEST(Schedule, PacksStridedRowsIntoBoundedSteps) {
   EXPECT_EQ(prove_schedule(schedule, 3, 1000), "parameters in no part");
 }
 
+TEST(Schedule, TasksMayCutTheRowsOfAWideSegment) {
+  const Range parts[] = {{0, 1}};
+  const auto wide = segment(0, 0, 0, copy_block_bytes + 300, 4, 3 * copy_block_bytes);
+  EXPECT_EQ(prove_schedule(make_schedule({wide}, 1, parts, 4 * copy_block_bytes), 1, 4 * copy_block_bytes), "");
+}
+
 TEST(Schedule, BlocksAreWholeRowsOrAnyBytesOfARun) {
   const auto blocks_of = [](const Segment& s, std::uint64_t bytes) {
     std::vector<std::pair<std::uint64_t, std::uint64_t>> blocks;  // offsets in the slot, rows

@@ -13,8 +13,8 @@ namespace weightcast {
 namespace {
 
 constexpr std::uint64_t vocabulary_unit = 64;
-// Leaves room for alignment and for sums over ranks.
-constexpr std::uint64_t model_limit_bytes = std::uint64_t{1} << 56;
+// Some trillion parameters. A plan grows with a model's bytes, so a mistyped shape must not take all memory.
+constexpr std::uint64_t model_limit_bytes = std::uint64_t{1} << 42;
 
 /// A parameter to be, without what it shares with its neighbours.
 struct Part {

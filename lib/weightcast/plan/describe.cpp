@@ -78,19 +78,18 @@ std::string rank_table(const TransferPlan& plan) {
     const auto rank_index = fmt::to_string(t);
     std::uint64_t padding = 0;
     for (const auto& range : rank.padding) padding += range.size_bytes;
-    std::size_t copies = 0, strided = 0;
+    std::size_t copies = 0, strided = 0, tasks = 0;
     for (const auto& part : rank.schedule.whole) copies += part.copies.count;
-    std::vector<Segment> tasks;
     for (const auto& segment : rank.schedule.segments) {
       if (segment.contiguous()) continue;
       ++strided;
-      append_tasks(segment, copy_block_bytes, tasks);
+      for_each_task(segment, copy_block_bytes, [&](const Segment&) { ++tasks; });
     }
     const auto shards = std::count_if(rank.shards.begin(), rank.shards.end(), [](const auto& s) { return s.rows > 0; });
     received.push_back({rank_index, fmt::to_string(rank.received_bytes), fmt::to_string(padding),
                         fmt::to_string(shards), fmt::to_string(copies + strided)});
     schedules.push_back(
-        {rank_index, fmt::to_string(rank.schedule.whole.size()), fmt::to_string(copies), fmt::to_string(tasks.size())});
+        {rank_index, fmt::to_string(rank.schedule.whole.size()), fmt::to_string(copies), fmt::to_string(tasks)});
   }
   return table(received, {true, true, true, true, true}) + '\n' + table(schedules, {true, true, true, true});
 }

@@ -131,22 +131,26 @@ void BlockCursor::cut() noexcept {
   }
 }
 
-void append_tasks(const Segment& segment, std::uint64_t block_bytes, std::vector<Segment>& tasks) {
+void for_each_task(const Segment& segment, std::uint64_t block_bytes, FunctionRef<void(const Segment&)> take) {
   for (BlockCursor cursor(segment, block_bytes); !cursor.done(); cursor.next()) {
     auto task = cursor.block();
     if (task.rows != 1 || task.row_bytes <= warp_run_bytes) {
-      tasks.push_back(task);
+      take(task);
       continue;
     }
     const auto runs = task.row_bytes / warp_run_bytes, rest = task.row_bytes % warp_run_bytes;
     flatten(task, warp_run_bytes);
     task.rows = runs;
-    tasks.push_back(task);
+    take(task);
     if (rest == 0) continue;
     advance(task, runs * warp_run_bytes);
     flatten(task, rest);
-    tasks.push_back(task);
+    take(task);
   }
+}
+
+void append_tasks(const Segment& segment, std::uint64_t block_bytes, std::vector<Segment>& tasks) {
+  for_each_task(segment, block_bytes, [&](const Segment& task) { tasks.push_back(task); });
 }
 
 std::span<const Segment> Schedule::segments_of(const Range& parameters) const {

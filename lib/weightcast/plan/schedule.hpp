@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "weightcast/core/bytes.hpp"
+#include "weightcast/core/function_ref.hpp"
 
 /// In which parts and pieces a rank's bytes move: made once, with the plan, and executed as it stands by every
 /// transport and every digest. Sizes are bytes. Pure.
@@ -66,8 +67,10 @@ class BlockCursor {
   bool one_run_ = false;
 };
 
-/// Appends the blocks of a segment as GPUs take them: contiguous ones as rows of warp_run_bytes, and what is left of
+/// The blocks of a segment as GPUs take them, in order: contiguous ones as rows of warp_run_bytes, and what is left of
 /// them.
+void for_each_task(const Segment& segment, std::uint64_t block_bytes, FunctionRef<void(const Segment&)> take);
+/// Appends them.
 void append_tasks(const Segment& segment, std::uint64_t block_bytes, std::vector<Segment>& tasks);
 
 /// Contiguous on both sides.

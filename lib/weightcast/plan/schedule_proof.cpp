@@ -11,11 +11,11 @@
 namespace weightcast {
 namespace {
 
-/// Runs with a position in them.
+/// Runs, and how much of the first is taken off.
 struct Walk {
   std::size_t from = 0;
   std::uint64_t source_offset = 0, destination_offset = 0, row_bytes = 0, rows = 0, source_pitch = 0,
-                destination_pitch = 0;
+                destination_pitch = 0, taken = 0;
 
   Walk(const Copy& copy)  // NOLINT(google-explicit-constructor): a list of them is made from lists of others
       : from(copy.from),
@@ -28,7 +28,7 @@ struct Walk {
         source_offset(segment.source_offset),
         destination_offset(segment.destination_offset),
         row_bytes(segment.row_bytes),
-        rows(segment.rows),
+        rows(segment.row_bytes == 0 ? 0 : segment.rows),
         source_pitch(segment.source_pitch),
         destination_pitch(segment.destination_pitch) {
     if (!segment.contiguous() || rows == 0) return;
@@ -36,19 +36,36 @@ struct Walk {
     rows = 1;
   }
 
-  /// Takes off `count` rows, or a part of the only one left.
-  void take(std::uint64_t count) {
+  void take_rows(std::uint64_t count) {
     source_offset += count * source_pitch;
     destination_offset += count * destination_pitch;
     rows -= count;
   }
   void take_bytes(std::uint64_t bytes) {
-    if (bytes == row_bytes) return take(1);
-    source_offset += bytes;
-    destination_offset += bytes;
-    row_bytes -= bytes;
+    taken += bytes;
+    if (taken < row_bytes) return;
+    taken = 0;
+    take_rows(1);
   }
 };
+
+/// Takes off both what they share at their beginning. False: they begin elsewhere, or are not of the same place.
+bool take_shared(Walk& a, Walk& b) {
+  if (a.from != b.from || a.source_offset + a.taken != b.source_offset + b.taken ||
+      a.destination_offset + a.taken != b.destination_offset + b.taken)
+    return false;
+  if (a.taken == 0 && b.taken == 0 && a.row_bytes == b.row_bytes && a.source_pitch == b.source_pitch &&
+      a.destination_pitch == b.destination_pitch) {
+    const auto rows = std::min(a.rows, b.rows);
+    a.take_rows(rows);
+    b.take_rows(rows);
+  } else {
+    const auto bytes = std::min(a.row_bytes - a.taken, b.row_bytes - b.taken);
+    a.take_bytes(bytes);
+    b.take_bytes(bytes);
+  }
+  return true;
+}
 
 /// Whether both lists bring the same bytes to the same places; neither may bring any twice.
 bool same_bytes(std::vector<Walk> mine, std::vector<Walk> theirs) {
@@ -62,22 +79,18 @@ bool same_bytes(std::vector<Walk> mine, std::vector<Walk> theirs) {
     while (a != mine.end() && a->rows == 0) ++a;
     while (b != theirs.end() && b->rows == 0) ++b;
     if (a == mine.end() || b == theirs.end()) return a == mine.end() && b == theirs.end();
-    if (a->from != b->from || a->source_offset != b->source_offset || a->destination_offset != b->destination_offset)
-      return false;
-    if (a->row_bytes == b->row_bytes &&
-        (a->rows == 1 || b->rows == 1 ||
-         (a->source_pitch == b->source_pitch && a->destination_pitch == b->destination_pitch))) {
-      const auto rows = std::min(a->rows, b->rows);
-      a->take(rows);
-      b->take(rows);
-    } else if (a->rows == 1 && b->rows == 1) {
-      const auto bytes = std::min(a->row_bytes, b->row_bytes);
-      a->take_bytes(bytes);
-      b->take_bytes(bytes);
-    } else {
-      return false;
-    }
+    if (!take_shared(*a, *b)) return false;
   }
+}
+
+/// Whether the tasks of a segment are the segment, in order. One at a time: a large one has millions.
+bool tasks_are(const Segment& segment) {
+  Walk left(segment);
+  bool same = true;
+  for_each_task(segment, copy_block_bytes, [&](const Segment& task) {
+    for (Walk walk(task); same && walk.rows != 0;) same = left.rows != 0 && take_shared(left, walk);
+  });
+  return same && left.rows == 0;
 }
 
 /// Why the steps cannot be packed one after the other into a buffer of `pack_bytes`, or nothing. Appends their rows.
@@ -116,13 +129,13 @@ std::string prove_part(const Schedule& schedule, const Part& part, std::uint64_t
   const std::vector<Walk> planned(segments.begin(), segments.end());
   const auto copies = part.copies.of(schedule.copies);
   std::vector<Walk> executed(copies.begin(), copies.end()), sent = executed;
-  std::vector<Segment> tasks;
   for (const auto& segment : segments) {
-    if (!segment.contiguous()) append_tasks(segment, copy_block_bytes, tasks);
-    if (!segment.contiguous() && segment.contiguous_source()) sent.emplace_back(segment);
+    if (segment.contiguous()) continue;
+    if (!tasks_are(segment)) return "tasks differ from their segment";
+    executed.emplace_back(segment);
+    if (segment.contiguous_source()) sent.emplace_back(segment);
   }
-  executed.insert(executed.end(), tasks.begin(), tasks.end());
-  if (!same_bytes(executed, planned)) return "copies and tasks differ from the segments";
+  if (!same_bytes(std::move(executed), planned)) return "copies and tasks differ from the segments";
   for (const auto& step : part.pack_steps.of(schedule.pack_steps)) {
     if (!inside(step, schedule.packed)) return "a pack step outside of the list";
   }
