@@ -34,7 +34,7 @@ json_list() {
   printf ']'
 }
 
-commands=() gpus=() nodes=() started=$(date -u +%FT%TZ) child='' asked='' asks=0
+commands=() gpus=() nodes=() session='' started=$(date -u +%FT%TZ) child='' asked='' asks=0
 
 write_run() {  # EXIT_STATUS, or null
   {
@@ -130,7 +130,10 @@ place() {
   printf '%s\n' "${hosts[@]}" >"$OUTPUT/hosts"
 
   case $LAUNCHER in
-    mpirun) launcher=(mpirun -n "${#hosts[@]}" --hostfile "$OUTPUT/hosts" --mca rmaps seq) ;;
+    mpirun)
+      launcher=(mpirun -n "${#hosts[@]}" --hostfile "$OUTPUT/hosts" --mca rmaps seq)
+      session=${OMPI_MCA_orte_tmpdir_base:-${TMPDIR:-/tmp}}/weightcast-mpirun-$SLURM_JOB_ID
+      ;;
     srun)
       local used
       used=$(sort -u "$OUTPUT/hosts" | wc -l)
@@ -169,6 +172,9 @@ ranks() {
   commands+=("${seen# }")
   say "${seen# }"
   [[ -z $asked ]] || return 124
+  # A session folder of its own: in the one that all jobs of a user share on a node, an mpirun that ends removes what one
+  # that begins has just found ("A call to mkdir was unable to create the desired directory").
+  [[ -z $session ]] || export OMPI_MCA_orte_top_session_dir=$session.${#commands[@]}
   "${command[@]}" </dev/null &
   child=$!
   while :; do  # a trap ends `wait` early
