@@ -9,45 +9,23 @@ import array
 import json
 import os
 import shutil
-import struct
-import subprocess
 import sys
-import tempfile
 import unittest
+
+import workplace
+from workplace import data_of, header_of, read_safetensors, write_safetensors
 
 PROGRAM, MPIEXEC = "", ""
 USAGE, BAD_DATA, NO_INPUT = 64, 65, 66
 NORM, HEAD, EMBEDDING = "model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"
 
 
-def environment():
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WEIGHTCAST_", "OMPI_COMM", "PMIX_", "SLURM_"))}
-    return {**clean, "CUDA_VISIBLE_DEVICES": ""}
-
-
 def run(*arguments, ranks=0):
-    command = [MPIEXEC, "-n", str(ranks), PROGRAM] if ranks else [PROGRAM]
-    return subprocess.run([*command, *map(str, arguments)], env=environment(), text=True, timeout=60, stdin=subprocess.DEVNULL,
-                          capture_output=True, check=False)
-
-
-def read_tensors(path):
-    """{name: (dtype, shape, bytes)} of a safetensors file."""
-    with open(path, "rb") as file:
-        length, = struct.unpack("<Q", file.read(8))
-        header, data = json.loads(file.read(length)), file.read()
-    header.pop("__metadata__", None)
-    return {name: (t["dtype"], t["shape"], data[slice(*t["data_offsets"])]) for name, t in header.items()}
+    return workplace.run([*([MPIEXEC, "-n", ranks] if ranks else []), PROGRAM, *arguments])
 
 
 def write_tensors(path, tensors, metadata=None):
-    header, end = {"__metadata__": metadata}, 0
-    for name, (dtype, shape, data) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(data)]}
-        end += len(data)
-    text = json.dumps(header).encode()
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values()))
+    write_safetensors(path, json.dumps({"__metadata__": metadata, **header_of(tensors)}), data_of(tensors))
 
 
 def widened(tensor, noise=0):
@@ -56,27 +34,16 @@ def widened(tensor, noise=0):
     return "F32", shape, array.array("I", (x << 16 | noise for x in array.array("H", data))).tobytes()
 
 
-class Checkpoints(unittest.TestCase):
+class Checkpoints(workplace.Workplace):
     @classmethod
     def setUpClass(cls):
-        cls.shared = tempfile.mkdtemp(prefix="weightcast-cli-")
+        super().setUpClass()
         cls.plain = os.path.join(cls.shared, "plain")
         done = run("synth", "--model", "tiny", "--seed", 2, "--output", cls.plain)
         assert done.returncode == 0, done.stderr
-        cls.tensors = read_tensors(os.path.join(cls.plain, "model.safetensors"))
+        cls.tensors = read_safetensors(os.path.join(cls.plain, "model.safetensors"))
         with open(os.path.join(cls.plain, "config.json"), encoding="utf-8") as file:
             cls.config = json.load(file)
-
-    @classmethod
-    def tearDownClass(cls):
-        shutil.rmtree(cls.shared)
-
-    def setUp(self):
-        self.folder = tempfile.mkdtemp(prefix="weightcast-cli-")
-        self.addCleanup(shutil.rmtree, self.folder)
-
-    def path(self, *parts):
-        return os.path.join(self.folder, *parts)
 
     def make(self, name, tensors=None, config=None, metadata=None, file="model.safetensors", removed=()):
         """A checkpoint: the plain one's tensors or these, its config with what differs."""
@@ -186,7 +153,7 @@ class Checkpoints(unittest.TestCase):
         with open(self.path("more", "model.safetensors.index.json"), encoding="utf-8") as file:
             weight_map = json.load(file)["weight_map"]
         without = self.path("more", weight_map[NORM])
-        write_tensors(without, {k: v for k, v in read_tensors(without).items() if k != NORM})
+        write_tensors(without, {k: v for k, v in read_safetensors(without).items() if k != NORM})
         self.index("more", {**weight_map, NORM: "extra.safetensors"}, total=5)
         self.taken(folder, says=("surplus",))
         write_tensors(self.path("more", "extra.safetensors"), {NORM: self.tensors[NORM]})

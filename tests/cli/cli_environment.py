@@ -11,6 +11,9 @@ import sys
 import tempfile
 import unittest
 
+import workplace
+from workplace import finish
+
 PROGRAM, MPIEXEC = "", ""
 USAGE, UNAVAILABLE, CONFIG = 64, 69, 78
 UPDATE = ["update", "--initial", "synth:1", "--target", "synth:2", "--device", "host"]
@@ -19,38 +22,15 @@ SERVICE = {f"WEIGHTCAST_{end}": "10.0.0.1" for end in (
     "PORT_80_TCP_PROTO")}
 
 
-def environment(extra=None):
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WEIGHTCAST_", "OMPI_COMM", "PMI", "SLURM_"))}
-    return {**clean, "CUDA_VISIBLE_DEVICES": "", **(extra or {})}
-
-
-def start(command, env=None, **keywords):
-    return subprocess.Popen([str(word) for word in command], env=environment(env), text=True, stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords)
-
-
-def finish(job, timeout=60):
-    try:
-        out, err = job.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        job.terminate()
-        job.communicate()
-        raise
-    return subprocess.CompletedProcess(job.args, job.returncode, out, err)
+def start(command, **keywords):
+    return workplace.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords)
 
 
 def run(*command, **keywords):
-    return finish(start(command, **keywords))
+    return workplace.run(command, **keywords)
 
 
-class Launching(unittest.TestCase):
-    def setUp(self):
-        self.folder = tempfile.TemporaryDirectory(prefix="weightcast-environment-")
-        self.addCleanup(self.folder.cleanup)
-
-    def path(self, name):
-        return os.path.join(self.folder.name, name)
-
+class Launching(workplace.Workplace):
     def one_block(self, text):
         self.assertEqual(text.count("weightcast: error:"), 1, text)
         return text
@@ -83,7 +63,7 @@ if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
         done = subprocess.run([{PROGRAM!r}, *command], capture_output=True, text=True)
         print(command[0], done.returncode, len(done.stdout) > 0, done.stderr)
 """
-        done = run(MPIEXEC, "-n", 2, sys.executable, "-c", script, cwd=self.folder.name)
+        done = run(MPIEXEC, "-n", 2, sys.executable, "-c", script, cwd=self.folder)
         commands = ("synth", "snapshot", "verify", "inspect", "plan", "--version")
         self.assertEqual(done.stdout.split("\n")[:-1], [f"{command} 0 True " for command in commands])
 

@@ -12,19 +12,17 @@ import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import unittest
+
+import workplace
+from workplace import data_of, header_of, write_safetensors
 
 PROGRAM = ""
 USAGE, BAD_DATA, NO_INPUT, CANT_CREATE, IO_ERROR, MISMATCH, CONFIG = 64, 65, 66, 73, 74, 76, 78
 
 
-def run(*arguments, env=None, **keywords):
-    """Runs the program with only the given WEIGHTCAST_ variables."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("WEIGHTCAST_", "OMPI_COMM", "PMIX_", "SLURM_"))}
-    environment.update(env or {})
-    return subprocess.run([PROGRAM, *map(str, arguments)], env=environment, text=True, timeout=60,
-                          stdin=subprocess.DEVNULL, capture_output=True, **keywords)
+def run(*arguments, **keywords):
+    return workplace.run([PROGRAM, *arguments], **keywords)
 
 
 def tensor_file(folder):
@@ -47,10 +45,10 @@ def flip_bit(path, offset):
         file.write(bytes([byte ^ 1]))
 
 
-class Offline(unittest.TestCase):
+class Offline(workplace.Workplace):
     @classmethod
     def setUpClass(cls):
-        cls.shared = tempfile.mkdtemp(prefix="weightcast-cli-")
+        super().setUpClass()
         cls.one = os.path.join(cls.shared, "one")
         cls.two = os.path.join(cls.shared, "two")
         for folder, seed in ((cls.one, 1), (cls.two, 2)):
@@ -59,22 +57,6 @@ class Offline(unittest.TestCase):
         cls.h5 = os.path.join(cls.shared, "one.h5")
         done = run("snapshot", "--checkpoint", cls.one, "--output", cls.h5)
         assert done.returncode == 0, done.stderr
-
-    @classmethod
-    def tearDownClass(cls):
-        shutil.rmtree(cls.shared)
-
-    def setUp(self):
-        self.folder = tempfile.mkdtemp(prefix="weightcast-cli-")
-        self.addCleanup(shutil.rmtree, self.folder)
-
-    def path(self, *parts):
-        return os.path.join(self.folder, *parts)
-
-    def write(self, name, text):
-        with open(self.path(name), "w", encoding="utf-8") as file:
-            file.write(text)
-        return self.path(name)
 
     def copy_of_one(self):
         return shutil.copytree(self.one, self.path("copy"))
@@ -295,13 +277,7 @@ class Offline(unittest.TestCase):
 
     def test_verify_names_every_missing_and_other_tensor(self):
         def save(name, tensors):
-            header, data = {}, b""
-            for tensor, (dtype, shape, payload) in tensors.items():
-                header[tensor] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(payload)]}
-                data += payload
-            text = json.dumps(header).encode()
-            with open(self.path(name), "wb") as file:
-                file.write(struct.pack("<Q", len(text)) + text + data)
+            write_safetensors(self.path(name), json.dumps(header_of(tensors)), data_of(tensors))
             return self.path(name)
         a = save("a.safetensors", {"w": ("F32", [2], bytes(8)), "x": ("U8", [2], b"ab"), "y": ("U8", [4], b"abcd")})
         b = save("b.safetensors", {"w": ("F32", [2], bytes(8)), "y": ("U8", [2, 2], b"abcd"), "z": ("I16", [1], b"ab"),

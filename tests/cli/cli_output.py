@@ -24,6 +24,8 @@ import threading
 import time
 import unittest
 
+import workplace
+
 CANT_CREATE, IO_ERROR, BUSY, DEADLINE = 73, 74, 75, 124
 PROGRAM = MPIEXEC = None
 TEMPORARY = ".tmp."
@@ -58,14 +60,7 @@ def over_tcp(line):
     return [line[0], "--mca", "btl", "self,tcp", "--mca", "btl_tcp_if_include", "lo", *line[1:]]
 
 
-class Workplace(unittest.TestCase):
-    def setUp(self):
-        self.folder = tempfile.mkdtemp(prefix="weightcast-output-")
-        self.addCleanup(shutil.rmtree, self.folder)
-
-    def path(self, *parts):
-        return os.path.join(self.folder, *parts)
-
+class Workplace(workplace.Workplace):
     def succeeds(self, line, **keywords):
         done = run(line, **keywords)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)

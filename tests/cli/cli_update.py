@@ -18,6 +18,9 @@ import tempfile
 import time
 import unittest
 
+import workplace
+from workplace import data_of, header_of, read_safetensors, run, write_safetensors
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 CHECK_REPORT = os.path.join(HERE, "..", "interop", "check_report.py")
 PROGRAM, MPIEXEC = "", ""
@@ -25,90 +28,34 @@ LAYERS, STAGES = ["engine", "scheduler", "tp_worker", "model_runner"], ["prepare
 USAGE, BAD_DATA, NO_INPUT, CANT_CREATE, IO_ERROR, MISMATCH, CONFIG, DEADLINE = 64, 65, 66, 73, 74, 76, 78, 124
 
 
-def environment(extra=None):
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("WEIGHTCAST_", "OMPI_COMM", "PMIX_", "SLURM_"))}
-    return {**clean, "CUDA_VISIBLE_DEVICES": "", **(extra or {})}  # weights in host memory, also where there are GPUs
-
-
 def offline(*arguments):
-    return subprocess.run([PROGRAM, *map(str, arguments)], env=environment(), text=True, timeout=60, stdin=subprocess.DEVNULL,
-                          capture_output=True, check=False)
+    return run([PROGRAM, *arguments])
 
 
-def start(ranks, *arguments, env=None, **keywords):
-    return subprocess.Popen([MPIEXEC, "-n", str(ranks), PROGRAM, *map(str, arguments)], env=environment(env), text=True,
-                            stdin=subprocess.DEVNULL, **keywords)
+def start(ranks, *arguments, **keywords):
+    return workplace.start([MPIEXEC, "-n", ranks, PROGRAM, *arguments], **keywords)
 
 
-def finish(job, timeout=60):
-    """What subprocess.run() returns, but a job that hangs is ended as a whole."""
-    try:
-        out, err = job.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        job.terminate()  # mpirun takes its ranks along
-        job.communicate()
-        raise
-    return subprocess.CompletedProcess(job.args, job.returncode, out, err)
+def mpirun(ranks, *arguments, **keywords):
+    return run([MPIEXEC, "-n", ranks, PROGRAM, *arguments], **keywords)
 
 
-def mpirun(ranks, *arguments, timeout=60, **keywords):
-    return finish(start(ranks, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords), timeout)
+def write_checkpoint(folder, text, data):
+    write_safetensors(os.path.join(folder, "model.safetensors"), text, data)
 
 
-def read_checkpoint(folder):
-    """{name: (dtype, shape, bytes)} of a folder with one safetensors file."""
-    with open(os.path.join(folder, "model.safetensors"), "rb") as file:
-        length, = struct.unpack("<Q", file.read(8))
-        header, data = json.loads(file.read(length)), file.read()
-    return {name: (t["dtype"], t["shape"], data[slice(*t["data_offsets"])]) for name, t in header.items() if name != "__metadata__"}
-
-
-def header_of(tensors):
-    header, end = {}, 0
-    for name, (dtype, shape, data) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(data)]}
-        end += len(data)
-    return header
-
-
-def data_of(tensors):
-    return b"".join(data for _, _, data in tensors.values())
-
-
-def write_safetensors(folder, text, data):
-    text = text if isinstance(text, bytes) else text.encode()
-    with open(os.path.join(folder, "model.safetensors"), "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text + data)
-
-
-class Workplace(unittest.TestCase):
-    """A folder per test, and one for all with two checkpoints of the shape `tiny` and their snapshots."""
+class Workplace(workplace.Workplace):
+    """For all tests two checkpoints of the shape `tiny` and their snapshots."""
 
     @classmethod
     def setUpClass(cls):
-        cls.shared = tempfile.mkdtemp(prefix="weightcast-cli-")
+        super().setUpClass()
         cls.one, cls.two = os.path.join(cls.shared, "one"), os.path.join(cls.shared, "two")
         for folder, seed, shard_size in ((cls.one, 1, "5G"), (cls.two, 2, "100K")):
             done = offline("synth", "--model=tiny", "--seed", seed, "--shard-size", shard_size, "--output", folder)
             assert done.returncode == 0, done.stderr
             done = offline("snapshot", "--checkpoint", folder, "--output", folder + ".h5")
             assert done.returncode == 0, done.stderr
-
-    @classmethod
-    def tearDownClass(cls):
-        shutil.rmtree(cls.shared)
-
-    def setUp(self):
-        self.folder = tempfile.mkdtemp(prefix="weightcast-cli-")
-        self.addCleanup(shutil.rmtree, self.folder)
-
-    def path(self, *parts):
-        return os.path.join(self.folder, *parts)
-
-    def write(self, name, text):
-        with open(self.path(name), "w", encoding="utf-8") as file:
-            file.write(text)
-        return self.path(name)
 
     def report(self, path):
         checked = subprocess.run([sys.executable, CHECK_REPORT, path], text=True, capture_output=True, check=False)
@@ -323,7 +270,7 @@ class BadInput(Workplace):
         """A copy of checkpoint one whose single file was rewritten by change(folder, tensors)."""
         folder = tempfile.mkdtemp(dir=self.folder)
         shutil.copy(os.path.join(self.one, "config.json"), folder)
-        change(folder, read_checkpoint(self.one))
+        change(folder, read_safetensors(os.path.join(self.one, "model.safetensors")))
         return folder
 
     def test_malformed_checkpoints(self):
@@ -333,14 +280,14 @@ class BadInput(Workplace):
             def change(folder, tensors):
                 header = header_of(tensors)
                 edit(header)
-                write_safetensors(folder, json.dumps(header), data_of(tensors))
+                write_checkpoint(folder, json.dumps(header), data_of(tensors))
             return change
 
         def truncated(folder, tensors):
-            write_safetensors(folder, json.dumps(header_of(tensors)), data_of(tensors)[:-1])
+            write_checkpoint(folder, json.dumps(header_of(tensors)), data_of(tensors)[:-1])
 
         def overlong(folder, tensors):
-            write_safetensors(folder, json.dumps(header_of(tensors)), data_of(tensors) + b"x")
+            write_checkpoint(folder, json.dumps(header_of(tensors)), data_of(tensors) + b"x")
 
         def overlap(header):
             header[norm]["data_offsets"] = [n - 2 for n in header[norm]["data_offsets"]]
@@ -348,7 +295,7 @@ class BadInput(Workplace):
         def twice(folder, tensors):
             text = json.dumps(header_of(tensors))
             entry = re.search(rf'"{norm}": {{[^}}]*}}', text).group(0)
-            write_safetensors(folder, text[:-1] + ", " + entry + "}", data_of(tensors))
+            write_checkpoint(folder, text[:-1] + ", " + entry + "}", data_of(tensors))
 
         def overflow(header):
             header[norm]["shape"] = [2**62, 2**62]
@@ -357,7 +304,7 @@ class BadInput(Workplace):
             header[norm]["shape"] = [2**63, 2]  # x 16 bits wraps to a small number
 
         def cut_header(folder, tensors):
-            write_safetensors(folder, json.dumps(header_of(tensors)), data_of(tensors))
+            write_checkpoint(folder, json.dumps(header_of(tensors)), data_of(tensors))
             os.truncate(os.path.join(folder, "model.safetensors"), 100)
 
         def huge_header(folder, _):
@@ -365,12 +312,12 @@ class BadInput(Workplace):
                 file.write(struct.pack("<Q", 2**63) + b"{}")
 
         def empty(folder, _):
-            write_safetensors(folder, "", b"")
+            write_checkpoint(folder, "", b"")
             os.truncate(os.path.join(folder, "model.safetensors"), 0)
 
         def index(target):
             def change(folder, tensors):
-                write_safetensors(os.path.dirname(folder), json.dumps(header_of(tensors)), data_of(tensors))
+                write_checkpoint(os.path.dirname(folder), json.dumps(header_of(tensors)), data_of(tensors))
                 with open(os.path.join(folder, "model.safetensors.index.json"), "w", encoding="utf-8") as file:
                     json.dump({"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(tensors, target)}, file)
             return change
@@ -408,7 +355,7 @@ class BadInput(Workplace):
             for name in gone:
                 del tensors[name]
             tensors.update(dict.fromkeys(extra, ("BF16", [2], bytes(4))))
-            write_safetensors(folder, json.dumps(header_of(tensors)), data_of(tensors))
+            write_checkpoint(folder, json.dumps(header_of(tensors)), data_of(tensors))
 
         for where in ("initial", "target"):
             block = self.refused(BAD_DATA, **{where: self.damaged(change)})
@@ -429,7 +376,7 @@ class BadInput(Workplace):
     def test_bad_configs(self):
         for text, status in (("{", BAD_DATA), ('{"model_type": "llama"}', BAD_DATA), ('{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}', CONFIG)):
             def change(folder, tensors, text=text):
-                write_safetensors(folder, json.dumps(header_of(tensors)), data_of(tensors))
+                write_checkpoint(folder, json.dumps(header_of(tensors)), data_of(tensors))
                 with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
                     file.write(text)
             self.assertIn("config.json", self.refused(status, target=self.damaged(change)))
