@@ -5,41 +5,18 @@ its engine. Exit code 77: numpy or mpi4py is not there.
 usage: mpiexec -n 2 python3 python_capi.py
 """
 
-import pathlib
-import sys
-import traceback
+from update_group import COMM, TRAINER, join, random_masters, refuses, run, shapes_of, to_bf16
 
-try:
-    import numpy as np
-    from mpi4py import MPI
-except ImportError as error:
-    print(f"skipped: {error} (Debian: python3-numpy, python3-mpi4py)")
-    sys.exit(77)
+import numpy as np
+import weightcast
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools/python"))
-import weightcast  # noqa: E402
-
-COMM = MPI.COMM_WORLD
-TRAINER, TP, TP_RANK = COMM.rank == 0, COMM.size - 1, COMM.rank - 1
-LAYERS, HIDDEN, Q, KV, FFN, VOCABULARY = 3, 64, 64, 16, 96, 200
-SHAPES = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,),
-          "lm_head.weight": (VOCABULARY, HIDDEN)}
-for layer in range(LAYERS):
-    SHAPES |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in {
-        "input_layernorm": (HIDDEN,), "post_attention_layernorm": (HIDDEN,), "self_attn.q_proj": (Q, HIDDEN),
-        "self_attn.k_proj": (KV, HIDDEN), "self_attn.v_proj": (KV, HIDDEN), "self_attn.o_proj": (HIDDEN, Q),
-        "mlp.gate_proj": (FFN, HIDDEN), "mlp.up_proj": (FFN, HIDDEN), "mlp.down_proj": (HIDDEN, FFN)}.items()}
+TP, TP_RANK = COMM.size - 1, COMM.rank - 1
+LAYERS = 3
+SHAPES = shapes_of(LAYERS)
 
 
 def masters(version):
-    """Every fp32 weight of a version, the same on all ranks."""
-    random = np.random.default_rng(version)
-    return {name: random.standard_normal(shape, dtype=np.float32) for name, shape in SHAPES.items()}
-
-
-def to_bf16(values):
-    bits = values.view(np.uint32)
-    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    return random_masters(SHAPES, version)
 
 
 def shard(name, whole):
@@ -56,22 +33,8 @@ def shard(name, whole):
     return whole[part]
 
 
-def refuses(code, text, call):
-    """`call` must fail like this."""
-    try:
-        call()
-    except weightcast.WeightcastError as error:
-        assert error.code == code and text in error.message and not error.lost, (error.code, error.message)
-        return
-    raise AssertionError(f"not refused: {text}")
-
-
-def join(model="tiny", **options):
-    return (weightcast.Trainer if TRAINER else weightcast.Engine)(model, timeout_s=20, **options)
-
-
 def engines_own_memory():
-    with join() as end:
+    with join("tiny") as end:
         for version in (1, 2):
             if TRAINER:
                 update = end.publish(version, masters(version))  # rounded to bf16
@@ -103,7 +66,7 @@ def engines_own_memory():
 def the_seeds_verbs():
     """One parameter at a time, and a look at the first rows."""
     expected = {name: to_bf16(values) for name, values in masters(2).items()}
-    with join() as end:
+    with join("tiny") as end:
         for version in (1, 2):
             names = sorted(masters(version))
             for name in names:
@@ -140,7 +103,7 @@ def destinations():
             assert np.array_equal(array, shard(name, whole[name])), name
         assert all((array[:, -5:] == 7).all() for array in padded.values())
 
-    with join(**({} if TRAINER else {"destinations": table})) as end:
+    with join("tiny", **({} if TRAINER else {"destinations": table})) as end:
         def step(version):
             return end.publish(version, masters(version).items()) if TRAINER else end.receive()
 
@@ -162,7 +125,7 @@ def destinations():
 
 
 def pieces():
-    with join() as end:
+    with join("tiny") as end:
         if not TRAINER:
             assert end.receive().version == 5
             return
@@ -183,7 +146,7 @@ def pieces():
 def refusals():
     """Of one rank alone: the others notice nothing."""
     usage, name = weightcast.Code.USAGE, "model.norm.weight"
-    with join() as end:
+    with join("tiny") as end:
         if TRAINER:
             for text, value in (("array of uint16", np.zeros(4, np.uint16)), ("is a list", [1.0]),
                                 ("not F32", (np.zeros(4, np.uint16), "F32")), ("<c8", np.zeros(4, np.complex64)),
@@ -192,7 +155,7 @@ def refusals():
                                 ("|O", (np.array([None]), "F64"))):
                 refuses(usage, text, lambda value=value: end.publish(1, {name: value}))
             refuses(weightcast.Code.BAD_DATA, "embed_tokens.weight is missing", lambda: end.publish(1, {}))
-            packed = np.zeros(HIDDEN, [("tag", "u2"), ("value", "f4")])["value"]
+            packed = np.zeros(64, [("tag", "u2"), ("value", "f4")])["value"]
             refuses(weightcast.Code.BAD_DATA, f"{name} is not aligned",
                     lambda: end.publish(1, masters(1) | {name: packed}))
             assert end.publish(1, masters(1)).version == 1
@@ -200,20 +163,12 @@ def refusals():
             assert end.receive().version == 1
     end.close()
     refuses(weightcast.Code.CONFIG, "closed", lambda: end.publish(1, {}) if TRAINER else end.receive())
-    refuses(usage, "no device", lambda: join(device="tpu"))
-    refuses(usage, "no/such/model", lambda: join(model="no/such/model"))
+    refuses(usage, "no device", lambda: join("tiny", device="tpu"))
+    refuses(usage, "no/such/model", lambda: join("no/such/model"))
     if not TRAINER:
         frozen = np.zeros(4, np.float32)
         frozen.flags.writeable = False
         refuses(usage, "read-only", lambda: weightcast._Table({name: frozen}, write=True))
 
 
-for case in (engines_own_memory, the_seeds_verbs, destinations, pieces, refusals):
-    try:
-        case()
-    except BaseException:  # the other ranks wait for this one
-        traceback.print_exc()
-        COMM.Abort(1)
-    COMM.barrier()
-    if TRAINER:
-        print(f"{case.__name__}: as expected")
+run(engines_own_memory, the_seeds_verbs, destinations, pieces, refusals)

@@ -8,53 +8,24 @@ usage: mpiexec -n 2 python3 python_tied.py
 import ctypes
 import json
 import pathlib
-import sys
 import tempfile
-import traceback
 
-try:
-    import numpy as np
-    from mpi4py import MPI
-except ImportError as error:
-    print(f"skipped: {error} (Debian: python3-numpy, python3-mpi4py)")
-    sys.exit(77)
+import update_group
+from update_group import EMBEDDING, HEAD, NORM, TRAINER, random_masters, refuses, shapes_of, to_bf16
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools/python"))
-import weightcast  # noqa: E402
+import numpy as np
+import weightcast
 
-COMM = MPI.COMM_WORLD
-TRAINER = COMM.rank == 0
-HEAD, EMBEDDING, NORM = "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"
-SHAPES = {EMBEDDING: (200, 64), NORM: (64,)}
-for name, shape in {"input_layernorm": (64,), "post_attention_layernorm": (64,), "self_attn.q_proj": (64, 64),
-                    "self_attn.k_proj": (16, 64), "self_attn.v_proj": (16, 64), "self_attn.o_proj": (64, 64),
-                    "mlp.gate_proj": (96, 64), "mlp.up_proj": (96, 64), "mlp.down_proj": (64, 96)}.items():
-    SHAPES[f"model.layers.0.{name}.weight"] = shape
+SHAPES = shapes_of(1, tied=True)
 Code = weightcast.Code
 
 
 def masters(version):
-    random = np.random.default_rng(version)
-    return {name: random.standard_normal(shape, dtype=np.float32) for name, shape in SHAPES.items()}
-
-
-def to_bf16(values):
-    bits = values.view(np.uint32)
-    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-
-
-def refuses(code, texts, call):
-    try:
-        call()
-    except weightcast.WeightcastError as error:
-        assert error.code == code and all(text in error.message for text in texts) and not error.lost, \
-            (error.code, error.message)
-        return
-    raise AssertionError(f"not refused: {texts}")
+    return random_masters(SHAPES, version)
 
 
 def join(**options):
-    return (weightcast.Trainer if TRAINER else weightcast.Engine)(CONFIG, timeout_s=20, **options)
+    return update_group.join(CONFIG, **options)
 
 
 def sources():
@@ -144,12 +115,4 @@ with tempfile.TemporaryDirectory() as folder:
     CONFIG.write_text(json.dumps(dict(
         model_type="llama", num_hidden_layers=1, hidden_size=64, intermediate_size=96, num_attention_heads=8,
         num_key_value_heads=2, head_dim=8, vocab_size=200, tie_word_embeddings=True, torch_dtype="bfloat16")))
-    for case in (sources, destinations, programs_without_strides):
-        try:
-            case()
-        except BaseException:  # the other rank waits for this one
-            traceback.print_exc()
-            COMM.Abort(1)
-        COMM.barrier()
-        if TRAINER:
-            print(f"{case.__name__}: as expected")
+    update_group.run(sources, destinations, programs_without_strides)

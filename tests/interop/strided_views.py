@@ -7,40 +7,27 @@ usage: mpiexec -n 2 python3 strided_views.py [numpy|torch]       WEIGHTCAST_VIEW
 """
 
 import os
-import pathlib
 import random
 import sys
 import time
 import traceback
 
-try:
-    import numpy as np
-    from mpi4py import MPI
-    KIND = sys.argv[1] if len(sys.argv) > 1 else "numpy"
-    if KIND == "torch":
+from update_group import COMM, TRAINER, shapes_of, to_bf16
+
+import numpy as np
+import weightcast
+
+KIND = sys.argv[1] if len(sys.argv) > 1 else "numpy"
+if KIND == "torch":
+    try:
         import torch
-        torch.set_num_threads(1)
-except ImportError as error:
-    print(f"skipped: {error}")
-    sys.exit(77)
+    except ImportError as error:
+        print(f"skipped: {error}")
+        sys.exit(77)
+    torch.set_num_threads(1)
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools/python"))
-import weightcast  # noqa: E402
-
-COMM = MPI.COMM_WORLD
-TRAINER = COMM.rank == 0
 VIEWS = int(os.environ.get("WEIGHTCAST_VIEWS", "240"))
-SHAPES = {"model.embed_tokens.weight": (200, 64), "model.norm.weight": (64,), "lm_head.weight": (200, 64)}
-for layer in range(3):
-    SHAPES |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in {
-        "input_layernorm": (64,), "post_attention_layernorm": (64,), "self_attn.q_proj": (64, 64),
-        "self_attn.k_proj": (16, 64), "self_attn.v_proj": (16, 64), "self_attn.o_proj": (64, 64),
-        "mlp.gate_proj": (96, 64), "mlp.up_proj": (96, 64), "mlp.down_proj": (64, 96)}.items()}
-
-
-def to_bf16(values):
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+SHAPES = shapes_of(3)
 
 
 class Numpy:
