@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "harness/error_of.hpp"
+#include "harness/folder_test.hpp"
 #include "weightcast/checkpoint/checkpoint.hpp"
 #include "weightcast/checkpoint/safetensors_header.hpp"
 #include "weightcast/checkpoint/sharded_index.hpp"
@@ -15,6 +17,7 @@ namespace weightcast {
 namespace {
 
 namespace fs = std::filesystem;
+using harness::error_of;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
@@ -22,20 +25,13 @@ using ::testing::IsEmpty;
 
 const std::string index_name = "model.safetensors.index.json";
 
-class Search : public testing::Test {
+class Search : public harness::FolderTest {
  protected:
-  void SetUp() override {
-    std::string path = (fs::temp_directory_path() / "weightcast.search.XXXXXX").string();
-    ASSERT_NE(::mkdtemp(path.data()), nullptr);
-    root_ = path;
-    folder_ = root_ / "model";
-    fs::create_directory(folder_);
-  }
-  void TearDown() override { fs::remove_all(root_); }
+  Search() { fs::create_directory(model_); }
 
   void put(const fs::path& name, const std::string& text) const {
-    fs::create_directories((folder_ / name).parent_path());
-    std::ofstream(folder_ / name, std::ios::binary) << text;
+    fs::create_directories((model_ / name).parent_path());
+    std::ofstream(model_ / name, std::ios::binary) << text;
   }
   /// A file of one-byte tensors of these names and values.
   void put_tensors(const fs::path& name, const std::vector<std::string>& names, char value = 'x') const {
@@ -55,7 +51,7 @@ class Search : public testing::Test {
 
   /// "a=x b=x", and the notes.
   std::string content(const fs::path& name = "") {
-    const auto checkpoint = Checkpoint::open(name.empty() ? folder_ : folder_ / name);
+    const auto checkpoint = Checkpoint::open(name.empty() ? model_ : model_ / name);
     notes_ = checkpoint.notes();
     std::string text;
     for (std::size_t i = 0; i < checkpoint.tensors().size(); ++i) {
@@ -66,16 +62,12 @@ class Search : public testing::Test {
     return text;
   }
   std::string refusal(ExitCode code = ExitCode::bad_data, const fs::path& name = "") const {
-    try {
-      Checkpoint::open(name.empty() ? folder_ : folder_ / name);
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), code) << error.what();
-      return std::string(error.what()) + "\n" + error.hint();
-    }
-    return "accepted";
+    const auto error = error_of([&] { Checkpoint::open(name.empty() ? model_ : model_ / name); });
+    EXPECT_EQ(error.code(), code) << error.what();
+    return std::string(error.what()) + "\n" + error.hint();
   }
 
-  fs::path root_, folder_;
+  const fs::path model_ = folder_ / "model";
   std::vector<std::string> notes_;
 };
 
@@ -98,7 +90,7 @@ TEST_F(Search, TheSameTwiceIsTaken) {
   EXPECT_EQ(content(), "a=x b=x");
   EXPECT_THAT(notes_, ElementsAre("model.safetensors beside it holds the same"));
   put_index({{"a", "model.safetensors"}, {"b", "model.safetensors"}});  // of the single file
-  fs::remove(folder_ / "model-00001-of-00002.safetensors");
+  fs::remove(model_ / "model-00001-of-00002.safetensors");
   EXPECT_EQ(content(), "a=x b=x");
 }
 
@@ -107,9 +99,9 @@ TEST_F(Search, AnotherThatCannotBeReadIsRefusedToo) {
   put(index_name, "not even JSON");
   EXPECT_THAT(refusal(), HasSubstr("two checkpoints, model.safetensors and model.safetensors.index.json: "));
   put_shards();
-  fs::remove(folder_ / "model-00002-of-00002.safetensors");
+  fs::remove(model_ / "model-00002-of-00002.safetensors");
   EXPECT_THAT(refusal(), AllOf(HasSubstr("two checkpoints"), HasSubstr("model-00002-of-00002.safetensors")));
-  fs::remove(folder_ / index_name);
+  fs::remove(model_ / index_name);
   EXPECT_THAT(refusal(), AllOf(HasSubstr("two checkpoints, model.safetensors and model-*-of-00002.safetensors: "),
                                HasSubstr("is missing: model-00002-of-00002.safetensors")));
   EXPECT_EQ(content("model.safetensors"), "a=x b=x");
@@ -117,11 +109,11 @@ TEST_F(Search, AnotherThatCannotBeReadIsRefusedToo) {
 
 TEST_F(Search, ShardsWithoutAnIndexMustBeWholeAndOfOneMind) {
   put_shards();
-  fs::remove(folder_ / index_name);
+  fs::remove(model_ / index_name);
   EXPECT_EQ(content(), "a=x b=x");
   put_tensors("model-00002-of-00002.safetensors", {"a", "b"});
   EXPECT_THAT(refusal(), AllOf(HasSubstr("a is in model-00001-of-00002.safetensors and in model-00002")));
-  fs::remove(folder_ / "model-00001-of-00002.safetensors");
+  fs::remove(model_ / "model-00001-of-00002.safetensors");
   EXPECT_THAT(refusal(ExitCode::no_input), HasSubstr("is missing: model-00001-of-00002.safetensors"));
   put_tensors("model-00001-of-00001.safetensors", {"a"});
   EXPECT_THAT(refusal(), HasSubstr("two checkpoints"));
@@ -143,7 +135,7 @@ TEST_F(Search, NamesThatAreAlmostThoseOfShards) {
     put_tensors(name, {"a"});
     EXPECT_THAT(refusal(ExitCode::no_input), HasSubstr("name the file")) << name;
     EXPECT_EQ(content(name), "a=x");
-    fs::remove(folder_ / name);
+    fs::remove(model_ / name);
   }
 }
 
@@ -197,20 +189,20 @@ TEST_F(Search, ShardsMayLieInFoldersOfTheFolderOnly) {
   put_index({{"a", "shards/1.safetensors"}});
   EXPECT_EQ(content(), "a=x");
   put_tensors("../blob", {"a"}, 'l');
-  fs::remove(folder_ / "shards/1.safetensors");
-  fs::create_symlink("../../blob", folder_ / "shards/1.safetensors");  // as in a Hub cache
+  fs::remove(model_ / "shards/1.safetensors");
+  fs::create_symlink("../../blob", model_ / "shards/1.safetensors");  // as in a Hub cache
   EXPECT_EQ(content(), "a=l");
-  fs::remove_all(folder_ / "shards");
+  fs::remove_all(model_ / "shards");
   put_tensors("../elsewhere/1.safetensors", {"a"});
-  fs::create_directory_symlink("../elsewhere", folder_ / "shards");
+  fs::create_directory_symlink("../elsewhere", model_ / "shards");
   EXPECT_THAT(refusal(), HasSubstr("a link out of this one"));
-  fs::remove(folder_ / "shards");
+  fs::remove(model_ / "shards");
   put_tensors("real/1.safetensors", {"a"}, 'r');
-  fs::create_directory_symlink("real", folder_ / "shards");
+  fs::create_directory_symlink("real", model_ / "shards");
   EXPECT_EQ(content(), "a=r");
   put_tensors("../model2/1.safetensors", {"a"});  // a neighbour whose name begins as the folder's does
-  fs::remove(folder_ / "shards");
-  fs::create_directory_symlink("../model2", folder_ / "shards");
+  fs::remove(model_ / "shards");
+  fs::create_directory_symlink("../model2", model_ / "shards");
   EXPECT_THAT(refusal(), HasSubstr("a link out of this one"));
 }
 
@@ -234,8 +226,8 @@ TEST_F(Search, ARepositoryOfAHubCache) {
               HasSubstr("2 snapshots and no refs/main to choose by: abc, def"));
   put(repository + "refs/main", "def\n");
   EXPECT_EQ(open(), "a=2");
-  EXPECT_EQ(Checkpoint::open(folder_ / "models--org--name").folder(),
-            (folder_ / repository / "snapshots/def").string());
+  EXPECT_EQ(Checkpoint::open(model_ / "models--org--name").folder(),
+            (model_ / repository / "snapshots/def").string());
   for (const std::string ref : {"gone", "../snapshots/abc", "", ".."}) {
     put(repository + "refs/main", ref);
     EXPECT_THAT(refusal(ExitCode::no_input, "models--org--name"), HasSubstr("names the snapshot \"" + ref + "\""))
@@ -243,10 +235,10 @@ TEST_F(Search, ARepositoryOfAHubCache) {
   }
   put_tensors(repository + "model.safetensors", {"a"}, '3');  // a folder that happens to have one called snapshots
   EXPECT_EQ(open(), "a=3");
-  fs::remove(folder_ / repository / "model.safetensors");
-  fs::remove_all(folder_ / repository / "snapshots");
-  fs::create_directory(folder_ / repository / "snapshots");
-  fs::remove_all(folder_ / repository / "refs");
+  fs::remove(model_ / repository / "model.safetensors");
+  fs::remove_all(model_ / repository / "snapshots");
+  fs::create_directory(model_ / repository / "snapshots");
+  fs::remove_all(model_ / repository / "refs");
   EXPECT_THAT(refusal(ExitCode::no_input, "models--org--name"), HasSubstr("has no snapshots"));
 }
 
@@ -266,7 +258,7 @@ TEST_F(Search, WhatIsThereInstead) {
   }
   put("model.safetensors", "versions differ");
   EXPECT_THAT(refusal(), HasSubstr("safetensors header, byte 0"));
-  fs::remove(folder_ / "model.safetensors");
+  fs::remove(model_ / "model.safetensors");
   put(index_name, "version https://git-lfs.github.com/spec/v1");
   EXPECT_THAT(refusal(), HasSubstr("git lfs pull"));
 }

@@ -11,6 +11,8 @@
 #include <set>
 #include <thread>
 
+#include "harness/error_of.hpp"
+#include "harness/folder_test.hpp"
 #include "weightcast/checkpoint/safetensors_header.hpp"
 #include "weightcast/checkpoint/sharded_index.hpp"
 #include "weightcast/core/error.hpp"
@@ -19,6 +21,7 @@ namespace weightcast {
 namespace {
 
 namespace fs = std::filesystem;
+using harness::error_of;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
@@ -27,15 +30,8 @@ std::byte value(std::size_t tensor, std::uint64_t offset) {
   return static_cast<std::byte>(offset * 13 + offset / 251 + tensor * 101);
 }
 
-class CheckpointTest : public testing::Test {
+class CheckpointTest : public harness::FolderTest {
  protected:
-  void SetUp() override {
-    std::string path = (fs::temp_directory_path() / "weightcast.checkpoint.XXXXXX").string();
-    ASSERT_NE(::mkdtemp(path.data()), nullptr);
-    folder_ = path;
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
   void put(const std::string& name, const std::string& text) const {
     std::ofstream stream(folder_ / name, std::ios::binary);
     stream << text;
@@ -51,13 +47,9 @@ class CheckpointTest : public testing::Test {
   }
 
   std::string refusal(ExitCode code = ExitCode::bad_data) const {
-    try {
-      Checkpoint::open(folder_);
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), code);
-      return error.what();
-    }
-    return "accepted";
+    const auto error = error_of([&] { Checkpoint::open(folder_); });
+    EXPECT_EQ(error.code(), code);
+    return error.what();
   }
   std::vector<std::string> names() const {
     std::vector<std::string> result;
@@ -70,8 +62,6 @@ class CheckpointTest : public testing::Test {
     for (const auto& entry : fs::directory_iterator(folder_)) result.insert(entry.path().filename());
     return result;
   }
-
-  fs::path folder_;
 };
 
 CheckpointContent small_content() {
@@ -193,14 +183,10 @@ TEST_F(CheckpointTest, AFolderWithSomethingInItIsLeftAloneUnlessItMayBeReplaced)
   refusing();  // empty
   expect_content(folder_, small_content());
   put("vocab.json", "mine");
-  try {
-    refusing();
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::cant_create);
-    EXPECT_THAT(error.what(), testing::AllOf(HasSubstr("model.safetensors"), HasSubstr("vocab.json")));
-    EXPECT_THAT(error.hint(), HasSubstr("--force"));
-  }
+  const auto error = error_of(refusing);
+  EXPECT_EQ(error.code(), ExitCode::cant_create);
+  EXPECT_THAT(error.what(), AllOf(HasSubstr("model.safetensors"), HasSubstr("vocab.json")));
+  EXPECT_THAT(error.hint(), HasSubstr("--force"));
   EXPECT_EQ(files(), (std::set<std::string>{"model.safetensors", "vocab.json"}));
 }
 
@@ -210,12 +196,8 @@ TEST_F(CheckpointTest, WriterRefusesTheSameNameTwiceAndAFileAsFolder) {
   EXPECT_THROW(write_checkpoint(folder_, content, 1000, "", 1), Error);
   EXPECT_TRUE(files().empty());
   put("file", "");
-  try {
-    write_checkpoint(folder_ / "file" / "sub", small_content(), 1000, "", 1);
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::cant_create);
-  }
+  const auto error = error_of([&] { write_checkpoint(folder_ / "file" / "sub", small_content(), 1000, "", 1); });
+  EXPECT_EQ(error.code(), ExitCode::cant_create);
 }
 
 TEST_F(CheckpointTest, ReadsFromSeveralThreads) {
@@ -247,12 +229,7 @@ TEST_F(CheckpointTest, ReadingBeyondATensorIsADefectAndAShorterFileBadData) {
   EXPECT_THROW(checkpoint.read(index, 1, bytes), Error);
   EXPECT_THROW(checkpoint.read(99, 0, bytes), Error);
   fs::resize_file(folder_ / "model.safetensors", fs::file_size(folder_ / "model.safetensors") - 1);
-  try {
-    checkpoint.read(index, 0, bytes);
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::bad_data);
-  }
+  EXPECT_EQ(error_of([&] { checkpoint.read(index, 0, bytes); }).code(), ExitCode::bad_data);
 }
 
 TEST_F(CheckpointTest, FindReturnsMinusOneForUnknownNames) {
@@ -321,14 +298,11 @@ TEST_F(CheckpointTest, AMissingOrBadShardIsNamed) {
 TEST(ShardedIndex, RefusesFilesThatLeaveTheFolder) {
   for (const auto* file : {"/etc/passwd", "../x", "..", ".", "", "./.", "sub/../../x", "a/..", "a/../b", "x/",
                            "\\u002fx", "//x", "a\\u0000b"}) {
-    try {
-      parse_sharded_index(fmt::format(R"({{"weight_map":{{"some.weight":"{}"}}}})", file), "the index");
-      ADD_FAILURE() << file;
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), ExitCode::bad_data);
-      EXPECT_THAT(error.what(), AllOf(HasSubstr("the index, byte "), HasSubstr("some.weight"),
-                                      HasSubstr("not a file of this folder")));
-    }
+    const auto text = fmt::format(R"({{"weight_map":{{"some.weight":"{}"}}}})", file);
+    const auto error = error_of([&] { parse_sharded_index(text, "the index"); });
+    EXPECT_EQ(error.code(), ExitCode::bad_data) << file;
+    EXPECT_THAT(error.what(),
+                AllOf(HasSubstr("the index, byte "), HasSubstr("some.weight"), HasSubstr("not a file of this folder")));
   }
   for (const auto* file : {"a..b", "..a", "model.safetensors", "ü", "a b"}) {
     EXPECT_EQ(parse_sharded_index(fmt::format(R"({{"weight_map":{{"w":"{}"}}}})", file), "index").weight_map.at("w"),

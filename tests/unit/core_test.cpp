@@ -17,6 +17,8 @@
 #include <set>
 #include <thread>
 
+#include "harness/error_of.hpp"
+#include "harness/folder_test.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/deadline.hpp"
 #include "weightcast/core/error.hpp"
@@ -30,21 +32,11 @@ namespace weightcast {
 namespace {
 
 namespace fs = std::filesystem;
+using harness::error_of;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 constexpr std::uint64_t largest = std::numeric_limits<std::uint64_t>::max();
-
-/// What `function` throws; a test failure and code `ok` when it throws nothing.
-Error error_of(FunctionRef<void()> function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error;
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return Error(ExitCode::ok, "nothing was thrown");
-}
 
 // --- bytes.hpp -------------------------------------------------------------------------------------------------------
 
@@ -340,16 +332,8 @@ TEST(AvailableCores, AreSome) {
 
 // --- file.hpp --------------------------------------------------------------------------------------------------------
 
-class FileTest : public testing::Test {
+class FileTest : public harness::FolderTest {
  protected:
-  void SetUp() override {
-    std::string path = (fs::temp_directory_path() / "weightcast.core.XXXXXX").string();
-    ASSERT_NE(::mkdtemp(path.data()), nullptr);
-    folder_ = path;
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  std::string path(const std::string& name) const { return folder_ / name; }
   std::string put(const std::string& name, const std::string& text) const {
     std::ofstream(path(name), std::ios::binary) << text;
     return path(name);
@@ -365,8 +349,6 @@ class FileTest : public testing::Test {
     file.read(offset, std::as_writable_bytes(std::span(text)));
     return text;
   }
-
-  fs::path folder_;
 };
 
 /// No file may grow beyond `bytes` while it lives: a disk that becomes full.

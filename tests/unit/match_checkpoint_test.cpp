@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "harness/error_of.hpp"
 #include "weightcast/core/error.hpp"
 
 namespace weightcast {
@@ -52,13 +53,9 @@ class MatchCheckpoint : public testing::Test {
     return true;
   }
   std::string refusal(ExitCode code = ExitCode::bad_data) const {
-    try {
-      match();
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), code) << error.what();
-      return error.what();
-    }
-    return "no error";
+    const auto error = harness::error_of([&] { match(); });
+    EXPECT_EQ(error.code(), code) << error.what();
+    return error.what();
   }
 
   Model model_;

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "harness/folder_test.hpp"
 #include "weightcast/core/bytes.hpp"
 
 namespace weightcast {
@@ -17,14 +18,11 @@ using ::testing::HasSubstr;
 namespace fs = std::filesystem;
 
 /// A machine of 64 GiB with 32 GiB left, and what each test adds to it.
-class MemoryRoomTest : public testing::Test {
+class MemoryRoomTest : public harness::FolderTest {
  protected:
-  void SetUp() override {
-    std::string pattern = testing::TempDir() + "weightcast-room-XXXXXX";
-    root_ = ::mkdtemp(pattern.data());
+  MemoryRoomTest() {
     write("/proc/meminfo", "MemTotal:       67108864 kB\nMemFree:         1 kB\nMemAvailable:   33554432 kB\n");
   }
-  void TearDown() override { fs::remove_all(root_); }
 
   void write(const std::string& path, const std::string& text) {
     fs::create_directories(fs::path(root_ + path).parent_path());
@@ -54,7 +52,7 @@ class MemoryRoomTest : public testing::Test {
   }
   MemoryRoom room() const { return memory_room(root_); }
 
-  std::string root_;
+  const std::string root_ = folder_;
 };
 
 constexpr std::uint64_t unlimited_version_1 = 9223372036854771712u;

@@ -13,24 +13,15 @@
 #include <utility>
 #include <vector>
 
+#include "harness/error_of.hpp"
 #include "weightcast/core/error.hpp"
-#include "weightcast/core/function_ref.hpp"
 
 namespace weightcast {
 namespace {
 
+using harness::error_of;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-Error error_of(FunctionRef<void()> function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error;
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return Error(ExitCode::ok, "nothing was thrown");
-}
 
 TEST(Buffer, IsZeroAndWritable) {
   for (const bool shared : {false, true}) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "commands/commands.hpp"
+#include "harness/error_of.hpp"
 #include "options/bench_options.hpp"
 #include "options/update_options.hpp"
 #include "weightcast/core/file.hpp"
@@ -14,6 +15,7 @@
 namespace weightcast {
 namespace {
 
+using harness::error_of;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -34,18 +36,6 @@ const std::set<std::string> known = {"tp", "shard-size", "timeout", "method", "g
 
 Options parse(std::vector<std::string> arguments, std::vector<std::string> environment = {}) {
   return Options::parse(command, arguments, environment, known);
-}
-
-/// The error that `action` ends with; a failed test when there is none.
-template <typename Action>
-Error error_of(Action action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error;
-  }
-  ADD_FAILURE() << "no error";
-  return {ExitCode::ok, ""};
 }
 
 /// A configuration file that lives as long as the test.

@@ -17,9 +17,10 @@
 #include <set>
 #include <thread>
 
+#include "harness/error_of.hpp"
+#include "harness/folder_test.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/file.hpp"
-#include "weightcast/core/function_ref.hpp"
 #include "weightcast/core/output_folder.hpp"
 #include "weightcast/core/temporary.hpp"
 
@@ -27,33 +28,17 @@ namespace weightcast {
 namespace {
 
 namespace fs = std::filesystem;
+using harness::error_of;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 using Names = std::set<std::string>;
-
-Error error_of(FunctionRef<void()> function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error;
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return Error(ExitCode::ok, "nothing was thrown");
-}
 
 std::span<const std::byte> bytes(const std::string& text) {
   return std::as_bytes(std::span(text));
 }
 
-class OutputTest : public testing::Test {
+class OutputTest : public harness::FolderTest {
  protected:
-  void SetUp() override {
-    std::string name = testing::TempDir() + "weightcast.output.XXXXXX";
-    ASSERT_NE(::mkdtemp(name.data()), nullptr);
-    folder_ = name;
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-  std::string path(const std::string& name) const { return folder_ + "/" + name; }
   std::string text(const std::string& name) const { return read_text_file(path(name), 1000); }
   Names names(const std::string& folder = {}) const {
     Names all;
@@ -79,8 +64,6 @@ class OutputTest : public testing::Test {
     ::close(ends[1]);
     return child;
   }
-
-  std::string folder_;
 };
 
 TEST_F(OutputTest, TwoUnfinishedFilesOfOneNameDiffer) {

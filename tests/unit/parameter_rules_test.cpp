@@ -7,6 +7,7 @@
 #include <set>
 #include <string>
 
+#include "harness/error_of.hpp"
 #include "weightcast/core/error.hpp"
 
 namespace weightcast {
@@ -204,13 +205,9 @@ class Match : public testing::Test {
   }
   TensorMatch match() { return match_tensors(model_, tensors_, "the checkpoint"); }
   std::string refusal() {
-    try {
-      match();
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), ExitCode::bad_data);
-      return error.what();
-    }
-    return "no error";
+    const auto error = harness::error_of([&] { match(); });
+    EXPECT_EQ(error.code(), ExitCode::bad_data);
+    return error.what();
   }
 
   Model model_;

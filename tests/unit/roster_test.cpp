@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "harness/error_of.hpp"
 #include "weightcast/core/error.hpp"
 
 namespace weightcast {
@@ -37,14 +38,10 @@ TEST(Roster, IsFormedFromTheWorldOrSaysHowToStartIt) {
   EXPECT_EQ(form_roster(2, 2, 5), (Roster{1, 2, 2}));
   const auto refused = [](std::optional<std::uint64_t> tp, std::uint64_t dp, int ranks, const std::string& what,
                           const std::string& hint) {
-    try {
-      form_roster(tp, dp, ranks);
-      ADD_FAILURE() << ranks;
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), ExitCode::config);
-      EXPECT_EQ(error.what(), what);
-      EXPECT_EQ(error.hint(), hint);
-    }
+    const auto error = harness::error_of([&] { form_roster(tp, dp, ranks); });
+    EXPECT_EQ(error.code(), ExitCode::config) << ranks;
+    EXPECT_EQ(error.what(), what);
+    EXPECT_EQ(error.hint(), hint);
   };
   refused(3, 1, 3, "3 ranks are not 1 trainer + 1 x tp 3 engine ranks",
           "start it with mpirun -n 4, or change --tp and --dp");

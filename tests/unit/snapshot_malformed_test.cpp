@@ -1,10 +1,11 @@
 #include <gtest/gtest.h>
 #include <sys/mount.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
 
+#include "harness/error_of.hpp"
+#include "harness/folder_test.hpp"
 #include "harness/model_bytes.hpp"
 #include "weightcast/core/file.hpp"
 #include "weightcast/snapshot/snapshot.hpp"
@@ -14,14 +15,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
-class MalformedSnapshotTest : public testing::Test {
+class MalformedSnapshotTest : public harness::FolderTest {
  protected:
   MalformedSnapshotTest() {
-    fs::create_directory(folder_);
-    write_to(folder_ + "/good.h5");
-    good_ = read_text_file(folder_ + "/good.h5", 1 << 24);
+    write_to(path("good.h5"));
+    good_ = read_text_file(path("good.h5"), 1 << 24);
   }
-  ~MalformedSnapshotTest() override { fs::remove_all(folder_); }
 
   void write_to(const std::string& path) const {
     const auto content = [this](std::size_t index, std::uint64_t offset, std::span<std::byte> destination) {
@@ -31,7 +30,7 @@ class MalformedSnapshotTest : public testing::Test {
   }
   /// Opens a file with this content. ok: nothing was wrong with its structure. Anything but bad_data is a failure.
   ExitCode open(const std::string& content) const {
-    const std::string path = folder_ + "/bad.h5";
+    const std::string path = folder_ / "bad.h5";
     fs::remove(path);  // a new file each time, and no fsync: hundreds are made
     std::ofstream(path, std::ios::binary) << content;
     try {
@@ -48,7 +47,6 @@ class MalformedSnapshotTest : public testing::Test {
     }
   }
 
-  const std::string folder_ = fmt::format("{}weightcast_malformed_{}", testing::TempDir(), ::getpid());
   const Model model_ = build_model(load_model_config("tiny"));
   const std::vector<std::vector<std::byte>> bytes_ = harness::model_bytes(model_, 1);
   std::string good_;
@@ -56,8 +54,8 @@ class MalformedSnapshotTest : public testing::Test {
 
 TEST_F(MalformedSnapshotTest, OpensTheUndamagedFile) {
   EXPECT_EQ(open(good_), ExitCode::ok);
-  EXPECT_EQ(Snapshot::open(folder_ + "/good.h5").version(), 3U);
-  EXPECT_TRUE(looks_like_hdf5(folder_ + "/good.h5"));
+  EXPECT_EQ(Snapshot::open(path("good.h5")).version(), 3U);
+  EXPECT_TRUE(looks_like_hdf5(path("good.h5")));
 }
 
 TEST_F(MalformedSnapshotTest, RefusesOtherFiles) {
@@ -66,7 +64,7 @@ TEST_F(MalformedSnapshotTest, RefusesOtherFiles) {
   EXPECT_EQ(open(std::string(10'000, 'x')), ExitCode::bad_data);
   EXPECT_EQ(open("\x89HDF\r\n\x1a\n"), ExitCode::bad_data);
   EXPECT_EQ(open(good_.substr(0, 4096) + good_.substr(0, 4096)), ExitCode::bad_data);
-  EXPECT_THROW(Snapshot::open(folder_ + "/none.h5"), Error);
+  EXPECT_THROW(Snapshot::open(path("none.h5")), Error);
   EXPECT_THROW(Snapshot::open(folder_), Error);
 }
 
@@ -109,15 +107,10 @@ TEST_F(MalformedSnapshotTest, OverwrittenStretchesAreRefusedToo) {
 }
 
 TEST_F(MalformedSnapshotTest, AFullDiskIsAnErrorAndLeavesNothing) {
-  const std::string disk = folder_ + "/disk";
+  const std::string disk = path("disk");
   fs::create_directory(disk);
   if (::mount("none", disk.c_str(), "tmpfs", 0, "size=128k") != 0) GTEST_SKIP() << "needs the right to mount";
-  try {
-    write_to(disk + "/a.h5");
-    ADD_FAILURE() << "was written";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::io_error) << error.what();
-  }
+  EXPECT_EQ(harness::error_of([&] { write_to(disk + "/a.h5"); }).code(), ExitCode::io_error);
   EXPECT_TRUE(fs::is_empty(disk));
   ::umount(disk.c_str());
 }

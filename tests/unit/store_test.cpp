@@ -8,25 +8,16 @@
 #include <optional>
 #include <thread>
 
+#include "harness/error_of.hpp"
 #include "weightcast/core/error.hpp"
-#include "weightcast/core/function_ref.hpp"
 #include "weightcast/store/parameter_store.hpp"
 
 namespace weightcast {
 namespace {
 
+using harness::error_of;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-Error error_of(FunctionRef<void()> function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error;
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return Error(ExitCode::ok, "nothing was thrown");
-}
 
 Deadline long_enough() {
   return Deadline::after(60);

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <system_error>
+
+namespace weightcast::harness {
+
+/// A test with a folder of its own, which is empty at first and gone after it.
+class FolderTest : public testing::Test {
+ protected:
+  FolderTest() {
+    std::string path = testing::TempDir() + "weightcast.XXXXXX";
+    if (::mkdtemp(path.data()) == nullptr) throw std::system_error(errno, std::generic_category(), path);
+    folder_ = path;
+  }
+  ~FolderTest() override { std::filesystem::remove_all(folder_); }
+  std::string path(const std::string& name) const { return folder_ / name; }
+
+  std::filesystem::path folder_;
+};
+
+}  // namespace weightcast::harness
