@@ -207,12 +207,7 @@ class Offline(workplace.Workplace):
         self.assertIn(plain, block)
 
     def test_a_full_disk_leaves_nothing(self):
-        disk = self.path("disk")
-        os.mkdir(disk)
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False)
-        if mounted.returncode != 0:
-            self.skipTest("no right to mount a small file system")
-        self.addCleanup(subprocess.run, ["umount", disk], check=True)
+        disk = self.small_disk()
         self.fails(IO_ERROR, "synth", "--model=tiny", "--output", os.path.join(disk, "out"))
         self.assertEqual([name for _, _, names in os.walk(disk) for name in names if "safetensors" in name], [])
         self.fails(IO_ERROR, "snapshot", "--checkpoint", self.one, "--output", os.path.join(disk, "out.h5"))

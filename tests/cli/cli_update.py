@@ -437,12 +437,7 @@ class BadInput(Workplace):
         self.assertEqual(os.listdir(self.folder), ["plain"])
 
     def test_a_full_disk(self):
-        disk = self.path("disk")
-        os.mkdir(disk)
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False)
-        if mounted.returncode != 0:
-            self.skipTest("no right to mount a small file system")
-        self.addCleanup(subprocess.run, ["umount", disk], check=True)
+        disk = self.small_disk()
         for option, arguments in (("--snapshot", []), ("--json", ["--repeat=400"])):  # a report of more than 64 kB
             with self.subTest(option):
                 done = mpirun(3, "update", "--initial", self.one, "--target", self.two, *arguments, option, os.path.join(disk, "x"))
