@@ -5,8 +5,8 @@
 #include <gmock/gmock.h>
 
 #include <cstring>
-#include <random>
 
+#include "harness/model_bytes.hpp"
 #include "weightcast/core/error.hpp"
 
 namespace weightcast {
@@ -20,21 +20,13 @@ class DestinationsTest : public testing::TestWithParam<MemoryKind> {
  protected:
   void SetUp() override {
     if (GetParam() == MemoryKind::cuda && gpu::count() == 0) GTEST_SKIP() << gpu::why_none();
-    ModelConfig config;
-    config.layers = 2;
-    config.hidden = 24;
-    config.heads = 4;
-    config.kv_heads = 2;
-    config.head_dim = 6;
-    config.intermediate = 20;
-    config.vocabulary = 128;
-    config.tied_embeddings = true;
-    plan = make_plan(build_model(config), 1, 1);
+    ModelConfig c{
+        .layers = 2, .hidden = 24, .heads = 4, .kv_heads = 2, .head_dim = 6, .intermediate = 20, .vocabulary = 128};
+    c.tied_embeddings = true;
+    plan = make_plan(build_model(c), 1, 1);
     placement = GetParam() == MemoryKind::cuda ? Placement(MemoryKind::cuda, 0) : Placement();
     slot = Buffer::allocate(placement, plan.slot_bytes, false, "a test");
-    std::mt19937_64 random(1);
-    bytes.resize(slot.region().size_bytes);
-    for (auto& byte : bytes) byte = static_cast<std::byte>(random());
+    bytes = harness::random_bytes(slot.region().size_bytes, 1);
     write_region(slot.region(), 0, bytes);
     for (const auto& rule : plan.model.parameters) table.push_back(add(rule.info));
   }

@@ -5,6 +5,7 @@
 #include <random>
 #include <vector>
 
+#include "harness/model_bytes.hpp"
 #include "weightcast/device/gpu.hpp"
 #include "weightcast/device/memory.hpp"
 #include "weightcast/verify/gpu_digests.hpp"
@@ -13,16 +14,12 @@
 namespace weightcast {
 namespace {
 
+using harness::random_bytes;
+
 class GpuKernels : public testing::Test {
  protected:
   void SetUp() override {
     if (gpu::count() == 0) GTEST_SKIP() << gpu::why_none();
-  }
-  static std::vector<std::byte> random_bytes(std::uint64_t size, std::uint64_t seed) {
-    std::mt19937_64 random(seed);
-    std::vector<std::byte> bytes(size);
-    for (auto& byte : bytes) byte = static_cast<std::byte>(random());
-    return bytes;
   }
   static Buffer on_gpu(std::span<const std::byte> bytes) {
     auto buffer = Buffer::allocate({MemoryKind::cuda, 0}, bytes.size(), false, "a test");
@@ -33,15 +30,14 @@ class GpuKernels : public testing::Test {
 
 /// The trainer's and every engine rank's digests of a model of these sizes.
 void expect_equal_digests(std::uint64_t hidden, std::uint64_t intermediate, std::uint64_t tp) {
-  ModelConfig config;
-  config.layers = 2;
-  config.hidden = hidden;
-  config.heads = 8;
-  config.kv_heads = 2;
-  config.head_dim = hidden / 8;
-  config.intermediate = intermediate;
-  config.vocabulary = 200;
-  const auto plan = make_plan(build_model(config), tp, 1);
+  const ModelConfig c{.layers = 2,
+                      .hidden = hidden,
+                      .heads = 8,
+                      .kv_heads = 2,
+                      .head_dim = hidden / 8,
+                      .intermediate = intermediate,
+                      .vocabulary = 200};
+  const auto plan = make_plan(build_model(c), tp, 1);
   const auto parameters = plan.model.parameters.size();
   const auto deadline = Deadline::after(30);
 

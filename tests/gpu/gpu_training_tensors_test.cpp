@@ -2,20 +2,17 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <random>
 
+#include "harness/error_of.hpp"
+#include "harness/model_bytes.hpp"
+#include "harness/training_plan.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/trainer/trainer.hpp"
 
 namespace weightcast {
 namespace {
 
-std::vector<std::byte> random_bytes(std::uint64_t size, std::uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::vector<std::byte> bytes(size);
-  for (auto& byte : bytes) byte = static_cast<std::byte>(random());
-  return bytes;
-}
+using harness::random_bytes;
 
 class GpuFill : public testing::Test {
  protected:
@@ -48,17 +45,8 @@ TEST_F(GpuFill, TheKernelRoundsAsTheHostDoes) {
 }
 
 TEST_F(GpuFill, FromAndToEitherMemory) {
-  ModelConfig config;
-  config.layers = 2;
-  config.hidden = 72;
-  config.heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 18;
-  config.intermediate = 40;
-  config.vocabulary = 8011;
   for (const auto wire : {DType::BF16, DType::F16, DType::F32}) {
-    config.dtype = wire;
-    const auto plan = make_plan(build_model(config), 1, 1);
+    const auto plan = harness::training_plan(wire);
     for (const auto& weights : {Placement{}, on_gpu}) {
       Trainer trainer(plan, weights);
       trainer.reserve();
@@ -141,16 +129,7 @@ TEST_F(GpuFill, TheKernelsGatherAndScatterAsTheHostDoes) {
 }
 
 TEST_F(GpuFill, AnyStridesFromAndToEitherMemory) {
-  ModelConfig config;
-  config.layers = 1;
-  config.hidden = 72;
-  config.heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 18;
-  config.intermediate = 40;
-  config.vocabulary = 8011;
-  config.tied_embeddings = true;
-  const auto plan = make_plan(build_model(config), 1, 1);
+  const auto plan = harness::training_plan(DType::BF16, true, 1);
   for (const auto& weights : {Placement{}, on_gpu}) {
     Trainer trainer(plan, weights);
     trainer.reserve();
@@ -222,12 +201,8 @@ TEST_F(GpuFill, AnotherGpuIsRefusedByName) {
   const auto memory = Buffer::allocate(on_gpu, plan.source_bytes(), false, "a test");
   for (const auto& rule : plan.model.parameters) tensors.push_back({rule.info, memory.region().data, on_gpu});
   tensors.back().placement.gpu = 1;
-  try {
-    trainer.fill(0, tensors);
-    ADD_FAILURE() << "nothing was refused";
-  } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find(tensors.back().info.name + " is on another GPU"), std::string::npos);
-  }
+  const auto error = harness::error_of([&] { trainer.fill(0, tensors); });
+  EXPECT_NE(std::string(error.what()).find(tensors.back().info.name + " is on another GPU"), std::string::npos);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstring>
+#include <random>
 #include <vector>
 
 #include "weightcast/plan/transfer_plan.hpp"
@@ -9,6 +10,13 @@
 
 /// Weights that are quickly made and the same everywhere, for tests that need a whole model.
 namespace weightcast::harness {
+
+inline std::vector<std::byte> random_bytes(std::uint64_t size, std::uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<std::byte> bytes(size);
+  for (auto& byte : bytes) byte = static_cast<std::byte>(random());
+  return bytes;
+}
 
 /// Each parameter's bytes: every word differs from every other of the model. The snapshot and its parts never look
 /// inside.

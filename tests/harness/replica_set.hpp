@@ -59,15 +59,10 @@ class RandomWeights final : public WeightSource {
 
 /// A model that is cut evenly by 1, 2, 4 and 8, with column shards, shared key/value heads and a padded vocabulary.
 inline Model small_model(Family family = Family::llama) {
-  ModelConfig config;
+  auto config = load_model_config("tiny");
   config.family = family;
   config.layers = 2;
-  config.hidden = 64;
-  config.heads = 8;
-  config.kv_heads = 2;
   config.head_dim = 16;
-  config.intermediate = 96;
-  config.vocabulary = 200;
   config.attention_bias = family == Family::qwen2;
   return build_model(config);
 }

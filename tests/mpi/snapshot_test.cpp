@@ -101,14 +101,10 @@ TEST_F(SnapshotTest, IsTheSameWhateverTpWroteIt) {
 /// down_proj has 25 MB here, more than is gathered at a time.
 TEST_F(SnapshotTest, GathersALongParameterInSeveralParts) {
   if (world_.size() < 2 || world_.size() > 3) GTEST_SKIP() << "one number of ranks is enough";
-  const Model model = build_model({.layers = 1,
-                                   .hidden = 1000,
-                                   .heads = 6,
-                                   .kv_heads = 6,
-                                   .head_dim = 8,
-                                   .intermediate = 12288,
-                                   .vocabulary = 192,
-                                   .tied_embeddings = true});
+  ModelConfig c{
+      .layers = 1, .hidden = 1000, .heads = 6, .kv_heads = 6, .head_dim = 8, .intermediate = 12288, .vocabulary = 192};
+  c.tied_embeddings = true;
+  const Model model = build_model(c);
   const auto bytes = harness::model_bytes(model, 5);
   write("cut.h5", model, static_cast<std::uint64_t>(world_.size()), bytes, {});
   if (world_.rank() != 0) return;

@@ -191,14 +191,14 @@ INSTANTIATE_TEST_SUITE_P(Host, SteadyStateTest, testing::ValuesIn(host_cases));
 INSTANTIATE_TEST_SUITE_P(Gpu, SteadyStateTest, testing::ValuesIn(gpu_cases));
 
 TEST(SteadyState, TheTrainersDigestsStartNoThread) {
-  ModelConfig config;
-  config.layers = 1;
-  config.hidden = 1024;
-  config.heads = config.kv_heads = 8;
-  config.head_dim = 128;
-  config.intermediate = 2048;
-  config.vocabulary = 16'000;
-  const auto plan = make_plan(build_model(config), 1, 1);
+  const ModelConfig c{.layers = 1,
+                      .hidden = 1024,
+                      .heads = 8,
+                      .kv_heads = 8,
+                      .head_dim = 128,
+                      .intermediate = 2048,
+                      .vocabulary = 16'000};
+  const auto plan = make_plan(build_model(c), 1, 1);
   const std::vector<std::byte> source(plan.source_bytes(), std::byte{42});
   SourceDigests alone(plan, 1), together(plan, 2);
   const auto digest = [&](SourceDigests& digests) {

@@ -8,34 +8,22 @@
 #include <string>
 #include <vector>
 
+#include "harness/random_model.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 
 namespace weightcast {
 namespace {
 
+using harness::number;
 using Bytes = std::vector<unsigned char>;
-
-/// Uniform in [from, to]: the first cases are as large as the last.
-std::uint64_t number(std::uint64_t from, std::uint64_t to) {
-  return *rc::gen::resize(rc::kNominalSize, rc::gen::inRange(from, to + 1));
-}
 
 /// A random small model that can be cut in several ways.
 TransferPlan random_plan() {
-  ModelConfig c;
-  c.family = *rc::gen::element(Family::llama, Family::qwen2, Family::qwen3);
-  c.layers = number(1, 3);
-  c.hidden = number(1, 12);
-  c.kv_heads = number(1, 4);
-  c.heads = c.kv_heads * number(1, 4);
-  c.head_dim = number(1, 6);
-  c.intermediate = c.heads * number(1, 4);
-  c.vocabulary = 64 * c.heads - number(0, 63);
+  auto c = harness::random_config({.layers = 3, .hidden = 12, .group = 4, .head_dim = 6});
   c.tied_embeddings = *rc::gen::arbitrary<bool>();
-  c.attention_bias = c.family == Family::qwen2 || *rc::gen::arbitrary<bool>();
+  c.attention_bias = c.attention_bias || *rc::gen::arbitrary<bool>();
   c.attention_output_bias = c.family != Family::qwen2 && c.attention_bias;
   c.mlp_bias = c.family == Family::llama && *rc::gen::arbitrary<bool>();
-  c.dtype = *rc::gen::element(DType::BF16, DType::F32);
   const Model model = build_model(c);
   const std::vector<std::uint64_t> choices = possible_tp(model);
   const std::uint64_t last = choices.size() - 1, tp = choices[std::max(number(0, last), number(0, last))];

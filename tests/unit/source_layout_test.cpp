@@ -8,33 +8,19 @@
 #include <string>
 #include <vector>
 
+#include "harness/random_model.hpp"
 #include "weightcast/plan/chunks.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 
 namespace weightcast {
 namespace {
 
+using harness::number;
 using testing::HasSubstr;
 using Bytes = std::vector<unsigned char>;
 
-/// Uniform in [from, to].
-std::uint64_t number(std::uint64_t from, std::uint64_t to) {
-  return *rc::gen::resize(rc::kNominalSize, rc::gen::inRange(from, to + 1));
-}
-
 Model random_model() {
-  ModelConfig c;
-  c.family = *rc::gen::element(Family::llama, Family::qwen2, Family::qwen3);
-  c.layers = number(1, 2);
-  c.hidden = number(1, 24);
-  c.kv_heads = number(1, 4);
-  c.heads = c.kv_heads * number(1, 3);
-  c.head_dim = number(1, 5);
-  c.intermediate = c.heads * number(1, 4);
-  c.vocabulary = 64 * c.heads - number(0, 63);
-  c.attention_bias = c.family == Family::qwen2;
-  c.dtype = *rc::gen::element(DType::BF16, DType::F32);
-  return build_model(c);
+  return build_model(harness::random_config({.layers = 2, .hidden = 24, .group = 3, .head_dim = 5}));
 }
 
 /// Lays a piece behind all others of that rank, in packed or in wider rows, after a gap or none.

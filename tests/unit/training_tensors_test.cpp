@@ -10,6 +10,8 @@
 #include <new>
 #include <random>
 
+#include "harness/error_of.hpp"
+#include "harness/training_plan.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/trainer/trainer.hpp"
 
@@ -36,24 +38,10 @@ std::atomic<std::uint64_t> allocations{0};  // of all threads
 namespace weightcast {
 namespace {
 
+using harness::training_plan;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-/// A model whose embedding is filled in several steps, with a tail.
-TransferPlan make_test_plan(DType dtype, bool tied = false) {
-  ModelConfig config;
-  config.layers = 2;
-  config.hidden = 72;
-  config.heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 18;
-  config.intermediate = 40;
-  config.vocabulary = 8011;
-  config.tied_embeddings = tied;
-  config.dtype = dtype;
-  return make_plan(build_model(config), 1, 1);
-}
 
 /// A training loop's tensors: random bits of the given dtype, in another order than the model's.
 struct Loop {
@@ -74,6 +62,14 @@ struct Loop {
   }
   std::vector<std::vector<std::byte>> data;
   std::vector<TrainingTensor> tensors;
+};
+
+/// A trainer with memory for what it sends, and a loop's masters for it.
+struct Training {
+  explicit Training(bool tied = false) : plan(training_plan(DType::BF16, tied)) { trainer.reserve(); }
+  const TransferPlan plan;
+  Trainer trainer{plan};
+  Loop loop{plan.model, DType::F32};
 };
 
 /// What the parameter must be, element by element.
@@ -117,20 +113,15 @@ void expect_filled(const TransferPlan& plan, const Loop& loop, const Region& reg
 }
 
 std::string refusal(Trainer& trainer, const Loop& loop) {
-  try {
-    trainer.fill(0, loop.tensors);
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::bad_data);
-    EXPECT_FALSE(error.hint().empty());
-    return error.what();
-  }
-  ADD_FAILURE() << "nothing was refused";
-  return {};
+  const auto error = harness::error_of([&] { trainer.fill(0, loop.tensors); });
+  EXPECT_EQ(error.code(), ExitCode::bad_data);
+  EXPECT_FALSE(error.hint().empty());
+  return error.what();
 }
 
 TEST(TrainerFill, MastersAreRoundedAndOwnTypesCopied) {
   for (const auto wire : {DType::BF16, DType::F16, DType::F32}) {
-    const auto plan = make_test_plan(wire);
+    const auto plan = training_plan(wire);
     Trainer trainer(plan);
     EXPECT_EQ(trainer.reserve(), 0U);
     EXPECT_EQ(trainer.reserve(), 1U);
@@ -145,7 +136,7 @@ TEST(TrainerFill, MastersAreRoundedAndOwnTypesCopied) {
 
 TEST(TrainerFill, TheOther16BitTypeIsRoundedAndWideningRefused) {
   for (const auto wire : {DType::BF16, DType::F16}) {
-    const auto plan = make_test_plan(wire);
+    const auto plan = training_plan(wire);
     Trainer trainer(plan);
     trainer.reserve();
     const Loop loop(plan.model, wire == DType::BF16 ? DType::F16 : DType::BF16);
@@ -153,7 +144,7 @@ TEST(TrainerFill, TheOther16BitTypeIsRoundedAndWideningRefused) {
     expect_filled(plan, loop, trainer.source(0));
     EXPECT_THAT(refusal(trainer, Loop(plan.model, DType::F64)), HasSubstr("model.norm.weight is F64"));
   }
-  const auto plan = make_test_plan(DType::F32);
+  const auto plan = training_plan(DType::F32);
   Trainer trainer(plan);
   trainer.reserve();
   EXPECT_THAT(refusal(trainer, Loop(plan.model, DType::BF16)), HasSubstr("model.norm.weight is BF16"));
@@ -183,7 +174,7 @@ void make_strided(Loop& loop) {
 
 TEST(TrainerFill, AnyStridesAreTaken) {
   for (const auto given : {DType::F32, DType::BF16, DType::F16}) {
-    const auto plan = make_test_plan(DType::BF16);
+    const auto plan = training_plan(DType::BF16);
     Trainer trainer(plan);
     trainer.reserve();
     Loop loop(plan.model, given);
@@ -196,10 +187,7 @@ TEST(TrainerFill, AnyStridesAreTaken) {
 }
 
 TEST(TrainerFill, StridesThatDoNotDescribeTheTensorAreRefusedByName) {
-  const auto plan = make_test_plan(DType::BF16);
-  Trainer trainer(plan);
-  trainer.reserve();
-  Loop loop(plan.model, DType::F32);
+  auto [plan, trainer, loop] = Training();
   loop["model.norm.weight"].strides_bytes = {4, 4};
   loop["lm_head.weight"].strides_bytes = {72 * 4, 2};
   loop["model.layers.0.mlp.up_proj.weight"].strides_bytes = {INT64_MAX, 4};
@@ -209,10 +197,7 @@ TEST(TrainerFill, StridesThatDoNotDescribeTheTensorAreRefusedByName) {
 }
 
 TEST(TrainerFill, AllocatesNothingFromTheSecondTimeOn) {
-  const auto plan = make_test_plan(DType::BF16);
-  Trainer trainer(plan);
-  trainer.reserve();
-  const Loop loop(plan.model, DType::F32);
+  auto [plan, trainer, loop] = Training();
   trainer.fill(0, loop.tensors);
   const auto before = allocations.load();
   for (int i = 0; i < 10; ++i) trainer.fill(0, loop.tensors);
@@ -220,10 +205,7 @@ TEST(TrainerFill, AllocatesNothingFromTheSecondTimeOn) {
 }
 
 TEST(TrainerFill, FollowsTheTableWhenItChanges) {
-  const auto plan = make_test_plan(DType::BF16);
-  Trainer trainer(plan);
-  trainer.reserve();
-  Loop loop(plan.model, DType::F32);
+  auto [plan, trainer, loop] = Training();
   trainer.fill(0, loop.tensors);
   std::reverse(loop.tensors.begin(), loop.tensors.end());
   loop["model.norm.weight"] = Loop(plan.model, DType::BF16)["model.norm.weight"];
@@ -234,10 +216,7 @@ TEST(TrainerFill, FollowsTheTableWhenItChanges) {
 }
 
 TEST(TrainerFill, ListsEveryDifferenceInOneError) {
-  const auto plan = make_test_plan(DType::BF16);
-  Trainer trainer(plan);
-  trainer.reserve();
-  Loop loop(plan.model, DType::F32);
+  auto [plan, trainer, loop] = Training();
   loop["model.norm.weight"].info.name = "model.nrom.weight";
   loop["lm_head.weight"].info.shape = {72, 8011};
   loop["model.layers.0.mlp.up_proj.weight"].info.dtype = DType::F64;
@@ -259,10 +238,7 @@ TEST(TrainerFill, ListsEveryDifferenceInOneError) {
 }
 
 TEST(TrainerFill, TheListIsBounded) {
-  const auto plan = make_test_plan(DType::BF16);
-  Trainer trainer(plan);
-  trainer.reserve();
-  Loop loop(plan.model, DType::F32);
+  auto [plan, trainer, loop] = Training();
   for (auto& tensor : loop.tensors) tensor.info.name += "?";
   EXPECT_THAT(refusal(trainer, loop), AllOf(HasSubstr("more"), Not(HasSubstr("unknown"))));
   Loop empty(plan.model, DType::F32);
@@ -271,10 +247,7 @@ TEST(TrainerFill, TheListIsBounded) {
 }
 
 TEST(TrainerFill, MemoryThatCannotBeReadIsRefusedByName) {
-  const auto plan = make_test_plan(DType::BF16);
-  Trainer trainer(plan);
-  trainer.reserve();
-  Loop loop(plan.model, DType::F32);
+  auto [plan, trainer, loop] = Training();
   loop["model.norm.weight"].data = nullptr;
   auto& shifted = loop["lm_head.weight"].data;
   shifted = static_cast<const std::byte*>(shifted) + 1;
@@ -283,10 +256,7 @@ TEST(TrainerFill, MemoryThatCannotBeReadIsRefusedByName) {
 }
 
 TEST(TrainerFill, ATiedHeadMustHoldWhatTheEmbeddingHolds) {
-  const auto plan = make_test_plan(DType::BF16, true);
-  Trainer trainer(plan);
-  trainer.reserve();
-  Loop loop(plan.model, DType::F32);
+  auto [plan, trainer, loop] = Training(true);
   auto head = loop["model.embed_tokens.weight"];
   head.info.name = "lm_head.weight";
   loop.tensors.push_back(head);
@@ -316,7 +286,7 @@ TEST(TrainerFill, ATiedHeadMustHoldWhatTheEmbeddingHolds) {
 }
 
 TEST(TrainerFill, TensorsComeOneByOneInAnyOrderBetweenTables) {
-  const auto plan = make_test_plan(DType::BF16, true);
+  const auto plan = training_plan(DType::BF16, true);
   Trainer trainer(plan);
   trainer.reserve();
   const Loop old(plan.model, DType::F32, 1), loop(plan.model, DType::F32, 2);
@@ -346,7 +316,7 @@ TEST(TrainerFill, TensorsComeOneByOneInAnyOrderBetweenTables) {
 }
 
 TEST(TrainerFill, AFilledCopyReplacesWhatWasClaimedOfALoadedOne) {
-  const auto plan = make_test_plan(DType::BF16);
+  const auto plan = training_plan(DType::BF16);
   Trainer trainer(plan);
   trainer.load(*make_synthetic_source(plan.model, 1), 1);
   EXPECT_FALSE(trainer.claimed(0).empty());

@@ -8,7 +8,9 @@
 #include <cstring>
 #include <vector>
 
+#include "harness/error_of.hpp"
 #include "harness/model_bytes.hpp"
+#include "harness/random_model.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/verify/reference_check.hpp"
 #include "weightcast/verify/shard_digests.hpp"
@@ -16,27 +18,20 @@
 namespace weightcast {
 namespace {
 
+using harness::error_of;
+using harness::number;
 using ::testing::HasSubstr;
 using Parameters = std::vector<std::vector<std::byte>>;
 
-std::uint64_t number(std::uint64_t from, std::uint64_t to) {
-  return *rc::gen::resize(rc::kNominalSize, rc::gen::inRange(from, to + 1));
-}
-
 /// A random model that 8 ranks can hold, with everything that rules know: biases, shared heads, padding, tied heads.
 Model random_model() {
-  ModelConfig c;
-  c.family = *rc::gen::element(Family::llama, Family::qwen2, Family::qwen3);
-  c.layers = number(1, 2);
-  c.hidden = number(1, 40);
+  auto c = harness::random_config({.layers = 2, .hidden = 40, .group = 1, .head_dim = 6});
   c.kv_heads = *rc::gen::element<std::uint64_t>(1, 2, 4, 8);
   c.heads = 8 * number(1, 2);
-  c.head_dim = number(1, 6);
   c.intermediate = 8 * number(1, 5);
   c.vocabulary = number(1, 200);
   c.tied_embeddings = *rc::gen::arbitrary<bool>();
-  c.attention_bias = c.family == Family::qwen2 || *rc::gen::arbitrary<bool>();
-  c.dtype = *rc::gen::element(DType::BF16, DType::F32);
+  c.attention_bias = c.attention_bias || *rc::gen::arbitrary<bool>();
   return build_model(c);
 }
 
@@ -101,14 +96,8 @@ RC_GTEST_PROP(ShardDigests, AddUpToTheParameterForEveryTp, ()) {
 
 /// Shards larger than the steps of SourceDigests (1 MiB) and than the blocks of the reference check (4 MiB).
 Model large_model() {
-  ModelConfig c;
-  c.layers = 1;
-  c.hidden = 1024;
-  c.heads = 8;
-  c.kv_heads = 2;
-  c.head_dim = 16;
-  c.intermediate = 4096;
-  c.vocabulary = 1000;
+  const ModelConfig c{
+      .layers = 1, .hidden = 1024, .heads = 8, .kv_heads = 2, .head_dim = 16, .intermediate = 4096, .vocabulary = 1000};
   return build_model(c);
 }
 
@@ -178,15 +167,8 @@ void find_flips(const TransferPlan& plan, const Parameters& parameters, std::uin
 }
 
 TEST(Reference, FindsAFlippedByteInEveryShard) {
-  ModelConfig c;
-  c.layers = 1;
-  c.hidden = 8;
-  c.heads = 8;
-  c.kv_heads = 2;
-  c.head_dim = 2;
-  c.intermediate = 16;
-  c.vocabulary = 100;
-  const auto model = build_model(c);
+  const auto model = build_model(
+      {.layers = 1, .hidden = 8, .heads = 8, .kv_heads = 2, .head_dim = 2, .intermediate = 16, .vocabulary = 100});
   const auto parameters = harness::model_bytes(model, 4);
   for (const std::uint64_t tp : {1, 2, 4, 8}) find_flips(make_plan(model, tp, 1), parameters, 7);
 }
@@ -223,14 +205,9 @@ TEST(Reference, NamesTheFirstAndListsAll) {
 }
 
 TEST(Reference, PaddingMustBeZero) {
-  ModelConfig c;
-  c.layers = 1;
-  c.hidden = 4;
-  c.heads = c.kv_heads = 4;
-  c.head_dim = 1;
-  c.intermediate = 4;
-  c.vocabulary = 65;  // 128 rows: the third of four ranks has 1 row and 31 of padding, the last nothing but padding
-  const auto model = build_model(c);
+  // 128 rows of vocabulary: the third of four ranks has 1 and 31 of padding, the last nothing but padding.
+  const auto model = build_model(
+      {.layers = 1, .hidden = 4, .heads = 4, .kv_heads = 4, .head_dim = 1, .intermediate = 4, .vocabulary = 65});
   const auto plan = make_plan(model, 4, 1);
   const auto parameters = harness::model_bytes(model, 1);
   std::uint64_t padding_bytes = 0;
@@ -259,16 +236,8 @@ TEST(Reference, AReaderThatFailsIsHeard) {
   const ReadReference broken = [](std::size_t p, std::uint64_t, std::span<std::byte>) {
     if (p == 3) fail(ExitCode::bad_data, "the file ends too early");
   };
-  const auto code = [](const auto& call) {
-    try {
-      call();
-    } catch (const Error& error) {
-      return error.code();
-    }
-    return ExitCode::ok;
-  };
-  EXPECT_EQ(code([&] { fill_from_reference(plan, 0, slot, broken, 4); }), ExitCode::bad_data);
-  EXPECT_EQ(code([&] { check_against_reference(plan, 0, slot, broken); }), ExitCode::bad_data);
+  EXPECT_EQ(error_of([&] { fill_from_reference(plan, 0, slot, broken, 4); }).code(), ExitCode::bad_data);
+  EXPECT_EQ(error_of([&] { check_against_reference(plan, 0, slot, broken); }).code(), ExitCode::bad_data);
 }
 
 }  // namespace
