@@ -32,10 +32,6 @@ std::byte value(std::size_t tensor, std::uint64_t offset) {
 
 class CheckpointTest : public harness::FolderTest {
  protected:
-  void put(const std::string& name, const std::string& text) const {
-    std::ofstream stream(folder_ / name, std::ios::binary);
-    stream << text;
-  }
   /// A safetensors file of one-byte tensors of these names.
   void put_tensors(const std::string& name, const std::vector<std::string>& tensors) const {
     std::vector<TensorInfo> infos;
@@ -55,11 +51,6 @@ class CheckpointTest : public harness::FolderTest {
     std::vector<std::string> result;
     const auto checkpoint = Checkpoint::open(folder_);
     for (const auto& tensor : checkpoint.tensors()) result.push_back(tensor.name);
-    return result;
-  }
-  std::set<std::string> files() const {
-    std::set<std::string> result;
-    for (const auto& entry : fs::directory_iterator(folder_)) result.insert(entry.path().filename());
     return result;
   }
 };

@@ -334,15 +334,6 @@ TEST(AvailableCores, AreSome) {
 
 class FileTest : public harness::FolderTest {
  protected:
-  std::string put(const std::string& name, const std::string& text) const {
-    std::ofstream(path(name), std::ios::binary) << text;
-    return path(name);
-  }
-  std::set<std::string> files() const {
-    std::set<std::string> names;
-    for (const auto& entry : fs::directory_iterator(folder_)) names.insert(entry.path().filename());
-    return names;
-  }
   static std::span<const std::byte> bytes(const std::string& text) { return std::as_bytes(std::span(text)); }
   static std::string part(const InputFile& file, std::uint64_t offset, std::size_t size) {
     std::string text(size, '?');
