@@ -226,8 +226,7 @@ TEST_F(Search, ARepositoryOfAHubCache) {
               HasSubstr("2 snapshots and no refs/main to choose by: abc, def"));
   put(repository + "refs/main", "def\n");
   EXPECT_EQ(open(), "a=2");
-  EXPECT_EQ(Checkpoint::open(model_ / "models--org--name").folder(),
-            (model_ / repository / "snapshots/def").string());
+  EXPECT_EQ(Checkpoint::open(model_ / "models--org--name").folder(), (model_ / repository / "snapshots/def").string());
   for (const std::string ref : {"gone", "../snapshots/abc", "", ".."}) {
     put(repository + "refs/main", ref);
     EXPECT_THAT(refusal(ExitCode::no_input, "models--org--name"), HasSubstr("names the snapshot \"" + ref + "\""))
