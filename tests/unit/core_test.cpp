@@ -22,7 +22,6 @@
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/deadline.hpp"
 #include "weightcast/core/error.hpp"
-#include "weightcast/core/expects.hpp"
 #include "weightcast/core/file.hpp"
 #include "weightcast/core/function_ref.hpp"
 #include "weightcast/core/parallel.hpp"
@@ -134,7 +133,7 @@ TEST(Deadline, PassesAndCanBeMovedOn) {
   EXPECT_LE(later.remaining_s(), 3600);
 }
 
-// --- error.hpp, expects.hpp ------------------------------------------------------------------------------------------
+// --- error.hpp -------------------------------------------------------------------------------------------------------
 
 TEST(ErrorType, CarriesItsFields) {
   Error error(ExitCode::bad_data, "what", "hint");

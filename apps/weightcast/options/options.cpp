@@ -8,7 +8,7 @@
 #include "options/near_miss.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/deadline.hpp"
-#include "weightcast/core/expects.hpp"
+#include "weightcast/core/error.hpp"
 #include "weightcast/core/file.hpp"
 
 namespace weightcast {

@@ -10,7 +10,7 @@
 #include "weightcast/checkpoint/checkpoint_files.hpp"
 #include "weightcast/checkpoint/safetensors_header.hpp"
 #include "weightcast/core/bytes.hpp"
-#include "weightcast/core/expects.hpp"
+#include "weightcast/core/error.hpp"
 #include "weightcast/core/foreign_content.hpp"
 #include "weightcast/core/parallel.hpp"
 

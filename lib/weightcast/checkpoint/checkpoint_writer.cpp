@@ -9,7 +9,7 @@
 #include "weightcast/checkpoint/safetensors_header.hpp"
 #include "weightcast/checkpoint/sharded_index.hpp"
 #include "weightcast/core/bytes.hpp"
-#include "weightcast/core/expects.hpp"
+#include "weightcast/core/error.hpp"
 #include "weightcast/core/output_folder.hpp"
 #include "weightcast/core/parallel.hpp"
 

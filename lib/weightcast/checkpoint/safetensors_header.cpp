@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "weightcast/core/bytes.hpp"
-#include "weightcast/core/expects.hpp"
+#include "weightcast/core/error.hpp"
 #include "weightcast/core/strict_json.hpp"
 
 namespace weightcast {

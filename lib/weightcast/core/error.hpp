@@ -74,3 +74,10 @@ template <typename... Args>
 Error current_error();
 
 }  // namespace weightcast
+
+/// States what a function relies on. A violation is a defect of weightcast: Error(internal) with the place.
+#define WEIGHTCAST_EXPECTS(condition)                                                                             \
+  do {                                                                                                            \
+    if (!(condition)) [[unlikely]]                                                                                \
+      ::weightcast::fail(::weightcast::ExitCode::internal, "{}:{}: expected {}", __FILE__, __LINE__, #condition); \
+  } while (false)

@@ -16,7 +16,6 @@
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
-#include "weightcast/core/expects.hpp"
 #include "weightcast/device/memory_room.hpp"
 
 namespace weightcast {

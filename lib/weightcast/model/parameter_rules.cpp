@@ -7,7 +7,6 @@
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
-#include "weightcast/core/expects.hpp"
 
 namespace weightcast {
 namespace {

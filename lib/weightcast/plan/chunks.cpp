@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "weightcast/core/expects.hpp"
+#include "weightcast/core/error.hpp"
 
 namespace weightcast {
 

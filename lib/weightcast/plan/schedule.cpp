@@ -3,7 +3,7 @@
 #include <functional>
 #include <utility>
 
-#include "weightcast/core/expects.hpp"
+#include "weightcast/core/error.hpp"
 
 namespace weightcast {
 namespace {

@@ -7,7 +7,6 @@
 #include "weightcast/comm/message.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
-#include "weightcast/core/expects.hpp"
 #include "weightcast/snapshot/snapshot_layout.hpp"
 
 namespace weightcast {

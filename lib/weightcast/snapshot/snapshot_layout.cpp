@@ -9,7 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "weightcast/core/bytes.hpp"
-#include "weightcast/core/expects.hpp"
+#include "weightcast/core/error.hpp"
 #include "weightcast/core/file.hpp"
 #include "weightcast/core/strict_json.hpp"
 #include "weightcast/model/model_config.hpp"

@@ -7,7 +7,6 @@
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
-#include "weightcast/core/expects.hpp"
 #include "weightcast/core/file.hpp"
 #include "weightcast/snapshot/column_gather.hpp"
 #include "weightcast/snapshot/snapshot.hpp"

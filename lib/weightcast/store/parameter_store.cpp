@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "weightcast/core/error.hpp"
-#include "weightcast/core/expects.hpp"
 
 namespace weightcast {
 

@@ -2,7 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "weightcast/core/expects.hpp"
+#include "weightcast/core/error.hpp"
 #include "weightcast/core/file.hpp"
 
 namespace weightcast {

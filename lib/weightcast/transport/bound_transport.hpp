@@ -1,6 +1,6 @@
 #pragma once
 
-#include "weightcast/core/expects.hpp"
+#include "weightcast/core/error.hpp"
 #include "weightcast/transport/transport.hpp"
 
 namespace weightcast {

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <array>
 
-#include "weightcast/core/expects.hpp"
+#include "weightcast/core/error.hpp"
 #include "weightcast/transport/bound_transport.hpp"
 #include "weightcast/transport/mpi.hpp"
 

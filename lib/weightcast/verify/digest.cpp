@@ -8,7 +8,7 @@
 #include <cstring>
 #include <iterator>
 
-#include "weightcast/core/expects.hpp"
+#include "weightcast/core/error.hpp"
 #include "weightcast/device/digest_keys.hpp"
 #include "weightcast/verify/digest_kernels.hpp"
 

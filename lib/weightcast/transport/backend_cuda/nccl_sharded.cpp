@@ -1,4 +1,4 @@
-#include "weightcast/core/expects.hpp"
+#include "weightcast/core/error.hpp"
 #include "weightcast/transport/backend_cuda/nccl_communicator.hpp"
 #include "weightcast/transport/bound_transport.hpp"
 #include "weightcast/transport/copy_tasks.hpp"
