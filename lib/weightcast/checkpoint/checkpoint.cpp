@@ -10,8 +10,8 @@
 #include "weightcast/checkpoint/checkpoint_files.hpp"
 #include "weightcast/checkpoint/safetensors_header.hpp"
 #include "weightcast/core/bytes.hpp"
+#include "weightcast/core/download.hpp"
 #include "weightcast/core/error.hpp"
-#include "weightcast/core/foreign_content.hpp"
 #include "weightcast/core/parallel.hpp"
 
 namespace weightcast {

@@ -11,10 +11,9 @@
 
 #include "weightcast/checkpoint/safetensors_header.hpp"
 #include "weightcast/core/bytes.hpp"
+#include "weightcast/core/download.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/file.hpp"
-#include "weightcast/core/foreign_content.hpp"
-#include "weightcast/core/hub_cache.hpp"
 
 namespace weightcast {
 namespace fs = std::filesystem;

@@ -5,10 +5,9 @@
 #include <filesystem>
 #include <utility>
 
+#include "weightcast/core/download.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/file.hpp"
-#include "weightcast/core/foreign_content.hpp"
-#include "weightcast/core/hub_cache.hpp"
 #include "weightcast/model/model_config.hpp"
 
 namespace weightcast {
