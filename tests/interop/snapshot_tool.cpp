@@ -27,7 +27,7 @@ int main(int argc, char** argv) {
     }
   };
   try {
-    write_snapshot(argv[1], model, content,
+    write_snapshot(std::string(argv[1]), model, content,
                    {.version = std::strtoull(argv[2], nullptr, 10), .digests = {}, .settings = {{"tool", "x"}}});
   } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());

@@ -58,7 +58,7 @@ class OutputName {
  public:
   /// Symbolic links are followed, also to what does not exist yet. Error(cant_create) when a folder, a socket or a
   /// block device is there, when links form a ring, or when anything is there and is not to be replaced.
-  explicit OutputName(const std::string& path, Existing existing = Existing::replace);
+  OutputName(const std::string& path, Existing existing = Existing::replace);  // NOLINT: a path names what is there now
 
   /// As it was given: the name for messages.
   const std::string& path() const noexcept { return path_; }
@@ -83,7 +83,6 @@ class OutputFile {
   /// `reserve_bytes` of disk are set aside first, so that a full disk is found before anything is written.
   /// Error(cant_create) when the file cannot be created or is a pipe or a device, Error(io_error) when the disk is
   /// full.
-  explicit OutputFile(const std::string& path, std::uint64_t reserve_bytes = 0);
   explicit OutputFile(OutputName name, std::uint64_t reserve_bytes = 0);
   OutputFile(OutputFile&&) = delete;
 
@@ -101,7 +100,6 @@ class OutputFile {
 /// Writes `text` through OutputFile, or into the pipe or device that has this name: waits until `deadline` for somebody
 /// who reads the pipe. A signal ends that wait. Error(cant_create), Error(io_error).
 void write_text_file(const OutputName& name, const std::string& text, Deadline deadline = Deadline::after(10));
-void write_text_file(const std::string& path, const std::string& text);
 
 /// Sets `bytes` of disk aside for an open file. Error(io_error), naming `path`, when they are not to be had.
 void reserve_space(int fd, std::uint64_t bytes, const std::string& path);

@@ -12,7 +12,6 @@
 #include <cstdio>
 #include <cstring>
 #include <ctime>
-#include <filesystem>
 #include <thread>
 
 #include "weightcast/core/bytes.hpp"
@@ -23,11 +22,6 @@ namespace weightcast {
 namespace {
 
 constexpr int most_links = 40;  // as the kernel
-
-std::string folder_of(const std::string& path) {
-  const auto folder = std::filesystem::path(path).parent_path();
-  return folder.empty() ? "." : folder.string();
-}
 
 [[noreturn]] void cannot_create(const std::string& path, const std::string& reason, const std::string& hint) {
   throw Error(ExitCode::cant_create, fmt::format("cannot create {}: {}", path, reason), hint);
@@ -58,13 +52,13 @@ std::string read_link(const std::string& path) {
   const ssize_t size = ::readlink(path.c_str(), text.data(), text.size());
   if (size < 0) return path;
   const std::string link(text.data(), static_cast<std::size_t>(size));
-  return link.starts_with('/') ? link : folder_of(path) + "/" + link;
+  return link.starts_with('/') ? link : split_path(path).first + "/" + link;
 }
 
 /// Links in /proc lead to what a process has open, whatever name that has.
 bool in_proc(const std::string& path) {
   struct statfs system {};
-  return ::statfs(folder_of(path).c_str(), &system) == 0 && system.f_type == PROC_SUPER_MAGIC;
+  return ::statfs(split_path(path).first.c_str(), &system) == 0 && system.f_type == PROC_SUPER_MAGIC;
 }
 
 /// Keeps a pipe that nobody reads any more from ending the process while in scope.
@@ -165,18 +159,13 @@ OutputName::OutputName(const std::string& path, Existing existing) : path_(path)
 }
 
 void OutputName::take(const std::string& temporary) const {
-  const FolderLock lock(folder_of(target_));
+  const FolderLock lock(split_path(target_).first);
   if (identify(target_) != there_) written_by_others(path_);
-  const unsigned flags = there_ ? 0 : RENAME_NOREPLACE;
-  int status = ::renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, target_.c_str(), flags);
-  if (status != 0 && errno == EINVAL) status = std::rename(temporary.c_str(), target_.c_str());  // no such flag there
+  const int status = there_ ? std::rename(temporary.c_str(), target_.c_str()) : rename_new(temporary, target_);
   if (status == 0) return;
   if (errno == EEXIST) written_by_others(path_);
   fail(ExitCode::io_error, "cannot rename {} to {}: {}", temporary, target_, std::strerror(errno));
 }
-
-OutputFile::OutputFile(const std::string& path, std::uint64_t reserve_bytes)
-    : OutputFile(OutputName(path), reserve_bytes) {}
 
 OutputFile::OutputFile(OutputName name, std::uint64_t reserve_bytes)
     : name_(std::move(name)), temporary_(file_of(name_), Temporary::Kind::file, reserve_bytes > 0, name_.path()) {
@@ -192,7 +181,7 @@ void OutputFile::commit() {
   temporary_.hold();
   name_.take(temporary_.path());
   temporary_.keep();
-  sync_folder(folder_of(name_.target()));
+  sync_folder(split_path(name_.target()).first);
 }
 
 void write_text_file(const OutputName& name, const std::string& text, Deadline deadline) {
@@ -200,10 +189,6 @@ void write_text_file(const OutputName& name, const std::string& text, Deadline d
   OutputFile file(name);
   file.write(0, std::as_bytes(std::span(text)));
   file.commit();
-}
-
-void write_text_file(const std::string& path, const std::string& text) {
-  write_text_file(OutputName(path), text);
 }
 
 void reserve_space(int fd, std::uint64_t bytes, const std::string& path) {

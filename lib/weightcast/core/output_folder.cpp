@@ -23,11 +23,6 @@ constexpr std::size_t most_names = 5;
   throw Error(ExitCode::cant_create, fmt::format("cannot create the folder {}: {}", path, reason), hint);
 }
 
-fs::path folder_of(const std::string& path) {
-  const auto folder = fs::path(path).parent_path();
-  return folder.empty() ? "." : folder;
-}
-
 /// Names in a folder, in order, without those of unfinished output in it.
 std::vector<std::string> names_in(const std::string& folder) {
   std::vector<std::string> names;
@@ -58,11 +53,6 @@ bool runs_in(const std::string& folder) {
   std::error_code error;
   const auto outer = fs::canonical(folder, error), inner = fs::current_path(error);
   return !error && std::ranges::mismatch(outer, inner).in1 == outer.end();
-}
-
-int rename_new(const std::string& from, const std::string& to) {
-  const int status = ::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE);
-  return status != 0 && errno == EINVAL ? std::rename(from.c_str(), to.c_str()) : status;  // no such flag there
 }
 
 /// For file systems that cannot exchange two names.
@@ -101,7 +91,7 @@ OutputFolder::OutputFolder(const std::string& path, Existing existing) : path_(p
   } else if (fs::exists(status)) {
     cannot_create(path_, "a file has that name", "choose another name");
   } else {
-    fs::create_directories(folder_of(target_), error);
+    fs::create_directories(split_path(target_).first, error);
     if (error) cannot_create(path_, error.message(), "write to a folder that you may create");
   }
   stage_ = std::make_unique<Temporary>(fill_ ? target_ + "/" : target_, Temporary::Kind::folder, true, path_);
@@ -135,7 +125,7 @@ void OutputFolder::commit() {
     take_name();
   }
   for (const File& file : files_) file.unfinished->keep();
-  sync_folder(fill_ ? target_ : folder_of(target_).string());
+  sync_folder(fill_ ? target_ : split_path(target_).first);
 }
 
 void OutputFolder::fill_folder() {
@@ -151,7 +141,7 @@ void OutputFolder::fill_folder() {
 }
 
 void OutputFolder::take_name() {
-  const FolderLock lock(folder_of(target_));
+  const FolderLock lock(split_path(target_).first);
   if (identify(target_) != there_) written_by_others(path_);
   const auto& stage = stage_->path();
   int status = 0;

@@ -13,6 +13,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <ctime>
 #include <filesystem>
@@ -31,12 +32,6 @@ constexpr std::size_t machine_digits = 8, random_digits = 16, most_of_name = 200
 constexpr std::time_t day_s = 24 * 60 * 60;
 constexpr int attempts = 100;
 
-std::pair<std::string, std::string> split(const std::string& path) {
-  const auto slash = path.rfind('/');
-  if (slash == std::string::npos) return {".", path};
-  return {slash == 0 ? "/" : path.substr(0, slash), path.substr(slash + 1)};
-}
-
 constexpr std::string_view unknown_machine = "00000000";
 
 /// What the containers of one machine have in common until it starts again: as far as locks can be trusted.
@@ -54,7 +49,7 @@ std::string random_name(const std::string& target) {
   std::uint64_t random = 0;
   if (::getrandom(&random, sizeof random, 0) != static_cast<ssize_t>(sizeof random))
     fail(ExitCode::internal, "cannot get random bytes: {}", std::strerror(errno));
-  const auto [folder, base] = split(target);
+  const auto [folder, base] = split_path(target);
   return fmt::format("{}/{}{}{}.{:016x}", folder, base.substr(0, most_of_name), mark, machine(), random);
 }
 
@@ -89,7 +84,7 @@ bool lives(const std::string& path, std::string_view made_on) {
 }
 
 void remove_left(const std::string& target) {
-  const auto [folder, base] = split(target);
+  const auto [folder, base] = split_path(target);
   std::error_code error;
   for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
     const std::string name = entry->path().filename();
@@ -174,7 +169,7 @@ Temporary::Temporary(std::pair<UniqueFd, std::string> made, bool large)
     : fd_(std::move(made.first)), unfinished_(std::move(made.second), large) {}
 
 std::pair<UniqueFd, std::string> Temporary::make(const std::string& target, Kind kind, const std::string& shown) {
-  const FolderLock lock(split(target).first);
+  const FolderLock lock(split_path(target).first);
   if (lock.held()) remove_left(target);
   std::string path;
   int error = EEXIST;
@@ -195,6 +190,17 @@ std::pair<UniqueFd, std::string> Temporary::make(const std::string& target, Kind
   }
   throw Error(ExitCode::cant_create, fmt::format("cannot create {}: {}", shown, std::strerror(error)),
               "check that the folder exists and may be written");
+}
+
+std::pair<std::string, std::string> split_path(const std::string& path) {
+  const auto slash = path.rfind('/');
+  if (slash == std::string::npos) return {".", path};
+  return {slash == 0 ? "/" : path.substr(0, slash), path.substr(slash + 1)};
+}
+
+int rename_new(const std::string& from, const std::string& to) noexcept {
+  const int status = ::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE);
+  return status != 0 && errno == EINVAL ? std::rename(from.c_str(), to.c_str()) : status;  // no such flag there
 }
 
 bool temporary_of(const std::string& base, const std::string& name) {

@@ -73,6 +73,11 @@ class Temporary {
 void discard_unfinished_output() noexcept;
 void discard_large_output() noexcept;
 
+/// The folder that a path is in, and its last component.
+std::pair<std::string, std::string> split_path(const std::string& path);
+/// rename() that fails with EEXIST when `to` is there, where the file system can tell. 0, or -1 and errno.
+int rename_new(const std::string& from, const std::string& to) noexcept;
+
 /// Whether a name in a folder is that of a Temporary for the target `base` in that folder (its last component).
 bool temporary_of(const std::string& base, const std::string& name);
 

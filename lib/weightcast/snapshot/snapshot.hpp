@@ -47,12 +47,6 @@ std::vector<Digest> write_snapshot(
     const OutputName& name, const Model& model,
     FunctionRef<void(std::size_t index, std::uint64_t offset, std::span<std::byte> destination)> content,
     const SnapshotInfo& info, FunctionRef<void(std::uint64_t bytes)> progress = {});
-inline std::vector<Digest> write_snapshot(
-    const std::string& path, const Model& model,
-    FunctionRef<void(std::size_t index, std::uint64_t offset, std::span<std::byte> destination)> content,
-    const SnapshotInfo& info, FunctionRef<void(std::uint64_t bytes)> progress = {}) {
-  return write_snapshot(OutputName(path), model, content, info, progress);
-}
 
 /// A snapshot opened for reading, by one process. The library crashes on some malformed files, so open() first lets a
 /// child process with limits walk the whole structure.

@@ -84,8 +84,6 @@ Json to_value(const ReportRank& r) {
   return {{"rank", r.rank}, {"role", r.role}, {"host", r.host}, {"gpu", text_or_null(r.gpu)}};
 }
 
-Json to_value(const ReportRow& r);
-
 Json to_value(const ReportRow& r) {
   Json row = {{"model", r.model},
               {"model_bytes", r.model_bytes},

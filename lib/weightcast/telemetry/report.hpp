@@ -143,8 +143,5 @@ std::string to_json(const Report& report);
 /// Writes the report: under a temporary name, then renamed, or into a pipe (write_text_file()). Error(cant_create),
 /// Error(io_error).
 void write_report(const OutputName& name, const Report& report, Deadline deadline = Deadline::after(10));
-inline void write_report(const std::string& path, const Report& report) {
-  write_report(OutputName(path), report);
-}
 
 }  // namespace weightcast
