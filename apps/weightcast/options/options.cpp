@@ -7,7 +7,6 @@
 
 #include "options/near_miss.hpp"
 #include "weightcast/core/bytes.hpp"
-#include "weightcast/core/deadline.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/file.hpp"
 

@@ -11,8 +11,6 @@
 namespace weightcast {
 namespace {
 
-constexpr std::size_t reported_limit = 20;
-
 std::vector<std::uint64_t> shape_of(const TensorInfo& like, std::uint64_t rows, std::uint64_t columns) {
   if (like.shape.size() == 1) return {rows};
   return {rows, columns};
@@ -44,15 +42,9 @@ struct Destinations::Problems {
   }
   void throw_if_any(std::size_t tp_rank) {
     if (lines.empty()) return;
-    const auto count = lines.size();
-    if (count > reported_limit) {
-      lines.resize(reported_limit);
-      lines.push_back(fmt::format("and {} more", count - reported_limit));
-    }
-    throw Error(
-        ExitCode::config,
-        fmt::format("the table of destinations does not fit tp rank {}:\n  {}", tp_rank, fmt::join(lines, "\n  ")),
-        "give every parameter's shard once, by itself or in a fused engine tensor");
+    throw Error(ExitCode::config,
+                fmt::format("the table of destinations does not fit tp rank {}:\n  {}", tp_rank, list_lines(lines)),
+                "give every parameter's shard once, by itself or in a fused engine tensor");
   }
 };
 

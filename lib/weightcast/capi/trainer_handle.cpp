@@ -1,9 +1,8 @@
-#include <fmt/ranges.h>
-
 #include <algorithm>
 #include <memory>
 
 #include "weightcast/capi/handle.hpp"
+#include "weightcast/core/bytes.hpp"
 #include "weightcast/telemetry/stopwatch.hpp"
 #include "weightcast/trainer/trainer.hpp"
 
@@ -42,19 +41,12 @@ TrainingTensor training_tensor(const ForeignTensor& tensor) {
 }
 
 void expect_complete(const wc_trainer& trainer) {
-  constexpr std::size_t reported_limit = 20;
   std::vector<std::string> missing;
   for (std::size_t p = 0; p < trainer.given.size(); ++p) {
     if (trainer.given[p].empty()) missing.push_back(trainer.member.plan.model.parameters[p].info.name);
   }
   if (missing.empty()) return;
-  const auto count = missing.size();
-  if (count > reported_limit) {
-    missing.resize(reported_limit);
-    missing.push_back(fmt::format("and {} more", count - reported_limit));
-  }
-  throw Error(ExitCode::bad_data,
-              fmt::format("version {} lacks parameters:\n  {}", trainer.open, fmt::join(missing, "\n  ")),
+  throw Error(ExitCode::bad_data, fmt::format("version {} lacks parameters:\n  {}", trainer.open, list_lines(missing)),
               "wc_put() each of them, then commit");
 }
 

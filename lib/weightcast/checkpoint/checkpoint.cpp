@@ -1,7 +1,5 @@
 #include "weightcast/checkpoint/checkpoint.hpp"
 
-#include <fmt/ranges.h>
-
 #include <algorithm>
 #include <atomic>
 #include <filesystem>
@@ -86,7 +84,6 @@ bool half_of_a_tie(const std::string& name) noexcept {
 
 /// Rule I5: drops what the index does not list, and refuses other differences.
 void compare_with_index(const CheckpointFiles& from, std::vector<Found>& found, std::vector<std::string>& notes) {
-  constexpr std::size_t shown = 50;
   std::vector<std::string> differences, unlisted;
   std::uint64_t bytes = 0;
   bool tie_written = false, tie_taken = false;
@@ -117,14 +114,9 @@ void compare_with_index(const CheckpointFiles& from, std::vector<Found>& found, 
     differences.push_back(fmt::format("{} does not hold {}, which the index says is there", file, printable(name)));
   }
   if (!differences.empty()) {
-    const auto count = differences.size();
-    if (count > shown) {
-      differences.resize(shown);
-      differences.push_back(fmt::format("and {} more", count - shown));
-    }
     throw Error(
         ExitCode::bad_data,
-        fmt::format("{}/{} and the shards disagree:\n  {}", from.folder, from.name, fmt::join(differences, "\n  ")),
+        fmt::format("{}/{} and the shards disagree:\n  {}", from.folder, from.name, list_lines(differences, 50)),
         "get the checkpoint again, index and shards from one place");
   }
   if (!unlisted.empty()) {

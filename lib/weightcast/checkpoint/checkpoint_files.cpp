@@ -1,6 +1,6 @@
 #include "weightcast/checkpoint/checkpoint_files.hpp"
 
-#include <fmt/ranges.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
@@ -21,7 +21,7 @@ namespace {
 
 constexpr std::string_view file_ending = ".safetensors", index_ending = ".safetensors.index.json";
 constexpr std::array<std::string_view, 3> stems{"model", "consolidated", "pytorch_model"};
-constexpr std::size_t shard_limit = 100'000, shown = 5;
+constexpr std::size_t shard_limit = 100'000;
 
 /// "model-00002-of-00003.safetensors": its set ("model-*-of-00003.safetensors"), its number, and of how many.
 struct ShardName {
@@ -50,16 +50,6 @@ std::optional<ShardName> shard_name(std::string_view file) {
   return ShardName{fmt::format("{}-*{}{}", stem, name.substr(of), file_ending), *number, *count};
 }
 
-std::string list(std::vector<std::string> names) {
-  const auto count = names.size();
-  for (auto& name : names) name = printable(name);
-  if (count > shown) {
-    names.resize(shown);
-    names.push_back(fmt::format("{} more", count - shown));
-  }
-  return fmt::format("{}", fmt::join(names, ", "));
-}
-
 /// Shards of one save that no index lists.
 struct ShardSet {
   std::vector<std::string> files;
@@ -72,7 +62,7 @@ struct ShardSet {
     for (std::size_t i = 1; i <= count; ++i) {
       if (!numbers.contains(i)) names.push_back(std::string(set).replace(set.find('*'), 1, fmt::format("{:05}", i)));
     }
-    return list(std::move(names));
+    return list_some(names);
   }
 };
 
@@ -155,7 +145,7 @@ class Folder {
       if (set.whole()) {
         result.candidates.push_back({name, path_, set.files});
       } else if (indexed) {
-        result.notes.push_back(fmt::format("{} is not in the index and was not used", list(set.files)));
+        result.notes.push_back(fmt::format("{} is not in the index and was not used", list_some(set.files)));
       } else {
         cut.emplace_back(CheckpointFiles{name, path_, set.files}, set.missing(name));
       }
@@ -182,11 +172,11 @@ class Folder {
     std::string hint = "name a safetensors file or the folder of a Hugging Face checkpoint";
     std::string found;
     if (!pickles.empty()) {
-      found = fmt::format(", only {}", list(pickles));
+      found = fmt::format(", only {}", list_some(pickles));
       hint = "save the model as safetensors";
     }
     if (!others.empty()) {
-      found = fmt::format(", only {}", list(others));
+      found = fmt::format(", only {}", list_some(others));
       hint = "name the file";
     }
     throw Error(ExitCode::no_input,

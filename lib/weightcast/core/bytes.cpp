@@ -1,5 +1,8 @@
 #include "weightcast/core/bytes.hpp"
 
+#include <fmt/ranges.h>
+
+#include <algorithm>
 #include <array>
 #include <charconv>
 
@@ -21,6 +24,22 @@ std::uint64_t parse_size(std::string_view text) {
   if (!bytes)
     throw Error(ExitCode::usage, fmt::format("'{}' is not a size", printable(text)), "write it like 4096, 256M or 1G");
   return *bytes;
+}
+
+double parse_duration(std::string_view text) {
+  double value = 0;
+  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const std::string_view unit(end, static_cast<std::size_t>(text.data() + text.size() - end));
+  double factor = 0;
+  if (unit.empty() || unit == "s") factor = 1;
+  if (unit == "ms") factor = 1e-3;
+  if (unit == "m") factor = 60;
+  const double seconds = value * factor;
+  if (status != std::errc() || !(seconds > 0 && seconds <= 86400)) {
+    throw Error(ExitCode::usage, fmt::format("'{}' is not a duration", printable(text)),
+                "write it like 500ms, 60s or 2m");
+  }
+  return seconds;
 }
 
 std::string format_size(std::uint64_t bytes) {
@@ -48,6 +67,20 @@ std::string printable(std::string_view text, std::size_t limit) {
   }
   if (text.size() > limit) result += "...";
   return result;
+}
+
+std::string list_some(std::span<const std::string> names, std::size_t limit) {
+  std::string text;
+  for (const auto& name : names.first(std::min(names.size(), limit)))
+    text += (text.empty() ? "" : ", ") + printable(name);
+  if (names.size() > limit) text += fmt::format(", {} more", names.size() - limit);
+  return text;
+}
+
+std::string list_lines(std::span<const std::string> lines, std::size_t limit) {
+  std::string text = fmt::format("{}", fmt::join(lines.first(std::min(lines.size(), limit)), "\n  "));
+  if (lines.size() > limit) text += fmt::format("\n  and {} more", lines.size() - limit);
+  return text;
 }
 
 }  // namespace weightcast

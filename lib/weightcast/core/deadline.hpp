@@ -1,7 +1,6 @@
 #pragma once
 
 #include <chrono>
-#include <string_view>
 
 namespace weightcast {
 
@@ -37,8 +36,5 @@ constexpr double longest_disk_s(std::uint64_t bytes) noexcept {
   constexpr double slowest_bytes_per_s = 50e6;  // a network disk that many read
   return static_cast<double>(bytes) / slowest_bytes_per_s;
 }
-
-/// Seconds from "60s", "500ms", "2m", "1.5" (seconds). Error(usage) on anything else, zero or less, or over a day.
-double parse_duration(std::string_view text);
 
 }  // namespace weightcast

@@ -1,6 +1,6 @@
 #include "weightcast/model/match_checkpoint.hpp"
 
-#include <fmt/ranges.h>
+#include <fmt/format.h>
 #include <fnmatch.h>
 
 #include <algorithm>
@@ -14,7 +14,6 @@
 namespace weightcast {
 namespace {
 
-constexpr std::size_t shown = 5;
 constexpr std::string_view head_name = "lm_head.weight", embedding_name = "model.embed_tokens.weight";
 
 /// What wrappers put before a name: `lead` stands where `instead` belongs.
@@ -62,13 +61,6 @@ bool is_bookkeeping(std::string_view name) noexcept {
   return std::any_of(ends.begin(), ends.end(), [&](auto end) { return name.ends_with(end); });
 }
 
-std::string list(const std::vector<std::string>& names) {
-  std::vector<std::string> some;
-  for (std::size_t i = 0; i < std::min(names.size(), shown); ++i) some.push_back(printable(names[i]));
-  if (names.size() > shown) some.push_back(fmt::format("{} more", names.size() - shown));
-  return fmt::format("{}", fmt::join(some, ", "));
-}
-
 class Matcher {
  public:
   Matcher(const Model& model, std::span<const TensorInfo> tensors, const std::string& what,
@@ -94,7 +86,7 @@ class Matcher {
     for (const auto& name : found.skipped) {
       if (name != head_name) skipped.push_back(name);
     }
-    if (!skipped.empty()) result_.notes.push_back("left out, computed by the engine: " + list(skipped));
+    if (!skipped.empty()) result_.notes.push_back("left out, computed by the engine: " + list_some(skipped));
     say_rounding();
     return std::move(result_);
   }
@@ -198,8 +190,8 @@ class Matcher {
   void say_what_was_done() {
     if (renamed_ > 0)
       result_.notes.push_back(fmt::format("{} names have a prefix that is known and stripped: {}", renamed_, example_));
-    if (!ignored_.empty()) result_.notes.push_back("left out by --ignore: " + list(ignored_));
-    if (!bookkeeping_.empty()) result_.notes.push_back("left out, no weights of the model: " + list(bookkeeping_));
+    if (!ignored_.empty()) result_.notes.push_back("left out by --ignore: " + list_some(ignored_));
+    if (!bookkeeping_.empty()) result_.notes.push_back("left out, no weights of the model: " + list_some(bookkeeping_));
   }
 
   void say_rounding() {

@@ -1,5 +1,4 @@
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <array>
@@ -12,7 +11,6 @@
 namespace weightcast {
 namespace {
 
-constexpr std::size_t reported_limit = 20;
 constexpr std::string_view head_name = "lm_head.weight", embedding_name = "model.embed_tokens.weight";
 
 /// Buffers of old checkpoints that the engine computes for itself.
@@ -68,13 +66,9 @@ TensorMatch match_tensors(const Model& model, std::span<const TensorInfo> tensor
   if (problems.empty()) return match;
 
   const std::size_t count = problems.size();
-  if (count > reported_limit) {
-    problems.resize(reported_limit);
-    problems.push_back(fmt::format("and {} more", count - reported_limit));
-  }
   throw Error(ExitCode::bad_data,
               fmt::format("{} does not fit the model: {} difference{}\n  {}", what, count, count == 1 ? "" : "s",
-                          fmt::join(problems, "\n  ")),
+                          list_lines(problems)),
               "check that the checkpoint belongs to this config.json");
 }
 

@@ -1,7 +1,5 @@
 #include "weightcast/trainer/training_tensors.hpp"
 
-#include <fmt/ranges.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -15,7 +13,6 @@ namespace weightcast {
 namespace {
 
 constexpr std::uint64_t step_elements = 256 * 1024;
-constexpr std::size_t reported_limit = 20;
 
 std::uint64_t width_bytes(DType dtype) noexcept {
   return static_cast<std::uint64_t>(bits(dtype)) / 8;
@@ -104,12 +101,7 @@ void SourceFill::check_memory(std::span<const TrainingTensor> tensors, const Reg
   std::for_each(match_.source.begin(), match_.source.end(), check);
   check(match_.alias);
   if (problems.empty()) return;
-  const auto count = problems.size();
-  if (count > reported_limit) {
-    problems.resize(reported_limit);
-    problems.push_back(fmt::format("and {} more", count - reported_limit));
-  }
-  throw Error(ExitCode::bad_data, fmt::format("training tensors cannot be used:\n  {}", fmt::join(problems, "\n  ")),
+  throw Error(ExitCode::bad_data, fmt::format("training tensors cannot be used:\n  {}", list_lines(problems)),
               "give each tensor where it is, on the host or on the trainer's own GPU");
 }
 
