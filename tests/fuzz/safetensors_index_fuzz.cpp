@@ -6,7 +6,7 @@
 #include <filesystem>
 #include <string_view>
 
-#include "weightcast/checkpoint/sharded_index.hpp"
+#include "weightcast/checkpoint/checkpoint_files.hpp"
 #include "weightcast/core/error.hpp"
 
 using namespace weightcast;

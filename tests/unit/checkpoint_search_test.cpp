@@ -9,8 +9,8 @@
 #include "harness/error_of.hpp"
 #include "harness/folder_test.hpp"
 #include "weightcast/checkpoint/checkpoint.hpp"
+#include "weightcast/checkpoint/checkpoint_files.hpp"
 #include "weightcast/checkpoint/safetensors_header.hpp"
-#include "weightcast/checkpoint/sharded_index.hpp"
 #include "weightcast/core/error.hpp"
 
 namespace weightcast {

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "weightcast/checkpoint/checkpoint.hpp"
+#include "weightcast/checkpoint/checkpoint_files.hpp"
 #include "weightcast/checkpoint/safetensors_header.hpp"
-#include "weightcast/checkpoint/sharded_index.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/output_folder.hpp"

@@ -1,11 +1,10 @@
-#include "weightcast/checkpoint/sharded_index.hpp"
-
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "weightcast/checkpoint/checkpoint_files.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/strict_json.hpp"
@@ -106,15 +105,7 @@ ShardedIndex parse_sharded_index(std::string_view json, const std::string& what)
 }
 
 std::string make_sharded_index(const WeightMap& weight_map, std::uint64_t total_bytes) {
-  const auto quoted = [](std::string_view text) { return nlohmann::json(text).dump(); };
-  std::string json =
-      fmt::format("{{\n  \"metadata\": {{\n    \"total_size\": {}\n  }},\n  \"weight_map\": {{", total_bytes);
-  std::string_view separator = "\n";
-  for (const auto& [name, file] : weight_map) {
-    json += fmt::format("{}    {}: {}", separator, quoted(name), quoted(file));
-    separator = ",\n";
-  }
-  return json + "\n  }\n}\n";
+  return nlohmann::json{{"metadata", {{"total_size", total_bytes}}}, {"weight_map", weight_map}}.dump(2) + "\n";
 }
 
 }  // namespace weightcast
