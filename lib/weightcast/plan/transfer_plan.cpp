@@ -114,6 +114,18 @@ void schedule_rank(const TransferPlan& plan, RankPlan& rank) {
 
 }  // namespace
 
+SourceLayout whole_layout(const Model& model) {
+  SourceRegion region;
+  for (std::size_t p = 0; p < model.parameters.size(); ++p) {
+    const auto& rule = model.parameters[p];
+    const auto shape = matrix_of(rule.info);
+    region.pieces.push_back(
+        {p, {0, 0, shape.rows, shape.columns}, region.size_bytes, shape.columns * element_bytes(rule)});
+    region.size_bytes += round_up(rule.info.size_bytes().value(), TransferPlan::alignment_bytes);
+  }
+  return {{std::move(region)}};
+}
+
 std::uint64_t TransferPlan::egress_bytes(std::size_t first, std::size_t count) const noexcept {
   std::uint64_t sum = 0;
   for (const auto& rank : ranks) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -7,10 +8,33 @@
 #include "weightcast/model/parameter_rules.hpp"
 #include "weightcast/plan/roster.hpp"
 #include "weightcast/plan/schedule.hpp"
-#include "weightcast/plan/source_layout.hpp"
 
 /// Which bytes go where: a value, made once, the same on every rank. Pure: no MPI, GPU or files.
 namespace weightcast {
+
+/// A rectangle of one parameter in a trainer rank's source region.
+struct Piece {
+  std::size_t parameter_index = 0;
+  Slice slice;               ///< of the parameter's matrix view, in elements; not empty
+  std::uint64_t offset = 0;  ///< of its first element in the source region, in bytes
+  std::uint64_t pitch = 0;   ///< bytes from row to row there
+  bool operator==(const Piece&) const = default;
+};
+
+/// The source region of one trainer rank, once for each version that it holds.
+struct SourceRegion {
+  std::vector<Piece> pieces;     ///< by parameter; none begins before another one has ended
+  std::uint64_t size_bytes = 0;  ///< of the region
+  bool operator==(const SourceRegion&) const = default;
+};
+
+struct SourceLayout {
+  std::vector<SourceRegion> ranks;  ///< by trainer rank
+  bool operator==(const SourceLayout&) const = default;
+};
+
+/// One trainer rank has everything: whole parameters in the order of the model, aligned.
+SourceLayout whole_layout(const Model& model);
 
 struct ByteRange {
   std::uint64_t offset = 0, size_bytes = 0;
@@ -84,6 +108,9 @@ Segment segment_of(const TransferPlan& plan, std::size_t tp_rank, const Piece& p
 /// Of all of a plan but its digest: 32 hexadecimal digits.
 std::string digest_of(const TransferPlan& plan);
 
+/// Proves a layout: pieces are inside their region and do not meet there, and every element of every parameter is in
+/// exactly one of them. Returns the first violation in words, or an empty string.
+std::string prove_layout(const Model& model, const SourceLayout& layout);
 /// Proves a plan: its layout (see prove_layout()); every byte of every slot is part of exactly one shard or is padding;
 /// shards read every byte of every parameter once, and more often only where its rule replicates; segments bring each
 /// shard from the pieces that hold it, byte for byte; and the parts of a schedule carry the same bytes as its segments,
