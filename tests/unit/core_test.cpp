@@ -484,7 +484,8 @@ TEST_F(FileTest, AFileSystemWithoutThatMuchSpace) {
   if (::statvfs(folder.c_str(), &space) != 0 || space.f_blocks == 0) GTEST_SKIP() << folder << " has no size";
   const auto name = folder / fmt::format("weightcast.core.{}", ::getpid());
   const auto total = static_cast<std::uint64_t>(space.f_blocks) * space.f_frsize;
-  EXPECT_EQ(error_of([&] { OutputFile file(name.string(), total + (std::uint64_t{1} << 30)); }).code(), ExitCode::io_error);
+  EXPECT_EQ(error_of([&] { OutputFile file(name.string(), total + (std::uint64_t{1} << 30)); }).code(),
+            ExitCode::io_error);
   for (const auto& entry : fs::directory_iterator(folder))
     EXPECT_FALSE(entry.path().string().starts_with(name.string())) << entry.path();
 }

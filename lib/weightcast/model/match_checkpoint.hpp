@@ -10,6 +10,17 @@
 /// How the tensors of people's checkpoints become a model's parameters: the one matching of all commands.
 namespace weightcast {
 
+/// What a checkpoint lacks or has too much of, held against the model.
+struct TensorMatch {
+  std::vector<std::ptrdiff_t> source;  ///< for each parameter of the model: index into the checkpoint's tensors
+  std::vector<std::string> skipped;    ///< known and deliberately left out: rotary_emb buffers, an alias lm_head.weight
+  std::ptrdiff_t alias = -1;           ///< index of an lm_head.weight that must equal the embedding bit for bit, or -1
+};
+
+/// Matches a checkpoint's tensors with the model's parameters. Error(bad_data) listing every missing, unknown,
+/// mis-shaped and mistyped name (at most 20, then a count). `what` names the checkpoint.
+TensorMatch match_tensors(const Model& model, std::span<const TensorInfo> tensors, const std::string& what);
+
 struct CheckpointMatch {
   std::vector<std::ptrdiff_t> source;  ///< for each parameter of the model: index into the checkpoint's tensors
   std::ptrdiff_t alias = -1;           ///< see TensorMatch

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -65,17 +64,6 @@ std::vector<std::uint64_t> possible_tp(const Model& model);
 /// True when rank t's shard is also held by a lower tp rank (replicated parameters, shared key/value heads): counted
 /// once.
 bool is_copy(const ParameterRule& rule, std::uint64_t tp, std::uint64_t t) noexcept;
-
-/// What a checkpoint lacks or has too much of, held against the model.
-struct TensorMatch {
-  std::vector<std::ptrdiff_t> source;  ///< for each parameter of the model: index into the checkpoint's tensors
-  std::vector<std::string> skipped;    ///< known and deliberately left out: rotary_emb buffers, an alias lm_head.weight
-  std::ptrdiff_t alias = -1;           ///< index of an lm_head.weight that must equal the embedding bit for bit, or -1
-};
-
-/// Matches a checkpoint's tensors with the model's parameters. Error(bad_data) listing every missing, unknown,
-/// mis-shaped and mistyped name (at most 20, then a count). `what` names the checkpoint.
-TensorMatch match_tensors(const Model& model, std::span<const TensorInfo> tensors, const std::string& what);
 
 /// The seed's twelve sample parameters (indices into model.parameters), layers clipped to the model's last.
 std::vector<std::size_t> sample_parameters(const Model& model);

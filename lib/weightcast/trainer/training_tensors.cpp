@@ -7,7 +7,6 @@
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
-#include "weightcast/trainer/rounding.hpp"
 
 namespace weightcast {
 namespace {
@@ -16,6 +15,16 @@ constexpr std::uint64_t step_elements = 256 * 1024;
 
 std::uint64_t width_bytes(DType dtype) noexcept {
   return static_cast<std::uint64_t>(bits(dtype)) / 8;
+}
+
+/// How elements of type `given` become those of a parameter of type `wire`, to nearest, ties to even: F32 and F16 for
+/// BF16, F32 and BF16 for F16. Nothing for any other pair: equal ones are copied, and the others are not taken.
+std::optional<Rounding> rounding_of(DType given, DType wire) noexcept {
+  if (wire == DType::BF16 && given == DType::F32) return Rounding{NarrowFloat::bf16, WideFloat::f32};
+  if (wire == DType::BF16 && given == DType::F16) return Rounding{NarrowFloat::bf16, WideFloat::f16};
+  if (wire == DType::F16 && given == DType::F32) return Rounding{NarrowFloat::f16, WideFloat::f32};
+  if (wire == DType::F16 && given == DType::BF16) return Rounding{NarrowFloat::f16, WideFloat::bf16};
+  return std::nullopt;
 }
 
 const std::byte* bytes_of(const TrainingTensor& tensor) noexcept {

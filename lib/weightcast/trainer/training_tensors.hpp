@@ -11,6 +11,7 @@
 #include "weightcast/core/function_ref.hpp"
 #include "weightcast/core/parallel.hpp"
 #include "weightcast/device/memory.hpp"
+#include "weightcast/model/match_checkpoint.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 #include "weightcast/tensor/matrix_layout.hpp"
 
@@ -25,8 +26,8 @@ struct TrainingTensor {
 };
 
 /// Brings a training loop's tensors into a source region, parameters at plan.source_offset(): the parameter's own dtype
-/// is copied, others are rounded where rounding_of() says how; any other pair is refused. Memory and threads that it
-/// needs are made by the first run() and kept.
+/// is copied; F32 and F16 are rounded for BF16, F32 and BF16 for F16; any other pair is refused. Memory and threads
+/// that it needs are made by the first run() and kept.
 class SourceFill {
  public:
   /// `plan` must outlive it.
