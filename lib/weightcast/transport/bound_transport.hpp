@@ -42,7 +42,6 @@ class BoundTransport : public Transport {
   virtual void move(const Batch& batch, Deadline deadline) = 0;
   virtual std::uint64_t staging_bytes() const noexcept { return 0; }
 
-  const RankPlan& rank_plan() const { return plan_->ranks[peers_->tp_rank()]; }
   std::byte* source(const Batch& batch) const { return endpoints_->sources.at(batch.source_index)->region().data; }
   std::byte* sink(const Batch& batch) const { return endpoints_->sinks.at(batch.sink_index).data; }
   /// Trainer, where the others do the moving: all the work that there is.
@@ -60,5 +59,30 @@ class BoundTransport : public Transport {
   std::string_view name_;
   MemoryKind memory_;
 };
+
+// All that there are, for the registry.
+
+/// One host, see direct.hpp. For host memory: engines copy.
+std::unique_ptr<Transport> make_direct_host();
+/// For device memory: engines queue copies on their GPU, contiguous segments by copy engine, strided ones by a kernel.
+/// On the trainer's own GPU, where the batch wants digests, one kernel copies and digests in the same pass.
+std::unique_ptr<Transport> make_direct_gpu();
+
+/// Host memory, any hosts, exact shards: each leaves the trainer once for each tp rank; with dp > 1 a replica passes
+/// what arrives on to the next one. Contiguous shards are sent from where they are, strided ones through bounded pack
+/// buffers.
+std::unique_ptr<Transport> make_mpi_sharded();
+
+/// Host memory, any hosts, the seed's way: MPI broadcasts every full parameter to everybody, engines slice on arrival.
+std::unique_ptr<Transport> make_mpi_broadcast();
+
+/// Device memory, any hosts, one GPU for each rank, over NCCL.
+/// sharded: each shard is broadcast once over the trainer and the engine ranks that hold it (one for each replica), by
+/// a communicator for each tp rank: contiguous segments from where they are, strided ones through a bounded pack buffer
+/// that is filled while the one before is on its way.
+/// broadcast: the seed's way, every full parameter to everybody, sliced on arrival.
+/// Error(config) on builds without NCCL.
+std::unique_ptr<Transport> make_nccl_sharded();
+std::unique_ptr<Transport> make_nccl_broadcast();
 
 }  // namespace weightcast

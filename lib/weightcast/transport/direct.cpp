@@ -1,7 +1,5 @@
 #include "weightcast/transport/direct.hpp"
 
-#include <cstring>
-
 namespace weightcast {
 namespace {
 
@@ -41,19 +39,14 @@ void Upstream::attach(const Peers& peers, const TransferPlan& plan, const Endpoi
   }
   if (peers.roster.dp == 1) return;
   comm_ = peers.group->split(0, peers.group->rank(), deadline);
-  const auto& own = endpoints.shared_sinks;
-  const auto all = comm_.all_gather(
-      std::string_view(reinterpret_cast<const char*>(own.data()), own.size() * sizeof(ShareHandle)), deadline);
+  const auto all = comm_.all_gather_values(std::span<const ShareHandle>(endpoints.shared_sinks), deadline);
   if (peers.trainer()) return;
   const auto replica = peers.replica();
   if (replica + 1 < peers.roster.dp) to_ = peers.roster.engine_rank(replica + 1, tp_rank);
   if (replica == 0) return;
   from_ = peers.roster.engine_rank(replica - 1, tp_rank);
-  const auto& text = all.at(static_cast<std::size_t>(from_));
-  std::vector<ShareHandle> handles(text.size() / sizeof(ShareHandle));
-  std::memcpy(handles.data(), text.data(), handles.size() * sizeof(ShareHandle));
   mappings_.clear();
-  mappings_ = map_all(handles, gpu);
+  mappings_ = map_all(all.at(static_cast<std::size_t>(from_)), gpu);
   schedule_ = &plan.ranks[tp_rank].relay;
 }
 
@@ -63,29 +56,26 @@ const std::byte* Upstream::base(const Batch& batch) const {
 
 void Upstream::begin(std::size_t parts) {
   arrived_ = announced_ = 0;
-  if (announces() && outgoing_.size() < parts) outgoing_.resize(parts, MPI_REQUEST_NULL);
+  if (announces() && outgoing_.size() < parts) outgoing_.resize(parts);
 }
 
 bool Upstream::ready(std::size_t part) {
   if (from_ == 0) return true;
   while (arrived_ <= part) {
-    if (incoming_ == MPI_REQUEST_NULL)
-      check_mpi(MPI_Irecv(nullptr, 0, MPI_BYTE, from_, tag, comm_.get(), &incoming_), "MPI_Irecv");
-    int done = 0;
-    check_mpi(MPI_Test(&incoming_, &done, MPI_STATUS_IGNORE), "MPI_Test");
-    if (done == 0) return false;
+    if (!incoming_) incoming_ = Message::receive(comm_, {}, from_, tag);
+    if (!incoming_->done()) return false;
+    incoming_.reset();
     ++arrived_;
   }
   return true;
 }
 
 void Upstream::announce() {
-  if (!announces()) return;
-  check_mpi(MPI_Isend(nullptr, 0, MPI_BYTE, to_, tag, comm_.get(), &outgoing_[announced_++]), "MPI_Isend");
+  if (announces()) outgoing_[announced_++] = Message::send(comm_, {}, to_, tag);
 }
 
 void Upstream::finish(Deadline deadline) {
-  if (announces()) wait_all(comm_, std::span(outgoing_).first(announced_), deadline, "telling the next replica");
+  for (std::size_t i = 0; i < announced_; ++i) outgoing_[i].wait(deadline, "telling the next replica");
 }
 
 }  // namespace weightcast

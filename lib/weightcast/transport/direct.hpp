@@ -1,17 +1,12 @@
 #pragma once
 
+#include "weightcast/comm/message.hpp"
 #include "weightcast/transport/transport.hpp"
 
 /// One host: engines map the trainer's weights and pull their segments straight into their slot. No staging. With
 /// dp > 1 only the first replica pulls from the trainer; a later one pulls, part by part as they arrive, from the slots
 /// of the replica before it, so that each shard leaves the trainer once.
 namespace weightcast {
-
-/// For host memory: engines copy.
-std::unique_ptr<Transport> make_direct_host();
-/// For device memory: engines queue copies on their GPU, contiguous segments by copy engine, strided ones by a kernel.
-/// On the trainer's own GPU, where the batch wants digests, one kernel copies and digests in the same pass.
-std::unique_ptr<Transport> make_direct_gpu();
 
 /// Why direct cannot serve these two ranks, whatever their memory, or nothing.
 std::optional<std::string> refuse_direct(const Peers& peers, int rank, int other);
@@ -50,8 +45,8 @@ class Upstream {
   Communicator comm_;  // of its own, so that no message outlives a failed run; only with dp > 1
   int from_ = -1, to_ = -1;
   std::size_t arrived_ = 0, announced_ = 0;
-  MPI_Request incoming_ = MPI_REQUEST_NULL;
-  std::vector<MPI_Request> outgoing_;
+  std::optional<Message> incoming_;
+  std::vector<Message> outgoing_;
 };
 
 }  // namespace weightcast

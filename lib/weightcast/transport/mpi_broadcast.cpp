@@ -4,7 +4,6 @@
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/plan/chunks.hpp"
 #include "weightcast/transport/bound_transport.hpp"
-#include "weightcast/transport/mpi.hpp"
 
 namespace weightcast {
 namespace {

@@ -3,7 +3,6 @@
 
 #include "weightcast/core/error.hpp"
 #include "weightcast/transport/bound_transport.hpp"
-#include "weightcast/transport/mpi.hpp"
 
 namespace weightcast {
 namespace {

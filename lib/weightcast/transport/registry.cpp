@@ -1,12 +1,11 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 
 #include "weightcast/core/bytes.hpp"
+#include "weightcast/core/file.hpp"
 #include "weightcast/transport/bound_transport.hpp"
-#include "weightcast/transport/direct.hpp"
-#include "weightcast/transport/mpi.hpp"
-#include "weightcast/transport/nccl.hpp"
 
 // The only file that knows all transports.
 namespace weightcast {
@@ -29,7 +28,29 @@ constexpr Entry entries[] = {
     {"mpi", Method::broadcast, MemoryKind::host, make_mpi_broadcast},
 };
 
+/// What a rank tells of itself, but for its host's name.
+struct Told {
+  Placement placement;
+  std::array<char, 32> pci_bus_id{};
+};
+
 }  // namespace
+
+Peers Peers::meet(const Communicator& group, const Roster& roster, Placement placement, Deadline deadline) {
+  Told mine{placement, {}};
+  agree(group, "prepare", deadline, [&] {
+    if (placement.kind == MemoryKind::cuda)
+      gpu::properties(placement.gpu).pci_bus_id.copy(mine.pci_bus_id.data(), mine.pci_bus_id.size() - 1);
+  });
+  const auto hosts = group.all_gather(host_name(), deadline);
+  const auto told = group.all_gather_values(std::span<const Told>(&mine, 1), deadline);
+  Peers peers{&group, roster};
+  for (std::size_t rank = 0; rank < hosts.size(); ++rank) {
+    const auto& theirs = told[rank].at(0);
+    peers.places.push_back({theirs.placement, hosts[rank], theirs.pci_bus_id.data()});
+  }
+  return peers;
+}
 
 std::string_view name(Method method) noexcept {
   return method == Method::sharded ? "sharded" : "broadcast";

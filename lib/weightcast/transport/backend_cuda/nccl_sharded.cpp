@@ -2,7 +2,6 @@
 #include "weightcast/transport/backend_cuda/nccl_communicator.hpp"
 #include "weightcast/transport/bound_transport.hpp"
 #include "weightcast/transport/copy_tasks.hpp"
-#include "weightcast/transport/nccl.hpp"
 
 namespace weightcast {
 namespace {

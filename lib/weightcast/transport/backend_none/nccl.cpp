@@ -1,4 +1,4 @@
-#include "weightcast/transport/nccl.hpp"
+#include "weightcast/transport/bound_transport.hpp"
 
 namespace weightcast {
 
