@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "weightcast/comm/communicator.hpp"
+#include "weightcast/comm/message.hpp"
 #include "weightcast/comm/reason.hpp"
 #include "weightcast/core/file.hpp"
 
@@ -22,26 +22,19 @@ double agreement_s(Deadline deadline) {
   return std::min(most_s, share * deadline.remaining_s());
 }
 
-void send(const Communicator& comm, const void* data, std::size_t bytes, int peer, int tag, Deadline deadline) {
-  MPI_Request request = MPI_REQUEST_NULL;
-  check_mpi(MPI_Isend(data, static_cast<int>(bytes), MPI_BYTE, peer, tag, comm.get(), &request), "MPI_Isend");
-  wait_all(comm, {&request, 1}, deadline, "sending an outcome");
+template <typename T>
+void send(const Communicator& comm, const T& value, int peer, int tag, Deadline deadline) {
+  Message::send(comm, bytes_of(value), peer, tag).wait(deadline, "sending an outcome");
 }
 
-void receive(const Communicator& comm, void* data, std::size_t bytes, int peer, int tag, Deadline deadline,
-             Watch watch) {
-  MPI_Request request = MPI_REQUEST_NULL;
-  check_mpi(MPI_Irecv(data, static_cast<int>(bytes), MPI_BYTE, peer, tag, comm.get(), &request), "MPI_Irecv");
-  try {
-    wait_all(comm, {&request, 1}, deadline, "waiting for an outcome", [&] {
-      if (watch) watch();
-      return false;
-    });
-  } catch (const Error&) {  // `data` must not be written after we return
-    MPI_Cancel(&request);
-    MPI_Request_free(&request);
-    throw;
-  }
+template <typename T>
+T receive(const Communicator& comm, int peer, int tag, Deadline deadline, Watch watch) {
+  T value;
+  Message::receive(comm, writable_bytes_of(value), peer, tag).wait(deadline, "waiting for an outcome", [&] {
+    if (watch) watch();
+    return false;
+  });
+  return value;
 }
 
 /// What is thrown when talking to `peer` ended in `error`.
@@ -59,12 +52,8 @@ void judge(const Communicator& comm, std::string_view stage, Deadline patience, 
   if (own.code != 0) reasons.push_back(own);
   for (int peer = 1; peer < comm.size(); ++peer) {
     try {
-      std::int32_t failed = 0;
-      receive(comm, &failed, sizeof failed, peer, tag_outcome, patience, watch);
-      if (failed == 0) continue;
-      Reason theirs;
-      receive(comm, &theirs, sizeof theirs, peer, tag_reason, deadline, {});
-      reasons.push_back(theirs);
+      if (receive<std::int32_t>(comm, peer, tag_outcome, patience, watch) == 0) continue;
+      reasons.push_back(receive<Reason>(comm, peer, tag_reason, deadline, {}));
     } catch (const Error& error) {
       reasons.push_back(lost_reason(error, peer, stage));
       if (reasons.back().rank != peer) break;  // nobody will answer before the job is over
@@ -75,8 +64,8 @@ void judge(const Communicator& comm, std::string_view stage, Deadline patience, 
   for (int peer = 1; peer < comm.size(); ++peer) {
     if (reason.lost != 0 && reason.rank == peer) continue;
     try {
-      send(comm, &reason.code, sizeof reason.code, peer, tag_verdict, deadline);
-      if (reason.code != 0) send(comm, &reason, sizeof reason, peer, tag_verdict_reason, deadline);
+      send(comm, reason.code, peer, tag_verdict, deadline);
+      if (reason.code != 0) send(comm, reason, peer, tag_verdict_reason, deadline);
     } catch (const Error& error) {  // it answered, and then stopped
       if (outcome.lost == 0) outcome = lost_reason(error, peer, stage);
     }
@@ -88,12 +77,10 @@ void judge(const Communicator& comm, std::string_view stage, Deadline patience, 
 void report(const Communicator& comm, std::string_view stage, Deadline deadline, const Reason& own, Watch watch) {
   Reason reason;
   try {
-    send(comm, &own.code, sizeof own.code, 0, tag_outcome, deadline);
-    if (own.code != 0) send(comm, &own, sizeof own, 0, tag_reason, deadline);
-    std::int32_t failed = 0;
-    receive(comm, &failed, sizeof failed, 0, tag_verdict, deadline, watch);
-    if (failed == 0) return;
-    receive(comm, &reason, sizeof reason, 0, tag_verdict_reason, deadline, {});
+    send(comm, own.code, 0, tag_outcome, deadline);
+    if (own.code != 0) send(comm, own, 0, tag_reason, deadline);
+    if (receive<std::int32_t>(comm, 0, tag_verdict, deadline, watch) == 0) return;
+    reason = receive<Reason>(comm, 0, tag_verdict_reason, deadline, {});
   } catch (const Error& error) {
     reason = lost_reason(error, 0, stage);
   }

@@ -42,8 +42,8 @@ bool Message::done() {
   return flag != 0;
 }
 
-void Message::wait(Deadline deadline, std::string_view what) {
-  if (request_ != MPI_REQUEST_NULL) wait_all(*comm_, {&request_, 1}, deadline, what);
+void Message::wait(Deadline deadline, std::string_view what, FunctionRef<bool()> idle) {
+  if (request_ != MPI_REQUEST_NULL) wait_all(*comm_, {&request_, 1}, deadline, what, idle);
 }
 
 bool message_waits(const Communicator& comm, int peer, int tag) {

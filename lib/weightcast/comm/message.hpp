@@ -24,8 +24,8 @@ class Message {
 
   /// Looks; does not wait.
   bool done();
-  /// Error(deadline) naming `what` when it is not done in time.
-  void wait(Deadline deadline, std::string_view what);
+  /// Error(deadline) naming `what` when it is not done in time. `idle`: see wait_all().
+  void wait(Deadline deadline, std::string_view what, FunctionRef<bool()> idle = {});
 
  private:
   explicit Message(const Communicator& comm) noexcept : comm_(&comm) {}

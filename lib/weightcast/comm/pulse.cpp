@@ -5,6 +5,7 @@
 #include <mutex>
 #include <utility>
 
+#include "weightcast/comm/message.hpp"
 #include "weightcast/comm/reason.hpp"
 
 namespace weightcast {
@@ -18,11 +19,23 @@ std::chrono::duration<double> interval(double silence_s) {
   return std::chrono::duration<double>(std::min(longest_s, silence_s / beats));
 }
 
+constexpr char beat_byte = 1;  // outlives a message that is still under way
+
 /// Whom a rank speaks to, and when it last heard of them.
 struct Peer {
   int rank = 0;
-  MPI_Request request = MPI_REQUEST_NULL;
+  Message sent;
   Deadline::Clock::time_point heard = Deadline::Clock::now();
+
+  void speak_and_listen(const Communicator& comm) {
+    // One that does not take its messages is sent no more of them.
+    if (sent.done()) sent = Message::send(comm, bytes_of(beat_byte), rank, tag_pulse);
+    while (message_waits(comm, rank, tag_pulse)) {
+      char theirs = 0;
+      Message::receive(comm, writable_bytes_of(theirs), rank, tag_pulse).wait(Deadline::after(1), "a pulse");
+      heard = Deadline::Clock::now();
+    }
+  }
 };
 
 }  // namespace
@@ -39,7 +52,6 @@ void Pulse::check() const {
 }
 
 void Pulse::beat(const std::stop_token& stop) noexcept {
-  static constexpr char beat = 1;  // outlives a message that is still under way
   std::vector<Peer> peers(comm_->rank() == 0 ? static_cast<std::size_t>(comm_->size()) - 1 : 1);
   if (comm_->rank() == 0) {
     for (std::size_t i = 0; i < peers.size(); ++i) peers[i].rank = static_cast<int>(i) + 1;
@@ -55,23 +67,14 @@ void Pulse::beat(const std::stop_token& stop) noexcept {
     last = now;
     for (auto& peer : peers) {
       if (late.count() > 0) peer.heard += late;
-      // One that does not take its messages is sent no more of them.
-      int taken = 1, waiting = 0;
-      MPI_Test(&peer.request, &taken, MPI_STATUS_IGNORE);
-      if (taken != 0) MPI_Isend(&beat, 1, MPI_CHAR, peer.rank, tag_pulse, comm_->get(), &peer.request);
-      while (MPI_Iprobe(peer.rank, tag_pulse, comm_->get(), &waiting, MPI_STATUS_IGNORE), waiting != 0) {
-        char theirs = 0;
-        MPI_Recv(&theirs, 1, MPI_CHAR, peer.rank, tag_pulse, comm_->get(), MPI_STATUS_IGNORE);
-        peer.heard = Deadline::Clock::now();
+      try {
+        peer.speak_and_listen(*comm_);
+      } catch (const Error&) {  // NOLINT(bugprone-empty-catch): its silence will tell
       }
       const std::chrono::duration<double> quiet = Deadline::Clock::now() - peer.heard;
       if (quiet.count() > silence_s_ && silent_ < 0) silent_ = peer.rank;
     }
   } while (!wake.wait_for(lock, stop, interval(silence_s_), [&] { return stop.stop_requested(); }));
-  for (auto& peer : peers) {
-    int taken = 0;
-    if (MPI_Test(&peer.request, &taken, MPI_STATUS_IGNORE), taken == 0) MPI_Request_free(&peer.request);
-  }
 }
 
 }  // namespace weightcast
