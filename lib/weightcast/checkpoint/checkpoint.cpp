@@ -15,19 +15,6 @@
 namespace weightcast {
 namespace fs = std::filesystem;
 
-struct Checkpoint::State {
-  struct Place {
-    std::size_t file;
-    std::uint64_t offset, size;  // bytes in that file
-  };
-
-  std::string path, folder;
-  std::vector<std::string> notes;
-  std::vector<InputFile> files;
-  std::vector<TensorInfo> tensors;  // sorted by name
-  std::vector<Place> places;        // of each tensor
-};
-
 namespace {
 
 constexpr std::uint64_t block_bytes = 4 * mebibyte;
@@ -130,14 +117,11 @@ void compare_with_index(const CheckpointFiles& from, std::vector<Found>& found, 
 
 }  // namespace
 
-/// Opens the files of one checkpoint.
-Checkpoint Checkpoint::open_files(const CheckpointFiles& from) {
-  auto state = std::make_unique<State>();
-  state->folder = from.folder;
+Checkpoint::Checkpoint(const CheckpointFiles& from) : folder_(from.folder) {
   std::vector<Found> found;
   if (from.index) check_folders(from);
-  for (const auto& name : from.files) add_file(fs::path(from.folder) / name, state->files, found);
-  if (from.index) compare_with_index(from, found, state->notes);
+  for (const auto& name : from.files) add_file(fs::path(from.folder) / name, files_, found);
+  if (from.index) compare_with_index(from, found, notes_);
 
   std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) { return a.info.name < b.info.name; });
   const auto twice = std::adjacent_find(found.begin(), found.end(),
@@ -149,13 +133,11 @@ Checkpoint Checkpoint::open_files(const CheckpointFiles& from) {
                 "get the checkpoint again, all shards from one place");
   }
   for (auto& [info, file, offset, size] : found) {
-    state->tensors.push_back(std::move(info));
-    state->places.push_back({file, offset, size});
+    tensors_.push_back(std::move(info));
+    places_.push_back({file, offset, size});
   }
-  return Checkpoint(std::move(state));
 }
 
-/// Names the first difference of two checkpoints, in names, types, shapes or bytes; nothing when they are the same.
 std::string Checkpoint::difference(const Checkpoint& a, const Checkpoint& b) {
   const auto [in_a, in_b] =
       std::mismatch(a.tensors().begin(), a.tensors().end(), b.tensors().begin(), b.tensors().end());
@@ -169,7 +151,7 @@ std::string Checkpoint::difference(const Checkpoint& a, const Checkpoint& b) {
   };
   std::vector<Block> blocks;
   for (std::size_t i = 0; i < a.tensors().size(); ++i) {
-    const auto size = a.state_->places[i].size;
+    const auto size = a.places_[i].size;
     for (std::uint64_t at = 0; at < size; at += block_bytes)
       blocks.push_back({i, at, std::min(block_bytes, size - at)});
   }
@@ -192,7 +174,7 @@ Checkpoint Checkpoint::open(const std::string& path) {
   const auto& chosen = search.candidates.front();
   const auto open_one = [&](const CheckpointFiles& files) {
     try {
-      return open_files(files);
+      return Checkpoint(files);
     } catch (const Error& error) {
       if (search.candidates.size() == 1) throw;
       refuse_two_checkpoints(chosen, &files == &chosen ? search.candidates[1] : files,
@@ -200,7 +182,7 @@ Checkpoint Checkpoint::open(const std::string& path) {
     }
   };
   auto result = open_one(chosen);
-  auto& notes = result.state_->notes;
+  auto& notes = result.notes_;
   notes.insert(notes.begin(), search.notes.begin(), search.notes.end());
   for (std::size_t i = 1; i < search.candidates.size(); ++i) {
     const auto& other = search.candidates[i];
@@ -213,41 +195,20 @@ Checkpoint Checkpoint::open(const std::string& path) {
       notes.push_back(fmt::format("{} beside it holds the same", other.name));
     }
   }
-  result.state_->path = path;
+  result.path_ = path;
   return result;
 }
 
-Checkpoint::Checkpoint(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
-Checkpoint::Checkpoint(Checkpoint&&) noexcept = default;
-Checkpoint& Checkpoint::operator=(Checkpoint&&) noexcept = default;
-Checkpoint::~Checkpoint() = default;
-
-const std::string& Checkpoint::path() const noexcept {
-  return state_->path;
-}
-const std::string& Checkpoint::folder() const noexcept {
-  return state_->folder;
-}
-const std::vector<std::string>& Checkpoint::notes() const noexcept {
-  return state_->notes;
-}
-std::span<const TensorInfo> Checkpoint::tensors() const noexcept {
-  return state_->tensors;
-}
-
 std::ptrdiff_t Checkpoint::find(std::string_view name) const noexcept {
-  const auto& tensors = state_->tensors;
-  const auto at =
-      std::lower_bound(tensors.begin(), tensors.end(), name,
-                       [](const TensorInfo& tensor, std::string_view wanted) { return tensor.name < wanted; });
-  return at != tensors.end() && at->name == name ? at - tensors.begin() : -1;
+  const auto at = std::ranges::lower_bound(tensors_, name, {}, &TensorInfo::name);
+  return at != tensors_.end() && at->name == name ? at - tensors_.begin() : -1;
 }
 
 void Checkpoint::read(std::size_t index, std::uint64_t offset, std::span<std::byte> destination) const {
-  WEIGHTCAST_EXPECTS(index < state_->places.size());
-  const auto& place = state_->places[index];
+  WEIGHTCAST_EXPECTS(index < places_.size());
+  const auto& place = places_[index];
   WEIGHTCAST_EXPECTS(offset <= place.size && destination.size() <= place.size - offset);
-  state_->files[place.file].read(place.offset + offset, destination);
+  files_[place.file].read(place.offset + offset, destination);
 }
 
 }  // namespace weightcast

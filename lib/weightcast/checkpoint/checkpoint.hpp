@@ -3,7 +3,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,18 +25,15 @@ class Checkpoint {
   /// Error(no_input) when nothing is there, Error(bad_data) when a file breaks a rule of format.md, the index and the
   /// shards disagree (each difference named), or the folder holds two checkpoints that differ.
   static Checkpoint open(const std::string& path);
-  Checkpoint(Checkpoint&&) noexcept;
-  Checkpoint& operator=(Checkpoint&&) noexcept;
-  ~Checkpoint();
 
   /// Path as given to open().
-  const std::string& path() const noexcept;
+  const std::string& path() const noexcept { return path_; }
   /// The folder of its files, where its config.json belongs: of a Hub cache, that of the snapshot.
-  const std::string& folder() const noexcept;
+  const std::string& folder() const noexcept { return folder_; }
   /// What people should know of how it was read, a line each: what lies beside it and was not used, and the like.
-  const std::vector<std::string>& notes() const noexcept;
+  const std::vector<std::string>& notes() const noexcept { return notes_; }
   /// All tensors, sorted by name.
-  std::span<const TensorInfo> tensors() const noexcept;
+  std::span<const TensorInfo> tensors() const noexcept { return tensors_; }
   /// Index into tensors(), or -1.
   std::ptrdiff_t find(std::string_view name) const noexcept;
   /// Reads bytes [offset, offset + destination.size()) of tensor `index`. Thread-safe. Error(bad_data) when the file
@@ -45,11 +41,20 @@ class Checkpoint {
   void read(std::size_t index, std::uint64_t offset, std::span<std::byte> destination) const;
 
  private:
-  struct State;
-  explicit Checkpoint(std::unique_ptr<State> state) noexcept;
-  static Checkpoint open_files(const CheckpointFiles& from);
+  struct Place {
+    std::size_t file;
+    std::uint64_t offset, size;  // bytes in that file
+  };
+  /// Opens the files of one checkpoint.
+  explicit Checkpoint(const CheckpointFiles& from);
+  /// Names the first difference of two checkpoints, in names, types, shapes or bytes; nothing when they are the same.
   static std::string difference(const Checkpoint& a, const Checkpoint& b);
-  std::unique_ptr<State> state_;
+
+  std::string path_, folder_;
+  std::vector<std::string> notes_;
+  std::vector<InputFile> files_;
+  std::vector<TensorInfo> tensors_;  // sorted by name
+  std::vector<Place> places_;        // of each tensor
 };
 
 /// Largest block that write_checkpoint() asks for at a time; a multiple of every element size.

@@ -1,7 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <atomic>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -88,22 +88,13 @@ void write_checkpoint(const std::string& directory, const CheckpointContent& con
     total_bytes += shard.bytes;
   }
 
-  std::atomic<std::size_t> next{0};
-  parallel_for(std::max<std::size_t>(threads, 1), threads, [&](std::size_t) {
-    std::vector<std::byte> buffer;  // one per thread
-    try {
-      for (std::size_t i = next++; i < blocks.size(); i = next++) {
-        const auto& block = blocks[i];
-        buffer.resize(std::max(buffer.size(), block.size));
-        const auto part = std::span(buffer).first(block.size);
-        content.fill(block.tensor, block.offset, part);
-        folder.write(block.file, block.file_offset, part);
-        if (progress) progress(block.size);
-      }
-    } catch (...) {
-      next = blocks.size();
-      throw;
-    }
+  parallel_for(blocks.size(), threads, [&](std::size_t i) {
+    const auto& block = blocks[i];
+    const auto buffer = std::make_unique_for_overwrite<std::byte[]>(block.size);
+    const std::span<std::byte> part(buffer.get(), block.size);
+    content.fill(block.tensor, block.offset, part);
+    folder.write(block.file, block.file_offset, part);
+    if (progress) progress(block.size);
   });
 
   const auto add_text = [&](const char* name, const std::string& text) {
