@@ -3,7 +3,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
-#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -55,21 +54,23 @@ class Snapshot {
   /// Error(no_input) when missing; Error(busy) while a program has it open for writing; Error(bad_data) when it is not
   /// a snapshot, breaks format.md, or crashes the library.
   static Snapshot open(const std::string& path);
-  Snapshot(Snapshot&&) noexcept;
-  Snapshot& operator=(Snapshot&&) noexcept;
-  ~Snapshot();
 
-  std::uint64_t version() const noexcept;
+  std::uint64_t version() const noexcept { return version_; }
   /// All tensors, sorted by name, and the digest that the file claims for each.
-  std::span<const TensorInfo> tensors() const noexcept;
-  std::span<const Digest> claimed_digests() const noexcept;
+  std::span<const TensorInfo> tensors() const noexcept { return tensors_; }
+  std::span<const Digest> claimed_digests() const noexcept { return digests_; }
   /// Reads bytes [offset, offset + destination.size()) of tensor `index`; raw bits. Error(bad_data).
   void read(std::size_t index, std::uint64_t offset, std::span<std::byte> destination) const;
 
  private:
-  struct State;
-  explicit Snapshot(std::unique_ptr<State> state) noexcept;
-  std::unique_ptr<State> state_;
+  explicit Snapshot(const std::string& path);
+
+  InputFile file_;
+  UniqueFd lock_;
+  std::uint64_t version_ = 0;
+  std::vector<TensorInfo> tensors_;
+  std::vector<Digest> digests_;
+  std::vector<std::uint64_t> offsets_;
 };
 
 /// Whether the file at `path` begins like an HDF5 file.

@@ -65,58 +65,35 @@ void check_table(const std::string& path, std::uint64_t file_bytes, const Walked
 
 }  // namespace
 
-struct Snapshot::State {
-  explicit State(const std::string& path) : file(path), lock(lock_for_reading(path)) {}
-  InputFile file;
-  UniqueFd lock;
-  std::uint64_t version = 0;
-  std::vector<TensorInfo> tensors;
-  std::vector<Digest> digests;
-  std::vector<std::uint64_t> offsets;
-};
-
-Snapshot::Snapshot(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
-Snapshot::Snapshot(Snapshot&&) noexcept = default;
-Snapshot& Snapshot::operator=(Snapshot&&) noexcept = default;
-Snapshot::~Snapshot() = default;
-
-Snapshot Snapshot::open(const std::string& path) {
-  auto state = std::make_unique<State>(path);
+Snapshot::Snapshot(const std::string& path) : file_(path), lock_(lock_for_reading(path)) {
   if (!looks_like_hdf5(path)) {
     throw Error(ExitCode::bad_data, fmt::format("{} is not an HDF5 file", path),
                 "give a snapshot that weightcast wrote");
   }
-  if (!has_signature(state->file, 0)) {
+  if (!has_signature(file_, 0)) {
     std::string block(snapshot_layout::user_block_bytes, '\0');
-    state->file.read(0, std::as_writable_bytes(std::span(block)));
-    state->version = snapshot_layout::parse_user_block(block, path);
+    file_.read(0, std::as_writable_bytes(std::span(block)));
+    version_ = snapshot_layout::parse_user_block(block, path);
   }
   WalkedFile walked = walk_snapshot_apart(path);
   std::ranges::sort(walked.datasets, {},
                     [](const WalkedDataset& dataset) -> const std::string& { return dataset.info.name; });
-  check_table(path, state->file.size(), walked);
+  check_table(path, file_.size(), walked);
   for (WalkedDataset& dataset : walked.datasets) {
-    state->tensors.push_back(std::move(dataset.info));
-    state->digests.push_back(dataset.digest);
-    state->offsets.push_back(dataset.offset);
+    tensors_.push_back(std::move(dataset.info));
+    digests_.push_back(dataset.digest);
+    offsets_.push_back(dataset.offset);
   }
-  return Snapshot(std::move(state));
 }
 
-std::uint64_t Snapshot::version() const noexcept {
-  return state_->version;
-}
-std::span<const TensorInfo> Snapshot::tensors() const noexcept {
-  return state_->tensors;
-}
-std::span<const Digest> Snapshot::claimed_digests() const noexcept {
-  return state_->digests;
+Snapshot Snapshot::open(const std::string& path) {
+  return Snapshot(path);
 }
 
 void Snapshot::read(std::size_t index, std::uint64_t offset, std::span<std::byte> destination) const {
-  const std::uint64_t size = state_->tensors.at(index).size_bytes().value();
+  const std::uint64_t size = tensors_.at(index).size_bytes().value();
   WEIGHTCAST_EXPECTS(offset <= size && destination.size() <= size - offset);
-  state_->file.read(state_->offsets[index] + offset, destination);
+  file_.read(offsets_[index] + offset, destination);
 }
 
 bool looks_like_hdf5(const std::string& path) {

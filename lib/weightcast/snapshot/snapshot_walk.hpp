@@ -21,11 +21,8 @@ struct WalkedFile {
   std::vector<WalkedDataset> datasets;
 };
 
-/// Walks the file at `path` in this process. Error(bad_data) for what format.md refuses; may crash on malformed files.
-WalkedFile walk_snapshot(const std::string& path);
-
-/// walk_snapshot() in a child with limits on memory and time: Error(bad_data) when the child dies too. What comes
-/// back is well-formed, but as true as the file is.
+/// Walks the file at `path` in a child process with limits on memory and time. Error(bad_data) for what format.md
+/// refuses, and when the child dies. What comes back is well-formed, but as true as the file is.
 WalkedFile walk_snapshot_apart(const std::string& path);
 
 }  // namespace weightcast
