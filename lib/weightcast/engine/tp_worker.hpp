@@ -1,5 +1,6 @@
 #pragma once
 
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -11,7 +12,6 @@
 #include <vector>
 
 #include "weightcast/engine/command_channel.hpp"
-#include "weightcast/engine/fair_mutex.hpp"
 #include "weightcast/engine/model_runner.hpp"
 
 namespace weightcast {
@@ -34,6 +34,28 @@ struct Probe {
 enum class Driver : std::uint8_t {
   first_rank,  ///< tp rank 0 alone, from any number of threads; the other ranks serve() it
   every_rank,  ///< each rank for itself, all the same verbs in the same order, from one thread: collective
+};
+
+/// A mutex that serves in the order of arrival: readers at full rate must not starve each other. Basic lockable.
+class FairMutex {
+ public:
+  void lock() {
+    std::unique_lock lock(mutex_);
+    const auto ticket = arrived_++;
+    changed_.wait(lock, [&] { return ticket == served_; });
+  }
+  void unlock() {
+    {
+      const std::scoped_lock lock(mutex_);
+      ++served_;
+    }
+    changed_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::uint64_t arrived_ = 0, served_ = 0;
 };
 
 /// One rank of a tensor-parallel replica: what needs its neighbours. The first rank asks, the others serve(). Updates
