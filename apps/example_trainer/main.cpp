@@ -12,7 +12,6 @@
 #include "weightcast/job/job.hpp"
 #include "weightcast/job/launch.hpp"
 #include "weightcast/job/placement.hpp"
-#include "weightcast/job/serving.hpp"
 #include "weightcast/job/side.hpp"
 #include "weightcast/telemetry/stopwatch.hpp"
 #include "weightcast/trainer/trainer.hpp"

@@ -126,10 +126,10 @@ TEST(BitFlipSource, InTheTargetFileAfterItsDigestWasTakenIsRefused) {
           file.seekp(at).put(byte);
         };
         toggle();
-        const auto source = make_checkpoint_source(rig.plan.model, Checkpoint::open(folder.string()));
+        const CheckpointSource source(rig.plan.model, Checkpoint::open(folder.string()));
         const auto memory = rig.trainer->source(0);
         for (std::size_t p = 0; p < parameters.size(); ++p) {
-          source->read(p, 0, memory.bytes().subspan(rig.plan.source_offset(p), *parameters[p].info.size_bytes()));
+          source.read(p, 0, memory.bytes().subspan(rig.plan.source_offset(p), *parameters[p].info.size_bytes()));
         }
         toggle();
         rig.trainer->group().publish({1, 2, 0, taken, 0, parameters.size()});

@@ -10,7 +10,6 @@
 #include "harness/error_of.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/model/match_checkpoint.hpp"
-#include "weightcast/model/match_checkpoint.hpp"
 
 namespace weightcast {
 namespace {

@@ -177,9 +177,9 @@ TEST(CheckpointSource, OtherFloatTypesAreRoundedInAnyRange) {
   for (const auto to : {DType::BF16, DType::F16, DType::F32}) {
     const Model model = tiny(to);
     const auto checkpoint = mixed_checkpoint(model, path, {DType::F32, DType::F16, DType::BF16});
-    const auto source = make_checkpoint_source(model, Checkpoint::open(path));
-    ASSERT_EQ(source->notes().size(), 1u);
-    EXPECT_THAT(source->notes().front(), HasSubstr(to == DType::F32 ? "widened to F32" : "rounded to the nearest"));
+    const CheckpointSource source(model, Checkpoint::open(path));
+    ASSERT_EQ(source.notes().size(), 1u);
+    EXPECT_THAT(source.notes().front(), HasSubstr(to == DType::F32 ? "widened to F32" : "rounded to the nearest"));
     const auto width = static_cast<std::size_t>(bits(to) / 8);
     for (std::size_t p = 0; p < 6; ++p) {
       const auto index = static_cast<std::size_t>(checkpoint.find(model.parameters[p].info.name));
@@ -195,11 +195,11 @@ TEST(CheckpointSource, OtherFloatTypesAreRoundedInAnyRange) {
         std::memcpy(expected.data() + i * width,
                     to == DType::F32 ? static_cast<void*>(&word) : static_cast<const void*>(&half), width);
       }
-      ASSERT_EQ(read(*source, p, 0, expected.size()), expected) << stored.describe();
+      ASSERT_EQ(read(source, p, 0, expected.size()), expected) << stored.describe();
       for (std::size_t offset = 0; offset < 9; ++offset) {
         for (std::size_t size = 0; size < 9; ++size) {
           const auto begin = expected.begin() + static_cast<std::ptrdiff_t>(offset);
-          ASSERT_EQ(read(*source, p, offset, size),
+          ASSERT_EQ(read(source, p, offset, size),
                     std::vector<std::byte>(begin, begin + static_cast<std::ptrdiff_t>(size)));
         }
       }

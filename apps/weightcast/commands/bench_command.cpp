@@ -11,7 +11,6 @@
 #include "weightcast/job/layer_study.hpp"
 #include "weightcast/job/placement.hpp"
 #include "weightcast/job/readers.hpp"
-#include "weightcast/job/serving.hpp"
 #include "weightcast/job/side.hpp"
 #include "weightcast/job/stop.hpp"
 #include "weightcast/telemetry/statistics.hpp"

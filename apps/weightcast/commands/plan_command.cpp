@@ -1,7 +1,7 @@
 #include "commands/commands.hpp"
 #include "output/notes.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
-#include "weightcast/trainer/checkpoint_source.hpp"
+#include "weightcast/trainer/weight_source.hpp"
 
 namespace weightcast {
 

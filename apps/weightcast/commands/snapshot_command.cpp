@@ -4,7 +4,7 @@
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/job/stop.hpp"
 #include "weightcast/snapshot/snapshot.hpp"
-#include "weightcast/trainer/checkpoint_source.hpp"
+#include "weightcast/trainer/weight_source.hpp"
 
 namespace weightcast {
 
@@ -27,18 +27,19 @@ int run_snapshot(const Options& options) {
   auto opened = Checkpoint::open(checkpoint);
   std::vector<std::string> notes;
   const Model model = build_model(config_of(opened, notes));
-  const auto source = make_checkpoint_source(model, std::move(opened), options.list("ignore"));
+  const auto ignore = options.list("ignore");
+  const CheckpointSource source(model, std::move(opened), ignore);
   print_notes("", notes);
-  print_notes("", source->notes());
+  print_notes("", source.notes());
   std::vector<Digest> digests;
   const std::string when = "while it wrote " + output;
   run_until_asked(when, [&] {
     const auto read = [&](std::size_t index, std::uint64_t offset, std::span<std::byte> destination) {
-      source->read(index, offset, destination);
+      source.read(index, offset, destination);
     };
     Progress progress("writing " + output, model.size_bytes());
     digests =
-        write_snapshot(name, model, read, {.version = 1, .digests = {}, .settings = {{"source", source->describe()}}},
+        write_snapshot(name, model, read, {.version = 1, .digests = {}, .settings = {{"source", source.describe()}}},
                        [&](std::uint64_t bytes) { stop_if_asked(when), progress.add(bytes); });
   });
   fmt::print("{}: {} parameters, {} ({} bytes), digest {}\n", printable(output), digests.size(),

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "weightcast/snapshot/snapshot.hpp"
-#include "weightcast/trainer/checkpoint_source.hpp"
+#include "weightcast/trainer/weight_source.hpp"
 
 namespace weightcast {
 

@@ -17,11 +17,10 @@
 #include "weightcast/job/layer_study.hpp"
 #include "weightcast/job/placement.hpp"
 #include "weightcast/job/readers.hpp"
-#include "weightcast/job/serving.hpp"
 #include "weightcast/job/side.hpp"
 #include "weightcast/job/stop.hpp"
 #include "weightcast/snapshot/snapshot.hpp"
-#include "weightcast/trainer/checkpoint_source.hpp"
+#include "weightcast/trainer/weight_source.hpp"
 
 namespace weightcast {
 namespace {

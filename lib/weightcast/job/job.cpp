@@ -1,10 +1,13 @@
 #include "weightcast/job/job.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <condition_variable>
 #include <cstdio>
+#include <fstream>
 #include <mutex>
 #include <utility>
 
@@ -15,7 +18,6 @@
 #include "weightcast/job/stop.hpp"
 
 namespace weightcast {
-
 namespace {
 
 constexpr double wake_s = 0.1;  // until the watchdog knows that this process was stopped
@@ -37,6 +39,43 @@ void show(const Error& error) {
 }
 
 }  // namespace
+
+EarlyName::EarlyName(const std::string& path, Existing existing) noexcept {
+  if (path.empty()) return;
+  try {
+    name_.emplace(path, existing);
+  } catch (...) {
+    failure_ = std::current_exception();
+  }
+}
+
+const OutputName& EarlyName::get() const {
+  if (failure_) std::rethrow_exception(failure_);
+  return name_.value();
+}
+
+void EarlyName::probe() const {
+  if (*this && !get().stream()) OutputFile probe(get());
+}
+
+void SharedNames::remove() {
+  std::ifstream mapped("/proc/self/maps");
+  for (std::string line; std::getline(mapped, line);) {
+    const auto begin = std::min(line.find('/'), line.size());
+    const auto end = std::min(line.rfind(" (deleted)"), line.size());  // another rank was faster
+    auto path = line.substr(begin, end - begin);
+    if (path.find("/vader_segment.") == std::string::npos) continue;
+    ::unlink(path.c_str());
+    if (std::ranges::find(paths_, path) == paths_.end()) paths_.push_back(std::move(path));
+  }
+}
+
+void SharedNames::restore() {
+  for (const auto& path : paths_) {
+    restored_.push_back(std::make_unique<Unfinished>(path, false));
+    UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
+  }
+}
 
 bool Job::astray() const {
   return world_.size() == 1 && launch_size() > 1 && launch_rank() > 0;

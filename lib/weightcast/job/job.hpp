@@ -2,7 +2,9 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <thread>
@@ -10,14 +12,46 @@
 
 #include "weightcast/comm/communicator.hpp"
 #include "weightcast/comm/pulse.hpp"
+#include "weightcast/core/file.hpp"
 #include "weightcast/core/function_ref.hpp"
-#include "weightcast/job/early_name.hpp"
-#include "weightcast/job/shared_names.hpp"
 #include "weightcast/telemetry/report.hpp"
 
 /// What programs share that run as a job of 1 + tp * dp ranks, which ends on all ranks with one exit status. This room
 /// is for programs: it prints, has signals handled and ends the process; no other room ever does.
 namespace weightcast {
+
+/// The name of an output as it was when the program began. What is wrong with it is said later, when all ranks are
+/// there to hear it; but of two jobs that run at once and write one name, each must have looked before the other wrote.
+class EarlyName {
+ public:
+  /// Nothing when `path` is empty.
+  explicit EarlyName(const std::string& path, Existing existing = Existing::replace) noexcept;
+
+  explicit operator bool() const noexcept { return name_ || failure_; }
+  /// What OutputName's constructor threw.
+  const OutputName& get() const;
+  /// Finds out before anything moves whether a report can be written there. Error(cant_create).
+  void probe() const;
+
+ private:
+  std::optional<OutputName> name_;
+  std::exception_ptr failure_;
+};
+
+/// The names of the memory that the ranks of a machine share: Open MPI has files in /dev/shm for it, and a rank that is
+/// killed cannot remove its own. Without names the memory goes with the last process.
+class SharedNames {
+ public:
+  /// Removes the names. Every rank must have been in a barrier of all: by then each has mapped what the others share.
+  void remove();
+  /// Gives them back, empty, for MPI_Finalize, which complains when it does not find its own. A signal that ends the
+  /// process removes them, and so does the end of this object, which must come after MPI_Finalize.
+  void restore();
+
+ private:
+  std::vector<std::string> paths_;
+  std::vector<std::unique_ptr<Unfinished>> restored_;
+};
 
 /// What is done at the end with the error that ended the job, or without one: the report.
 using Finish = std::function<void(const std::optional<Error>&)>;

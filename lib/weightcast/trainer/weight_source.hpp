@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "weightcast/checkpoint/checkpoint.hpp"
-#include "weightcast/model/parameter_rules.hpp"
+#include "weightcast/model/match_checkpoint.hpp"
 
 namespace weightcast {
 
@@ -25,9 +25,33 @@ class WeightSource {
   virtual std::vector<std::string> notes() const { return {}; }
 };
 
-/// The weights of a checkpoint, matched and converted: see CheckpointSource, which it is.
-std::unique_ptr<WeightSource> make_checkpoint_source(const Model& model, Checkpoint checkpoint,
-                                                     std::span<const std::string> ignore = {});
+/// A checkpoint as the weights of a model: matched, and converted to the model's dtype where it has another one.
+class CheckpointSource final : public WeightSource {
+ public:
+  /// Errors as match_checkpoint() has them; Error(bad_data) for an lm_head.weight that is an alias and differs from the
+  /// embedding.
+  CheckpointSource(const Model& model, Checkpoint checkpoint, std::span<const std::string> ignore = {});
+
+  void read(std::size_t parameter, std::uint64_t offset, std::span<std::byte> destination) const override;
+  std::string describe() const override { return "checkpoint " + checkpoint_.path(); }
+  std::vector<std::string> notes() const override;
+
+  const Checkpoint& checkpoint() const noexcept { return checkpoint_; }
+  const CheckpointMatch& match() const noexcept { return match_; }
+
+ private:
+  /// Bytes of tensor `index`, as the weights of type `dtype` that they are or become.
+  void read_as(DType dtype, std::size_t index, std::uint64_t offset, std::span<std::byte> destination) const;
+  void check_alias(const TensorInfo& embedding) const;
+
+  std::vector<DType> dtypes_;  // of the model's parameters
+  Checkpoint checkpoint_;
+  CheckpointMatch match_;
+};
+
+/// The config of a checkpoint's model, from the config.json in its folder; the tensors say the dtype where it does not.
+/// `notes` gets what should be known. Error(no_input) when there is none, otherwise as load_model_config() has them.
+ModelConfig config_of(const Checkpoint& checkpoint, std::vector<std::string>& notes);
 
 /// Seeded weights: bits that depend on seed, parameter name and element index only, small finite bf16/fp16/fp32 values.
 /// The same seed gives the same weights everywhere, whatever the shard.
