@@ -47,7 +47,7 @@ class MatchCheckpoint : public testing::Test {
     std::sort(original.begin(), original.end(), [](const auto& a, const auto& b) { return a.info.name < b.info.name; });
     const auto found = match();
     for (std::size_t p = 0; p < model_.parameters.size(); ++p) {
-      const auto index = static_cast<std::size_t>(found.source[p]);
+      const auto index = static_cast<std::size_t>(found.tensor_index[p]);
       if (index >= original.size() || original[index].info.name != model_.parameters[p].info.name) return false;
     }
     return true;

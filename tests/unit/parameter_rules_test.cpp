@@ -219,9 +219,9 @@ class Match : public testing::Test {
 TEST_F(Match, EveryParameterFindsItsTensor) {
   use("tiny");
   const TensorMatch found = match();
-  ASSERT_EQ(found.source.size(), model_.parameters.size());
-  for (std::size_t i = 0; i < found.source.size(); ++i) {
-    EXPECT_EQ(tensors_[static_cast<std::size_t>(found.source[i])], model_.parameters[i].info);
+  ASSERT_EQ(found.tensor_index.size(), model_.parameters.size());
+  for (std::size_t i = 0; i < found.tensor_index.size(); ++i) {
+    EXPECT_EQ(tensors_[static_cast<std::size_t>(found.tensor_index[i])], model_.parameters[i].info);
   }
   EXPECT_TRUE(found.skipped.empty());
   EXPECT_EQ(found.alias, -1);
@@ -235,7 +235,7 @@ TEST_F(Match, TiedHeadOneOrBoth) {
   EXPECT_EQ(match().alias, 272);
   EXPECT_THAT(match().skipped, ElementsAre("lm_head.weight"));
   std::erase_if(tensors_, [](const auto& info) { return info.name == "model.embed_tokens.weight"; });
-  EXPECT_EQ(match().source.front(), 271);
+  EXPECT_EQ(match().tensor_index.front(), 271);
   EXPECT_EQ(match().alias, -1);
   tensors_.pop_back();
   EXPECT_THAT(refusal(), HasSubstr("model.embed_tokens.weight is missing"));

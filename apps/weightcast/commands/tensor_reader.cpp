@@ -76,7 +76,7 @@ void TensorReader::see_as_stored() {
 
 DType TensorReader::stored_dtype(std::size_t index) const {
   if (!source_) return tensors_[index].dtype;
-  return source_->checkpoint().tensors()[static_cast<std::size_t>(source_->match().source[places_[index]])].dtype;
+  return source_->checkpoint().tensors()[static_cast<std::size_t>(source_->match().tensor_index[places_[index]])].dtype;
 }
 
 std::span<const Digest> TensorReader::claimed_digests() const noexcept {
@@ -100,7 +100,7 @@ void TensorReader::read_stored(std::size_t index, std::uint64_t offset, std::spa
     return snapshot_->read(index, offset, destination);
   }
   if (!source_) return checkpoint_->read(places_[index], offset, destination);
-  const auto tensor = static_cast<std::size_t>(source_->match().source[places_[index]]);
+  const auto tensor = static_cast<std::size_t>(source_->match().tensor_index[places_[index]]);
   source_->checkpoint().read(tensor, offset, destination);
 }
 

@@ -26,9 +26,9 @@ class Side {
 
   /// Makes the trainer or the engine, without weights. Local.
   void create();
-  /// The same, with weights: the trainer reads all of `published`, which become its versions 0, 1, ...; engines read
-  /// `served`, as version 1. `progress(bytes)` is called on the trainer, by any of its threads. Collective; patient
-  /// with slow disks, but it ends on all ranks when one has noted a signal.
+  /// The same, with weights: the trainer reads all of `published`, which become its source regions 0, 1, ...; engines
+  /// read `served`, as version 1. `progress(bytes)` is called on the trainer, by any of its threads. Collective;
+  /// patient with slow disks, but it ends on all ranks when one has noted a signal.
   void load(const std::vector<const WeightSource*>& published, const WeightSource& served,
             FunctionRef<void(std::uint64_t bytes)> progress = {});
 
@@ -36,7 +36,7 @@ class Side {
   /// Collective.
   void form_group(GroupOptions options, std::uint64_t served_version);
 
-  /// In while_serving(): the trainer publishes its version number `source_index`, the first rank of each engine
+  /// In while_serving(): the trainer publishes its source region `source_index`, the first rank of each engine
   /// receives them. By parameter it goes in the order of the model; then times and bytes that left are the sums of all
   /// calls, and the rest is what the last one said. Throws the error of an update that was refused.
   UpdateResult update(std::size_t source_index, std::uint64_t version, Granularity granularity);

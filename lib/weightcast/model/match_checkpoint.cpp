@@ -87,7 +87,7 @@ class Matcher {
     const auto original = [&](std::ptrdiff_t index) {
       return index < 0 ? index : static_cast<std::ptrdiff_t>(index_[static_cast<std::size_t>(index)]);
     };
-    for (const auto index : found.source) result_.source.push_back(original(index));
+    for (const auto index : found.tensor_index) result_.tensor_index.push_back(original(index));
     result_.alias = original(found.alias);
     std::vector<std::string> skipped;
     for (const auto& name : found.skipped) {
@@ -203,7 +203,7 @@ class Matcher {
 
   void say_rounding() {
     std::map<DType, std::size_t> others;
-    for (const auto index : result_.source) {
+    for (const auto index : result_.tensor_index) {
       const auto dtype = tensors_[static_cast<std::size_t>(index)].dtype;
       if (dtype != model_.config.dtype) ++others[dtype];
     }
@@ -259,12 +259,12 @@ TensorMatch match_tensors(const Model& model, std::span<const TensorInfo> tensor
       found = by_name.find(head_name);
     }
     if (found == by_name.end()) {
-      match.source.push_back(-1);
+      match.tensor_index.push_back(-1);
       problems.push_back(fmt::format("{} is missing", rule.info.name));
       continue;
     }
     compare(tensors[static_cast<std::size_t>(found->second)], rule.info);
-    match.source.push_back(found->second);
+    match.tensor_index.push_back(found->second);
     by_name.erase(found);
   }
   for (const auto& [name, index] : by_name) {

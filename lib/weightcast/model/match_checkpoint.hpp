@@ -12,9 +12,9 @@ namespace weightcast {
 
 /// What a checkpoint lacks or has too much of, held against the model.
 struct TensorMatch {
-  std::vector<std::ptrdiff_t> source;  ///< for each parameter of the model: index into the checkpoint's tensors
-  std::vector<std::string> skipped;    ///< known and deliberately left out: rotary_emb buffers, an alias lm_head.weight
-  std::ptrdiff_t alias = -1;           ///< index of an lm_head.weight that must equal the embedding bit for bit, or -1
+  std::vector<std::ptrdiff_t> tensor_index;  ///< for each parameter of the model: index into the checkpoint's tensors
+  std::vector<std::string> skipped;  ///< known and deliberately left out: rotary_emb buffers, an alias lm_head.weight
+  std::ptrdiff_t alias = -1;         ///< index of an lm_head.weight that must equal the embedding bit for bit, or -1
 };
 
 /// Matches a checkpoint's tensors with the model's parameters. Error(bad_data) listing every missing, unknown,
@@ -22,10 +22,10 @@ struct TensorMatch {
 TensorMatch match_tensors(const Model& model, std::span<const TensorInfo> tensors, const std::string& what);
 
 struct CheckpointMatch {
-  std::vector<std::ptrdiff_t> source;  ///< for each parameter of the model: index into the checkpoint's tensors
-  std::ptrdiff_t alias = -1;           ///< see TensorMatch
-  std::vector<std::string> notes;      ///< what was renamed or left out, a line each
-  std::string rounding;                ///< which floats are of another type than the model's; empty: none
+  std::vector<std::ptrdiff_t> tensor_index;  ///< for each parameter of the model: index into the checkpoint's tensors
+  std::ptrdiff_t alias = -1;                 ///< see TensorMatch
+  std::vector<std::string> notes;            ///< what was renamed or left out, a line each
+  std::string rounding;                      ///< which floats are of another type than the model's; empty: none
 };
 
 /// Matches a checkpoint's tensors with the model's parameters as match_tensors() does, and before that:

@@ -5,21 +5,21 @@
 
 namespace weightcast {
 
-std::unique_ptr<Trainer::Version> Trainer::make_version(const std::string& purpose) const {
+std::unique_ptr<Trainer::Source> Trainer::make_source(const std::string& purpose) const {
   if (group_)
     fail(ExitCode::config, "weights must be there before the update group is formed: their memory is registered then");
-  auto version = std::make_unique<Version>();
-  version->buffer = Buffer::allocate(placement_, plan_->source_bytes(), true, purpose);
-  return version;
+  auto added = std::make_unique<Source>();
+  added->buffer = Buffer::allocate(placement_, plan_->source_bytes(), true, purpose);
+  return added;
 }
 
 std::size_t Trainer::load(const WeightSource& source, std::size_t threads,
                           const std::function<void(std::uint64_t)>& progress) {
   constexpr std::uint64_t block_bytes = 4 * mebibyte;
   const auto& parameters = plan_->model.parameters;
-  auto version = make_version(fmt::format("the trainer's copy of {}", source.describe()));
-  version->claimed.resize(parameters.size());
-  const auto region = version->buffer.region();
+  auto added = make_source(fmt::format("the trainer's copy of {}", source.describe()));
+  added->claimed.resize(parameters.size());
+  const auto region = added->buffer.region();
   parallel_for(parameters.size(), threads, [&](std::size_t p) {
     const auto size_bytes = *parameters[p].info.size_bytes();
     std::vector<std::byte> staging(region.kind == MemoryKind::host ? 0 : std::min(block_bytes, size_bytes));
@@ -27,49 +27,50 @@ std::size_t Trainer::load(const WeightSource& source, std::size_t threads,
       const auto count = std::min(block_bytes, size_bytes - offset), at = plan_->source_offset(p) + offset;
       const auto block = staging.empty() ? region.bytes().subspan(at, count) : std::span(staging).first(count);
       source.read(p, offset, block);
-      version->claimed[p] += digest_bytes(block, offset);
+      added->claimed[p] += digest_bytes(block, offset);
       if (!staging.empty()) write_region(region, at, block);
       if (progress) progress(block.size());
     }
   });
-  versions_.push_back(std::move(version));
-  return versions_.size() - 1;
+  sources_.push_back(std::move(added));
+  return sources_.size() - 1;
 }
 
 std::size_t Trainer::reserve() {
-  versions_.push_back(make_version("the weights to send"));
-  return versions_.size() - 1;
+  sources_.push_back(make_source("the weights to send"));
+  return sources_.size() - 1;
 }
 
-Trainer::Version& Trainer::to_fill(std::size_t source) {
-  if (source >= versions_.size())
-    fail(ExitCode::config, "there is no version {} to fill: there are {}", source, versions_.size());
-  return *versions_[source];
+Trainer::Source& Trainer::to_fill(std::size_t source_index) {
+  if (source_index >= sources_.size())
+    fail(ExitCode::config, "there is no version {} to fill: there are {}", source_index, sources_.size());
+  return *sources_[source_index];
 }
 
-void Trainer::fill(std::size_t source, std::span<const TrainingTensor> tensors, Deadline deadline) {
-  auto& version = to_fill(source);
+void Trainer::fill(std::size_t source_index, std::span<const TrainingTensor> tensors, Deadline deadline) {
+  auto& source = to_fill(source_index);
   const auto ticket = admission_.enter(any_version);  // not while it is sent
-  fill_.run(tensors, version.buffer.region(), deadline);
-  version.claimed.clear();
+  fill_.run(tensors, source.buffer.region(), deadline);
+  source.claimed.clear();
 }
 
-std::size_t Trainer::put(std::size_t source, const TrainingTensor& tensor, Deadline deadline) {
-  auto& version = to_fill(source);
+std::size_t Trainer::put(std::size_t source_index, const TrainingTensor& tensor, Deadline deadline) {
+  auto& source = to_fill(source_index);
   const auto ticket = admission_.enter(any_version);
-  const auto index = fill_.put(tensor, version.buffer.region(), deadline);
-  version.claimed.clear();
+  const auto index = fill_.put(tensor, source.buffer.region(), deadline);
+  source.claimed.clear();
   return index;
 }
 
-void Trainer::expect_held(std::size_t source, const TrainingTensor& tensor, std::string_view other, Deadline deadline) {
+void Trainer::expect_held(std::size_t source_index, const TrainingTensor& tensor, std::string_view other,
+                          Deadline deadline) {
   const auto ticket = admission_.enter(any_version);
-  fill_.expect_held(tensor, other, to_fill(source).buffer.region(), deadline);
+  fill_.expect_held(tensor, other, to_fill(source_index).buffer.region(), deadline);
 }
 
 void Trainer::init_parameter_update_group(const Communicator& parent, const GroupOptions& options,
                                           std::uint64_t served_version) {
-  if (versions_.empty())
+  if (sources_.empty())
     throw Error(ExitCode::config, "init_parameter_update_group() before load() or reserve()",
                 "the memory of the weights must be there first");
   const auto ticket = admission_.enter(served_version);
@@ -79,7 +80,7 @@ void Trainer::init_parameter_update_group(const Communicator& parent, const Grou
 
 std::vector<const Buffer*> Trainer::buffers() const {
   std::vector<const Buffer*> result;
-  for (const auto& version : versions_) result.push_back(&version->buffer);
+  for (const auto& source : sources_) result.push_back(&source->buffer);
   return result;
 }
 
@@ -88,15 +89,15 @@ UpdateGroup& Trainer::group() const {
   return *group_;
 }
 
-UpdateResult Trainer::update_weights(std::size_t source, std::uint64_t version) {
-  return update(source, version, 0, plan_->model.parameters.size());
+UpdateResult Trainer::update_weights(std::size_t source_index, std::uint64_t version) {
+  return update(source_index, version, 0, plan_->model.parameters.size());
 }
 
-UpdateResult Trainer::update_parameter(std::size_t source, std::uint64_t version, std::string_view name,
+UpdateResult Trainer::update_parameter(std::size_t source_index, std::uint64_t version, std::string_view name,
                                        bool empty_cache) {
   const auto index = plan_->model.find(name);
   if (index < 0) fail(ExitCode::usage, "the model has no parameter {}", printable(name));
-  const auto result = update(source, version, static_cast<std::size_t>(index), 1);
+  const auto result = update(source_index, version, static_cast<std::size_t>(index), 1);
   if (empty_cache) group().release_cache();
   return result;
 }
@@ -108,12 +109,13 @@ UpdateResult Trainer::rollback(std::uint64_t version) {
   return result;
 }
 
-UpdateResult Trainer::update(std::size_t source, std::uint64_t version, std::size_t first, std::size_t count) {
-  if (source >= versions_.size())
-    throw Error(ExitCode::config, fmt::format("weights {} were never loaded: there are {}", source, versions_.size()),
+UpdateResult Trainer::update(std::size_t source_index, std::uint64_t version, std::size_t first, std::size_t count) {
+  if (source_index >= sources_.size())
+    throw Error(ExitCode::config,
+                fmt::format("weights {} were never loaded: there are {}", source_index, sources_.size()),
                 "load them before the update group is formed");
   const auto ticket = admission_.enter(version);
-  const auto result = group().publish({served_version_, version, source, claimed(source), first, count});
+  const auto result = group().publish({served_version_, version, source_index, claimed(source_index), first, count});
   if (result.committed) served_version_ = version;
   return result;
 }

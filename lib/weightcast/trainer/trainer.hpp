@@ -16,70 +16,71 @@
 
 namespace weightcast {
 
-/// The sending end: holds versions of the weights in memory that engines may pull from, and publishes them.
+/// The sending end: holds weights in source regions that engines may pull from, and publishes them.
 class Trainer {
  public:
   /// Keeps its weights at `placement`. `plan` must outlive the trainer.
   explicit Trainer(const TransferPlan& plan, Placement placement = {})
       : plan_(&plan), placement_(placement), fill_(plan) {}
 
-  /// Adds a version: allocates its region and fills it on up to `threads` threads, digesting each block as it arrives,
+  /// Adds a source region and fills it on up to `threads` threads, digesting each block as it arrives,
   /// so that later damage to file or memory is noticed. Returns its index. Local; before init_parameter_update_group().
   std::size_t load(const WeightSource& source, std::size_t threads,
                    const std::function<void(std::uint64_t bytes)>& progress = {});
 
-  /// Adds an empty version for fill(): allocates its region. Returns its index. Local; before
+  /// Adds an empty source region, for fill(). Returns its index. Local; before
   /// init_parameter_update_group().
   std::size_t reserve();
-  /// Puts the tensors of a training loop into a version, rounding masters to the model's dtype (see SourceFill for what
-  /// it takes and refuses). Nothing is claimed of them: what is sent is what counts. Local. Error(busy) during an
-  /// update.
-  void fill(std::size_t source, std::span<const TrainingTensor> tensors, Deadline deadline = Deadline::after(60));
+  /// Puts the tensors of a training loop into a source region, rounding masters to the model's dtype (see SourceFill
+  /// for what it takes and refuses). Nothing is claimed of them: what is sent is what counts. Local. Error(busy) during
+  /// an update.
+  void fill(std::size_t source_index, std::span<const TrainingTensor> tensors, Deadline deadline = Deadline::after(60));
 
   /// One tensor of them, for loops that never have all at hand (see SourceFill::put()). Its index in the model.
-  std::size_t put(std::size_t source, const TrainingTensor& tensor, Deadline deadline = Deadline::after(60));
-  /// Error(bad_data) unless a version holds what this tensor is: for one that is tied and was put under its `other`
-  /// name.
-  void expect_held(std::size_t source, const TrainingTensor& tensor, std::string_view other,
+  std::size_t put(std::size_t source_index, const TrainingTensor& tensor, Deadline deadline = Deadline::after(60));
+  /// Error(bad_data) unless a source region holds what this tensor is: for one that is tied and was put under its
+  /// `other` name.
+  void expect_held(std::size_t source_index, const TrainingTensor& tensor, std::string_view other,
                    Deadline deadline = Deadline::after(60));
 
   /// Joins the update group as rank 0; the engines serve `served_version` already. Collective (see UpdateGroup).
   void init_parameter_update_group(const Communicator& parent, const GroupOptions& options,
                                    std::uint64_t served_version);
-  /// Sends all parameters of a version as one transaction. Collective; the engines call their update_weights().
-  UpdateResult update_weights(std::size_t source, std::uint64_t version);
-  /// Sends one parameter; the version is committed when the last one has been sent. Error(usage) for an unknown name.
+  /// Sends all parameters of a source region as `version`, in one transaction. Collective; the engines call their
+  /// update_weights().
+  UpdateResult update_weights(std::size_t source_index, std::uint64_t version);
+  /// Sends one parameter; `version` is committed when the last one has been sent. Error(usage) for an unknown name.
   /// `empty_cache`: then also give back memory that is only kept for speed.
-  UpdateResult update_parameter(std::size_t source, std::uint64_t version, std::string_view name,
+  UpdateResult update_parameter(std::size_t source_index, std::uint64_t version, std::string_view name,
                                 bool empty_cache = false);
 
   /// Makes the engines serve a version again that they still hold in their other slot, verified by digest. Collective.
   /// Error(config) when they do not.
   UpdateResult rollback(std::uint64_t version);
 
-  /// The memory of a version, parameters at plan.source_offset(); not to be written during an update.
-  Region source(std::size_t source) const { return versions_.at(source)->buffer.region(); }
-  /// The memory of all versions, for mapping it elsewhere.
+  /// A source region, parameters at plan.source_offset(); not to be written during an update.
+  Region source(std::size_t source_index) const { return sources_.at(source_index)->buffer.region(); }
+  /// The memory of all source regions, for mapping it elsewhere.
   std::vector<const Buffer*> buffers() const;
-  /// Digest of each parameter of a loaded version, as it was read; empty for a filled one.
-  const std::vector<Digest>& claimed(std::size_t source) const { return versions_.at(source)->claimed; }
+  /// Digest of each parameter of a loaded source region, as it was read; empty for a filled one.
+  const std::vector<Digest>& claimed(std::size_t source_index) const { return sources_.at(source_index)->claimed; }
   /// Error(config) before init_parameter_update_group().
   UpdateGroup& group() const;
 
  private:
-  struct Version {
+  struct Source {
     Buffer buffer;
     std::vector<Digest> claimed;
   };
-  std::unique_ptr<Version> make_version(const std::string& purpose) const;
-  /// Error(config) when there is no such version.
-  Version& to_fill(std::size_t source);
-  UpdateResult update(std::size_t source, std::uint64_t version, std::size_t first, std::size_t count);
+  std::unique_ptr<Source> make_source(const std::string& purpose) const;
+  /// Error(config) when there is no such source region.
+  Source& to_fill(std::size_t source_index);
+  UpdateResult update(std::size_t source_index, std::uint64_t version, std::size_t first, std::size_t count);
 
   const TransferPlan* plan_;
   Placement placement_;
   SourceFill fill_;
-  std::vector<std::unique_ptr<Version>> versions_;
+  std::vector<std::unique_ptr<Source>> sources_;
   std::unique_ptr<UpdateGroup> group_;
   std::uint64_t served_version_ = 0;
   Admission admission_;

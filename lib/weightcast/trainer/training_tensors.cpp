@@ -107,7 +107,7 @@ void SourceFill::check_memory(std::span<const TrainingTensor> tensors, const Reg
     require(!on_gpu(tensor) || region.kind != MemoryKind::cuda || tensor.placement.gpu == region.gpu, tensor,
             "is on another GPU than the trainer's weights");
   };
-  std::for_each(match_.source.begin(), match_.source.end(), check);
+  std::for_each(match_.tensor_index.begin(), match_.tensor_index.end(), check);
   check(match_.alias);
   if (problems.empty()) return;
   throw Error(ExitCode::bad_data, fmt::format("training tensors cannot be used:\n  {}", list_lines(problems)),
@@ -169,9 +169,9 @@ void SourceFill::fill_by_gpu(std::span<const TrainingTensor> tensors, const Regi
   from_.clear();
   to_.clear();
   sizes_.clear();
-  for (std::size_t p = 0; p < match_.source.size(); ++p) {
-    if (match_.source[p] < 0) continue;
-    const auto& tensor = tensors[static_cast<std::size_t>(match_.source[p])];
+  for (std::size_t p = 0; p < match_.tensor_index.size(); ++p) {
+    if (match_.tensor_index[p] < 0) continue;
+    const auto& tensor = tensors[static_cast<std::size_t>(match_.tensor_index[p])];
     const auto& info = plan_->model.parameters[p].info;
     std::byte* const to = region.data + plan_->source_offset(p);
     if (!on_gpu(tensor) || *info.size_bytes() == 0) continue;
@@ -209,8 +209,8 @@ std::size_t SourceFill::match_one(const TrainingTensor& tensor) {
   }
   matched_.clear();
   match_ = {};
-  match_.source.assign(parameters.size(), -1);
-  match_.source[index] = 0;
+  match_.tensor_index.assign(parameters.size(), -1);
+  match_.tensor_index[index] = 0;
   return index;
 }
 
@@ -260,10 +260,10 @@ void SourceFill::fill(std::span<const TrainingTensor> tensors, const Region& reg
   gatherer_.deadline = deadline;
   if (match_.alias >= 0) {
     compare_tied(tensors[static_cast<std::size_t>(match_.alias)],
-                 tensors[static_cast<std::size_t>(match_.source.front())]);
+                 tensors[static_cast<std::size_t>(match_.tensor_index.front())]);
   }
   for_each_step([&](const Step& step, Staging& staging) {
-    const auto source = match_.source[step.parameter];
+    const auto source = match_.tensor_index[step.parameter];
     if (source >= 0) fill_by_host(step, tensors[static_cast<std::size_t>(source)], region, staging);
   });
   fill_by_gpu(tensors, region, deadline);

@@ -80,7 +80,7 @@ class SourceFill {
   const TransferPlan* plan_;
   std::vector<Step> steps_;
   std::vector<TensorInfo> matched_;  // the table that match_ belongs to: a loop gives the same one every time
-  TensorMatch match_;                // source is -1 for what is not filled
+  TensorMatch match_;                // -1 for what is not filled
   std::vector<Staging> staging_;     // by thread
   std::optional<Workers> workers_;
   Gatherer gatherer_;

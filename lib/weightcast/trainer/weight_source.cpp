@@ -130,7 +130,7 @@ CheckpointSource::CheckpointSource(const Model& model, Checkpoint checkpoint, st
 }
 
 void CheckpointSource::read(std::size_t parameter, std::uint64_t offset, std::span<std::byte> destination) const {
-  read_as(dtypes_[parameter], static_cast<std::size_t>(match_.source[parameter]), offset, destination);
+  read_as(dtypes_[parameter], static_cast<std::size_t>(match_.tensor_index[parameter]), offset, destination);
 }
 
 std::vector<std::string> CheckpointSource::notes() const {
@@ -165,7 +165,8 @@ void CheckpointSource::read_as(DType dtype, std::size_t index, std::uint64_t off
 /// The lm_head.weight of a tied model must be the embedding, bit for bit: as stored where both have one type.
 void CheckpointSource::check_alias(const TensorInfo& embedding) const {
   const auto tensors = checkpoint_.tensors();
-  const auto first = static_cast<std::size_t>(match_.source.front()), second = static_cast<std::size_t>(match_.alias);
+  const auto first = static_cast<std::size_t>(match_.tensor_index.front()),
+             second = static_cast<std::size_t>(match_.alias);
   const auto dtype = tensors[first].dtype == tensors[second].dtype ? tensors[first].dtype : embedding.dtype;
   const std::uint64_t size = *embedding.elements() * width_bytes(dtype);
   const std::size_t blocks = (size + block_bytes - 1) / block_bytes;

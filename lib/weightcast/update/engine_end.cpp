@@ -17,10 +17,10 @@ class EngineEnd final : public Participant {
 
   const Endpoints& endpoints() const noexcept override { return endpoints_; }
   bool can_rehearse() const noexcept override { return store_->slots().size() > 1; }
-  void rehearse(Transport& transport, std::size_t source, std::size_t count, Deadline deadline) override {
+  void rehearse(Transport& transport, std::size_t source_index, std::size_t count, Deadline deadline) override {
     const auto slot = store_->stage(deadline);
     try {
-      transport.run({source, slot, {0, count}}, deadline);
+      transport.run({source_index, slot, {0, count}}, deadline);
     } catch (...) {
       store_->drop();
       throw;

@@ -43,7 +43,7 @@ struct UpdateClaim {
   std::array<char, 32> plan_digest{};
   UpdateKind kind = UpdateKind::weights;
   std::uint64_t base_version = 0, version = 0;
-  std::uint64_t source_index = 0;                     ///< which of the trainer's versions in memory
+  std::uint64_t source_index = 0;                     ///< which of the trainer's source regions
   std::uint64_t first_parameter = 0, parameters = 0;  ///< range of this call
 };
 static_assert(std::is_trivially_copyable_v<UpdateClaim>);

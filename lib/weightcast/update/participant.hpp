@@ -18,8 +18,9 @@ class Participant {
   virtual const Endpoints& endpoints() const noexcept = 0;
   /// Whether bytes may move here before the first update: not into the only slot.
   virtual bool can_rehearse() const noexcept = 0;
-  /// Moves parameters [0, `count`) of version `source` once, so that connections, buffers and mappings are ready.
-  virtual void rehearse(Transport& transport, std::size_t source, std::size_t count, Deadline deadline) = 0;
+  /// Moves parameters [0, `count`) of source region `source_index` once, so that connections, buffers and mappings are
+  /// ready.
+  virtual void rehearse(Transport& transport, std::size_t source_index, std::size_t count, Deadline deadline) = 0;
   /// The group stands: what this end serves already is noted, so that a rollback to it can be proven.
   virtual void settle(Deadline deadline) = 0;
 

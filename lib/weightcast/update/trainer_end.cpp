@@ -19,8 +19,8 @@ class TrainerEnd final : public Participant {
 
   const Endpoints& endpoints() const noexcept override { return endpoints_; }
   bool can_rehearse() const noexcept override { return true; }
-  void rehearse(Transport& transport, std::size_t source, std::size_t count, Deadline deadline) override {
-    transport.run({source, 0, {0, count}}, deadline);
+  void rehearse(Transport& transport, std::size_t source_index, std::size_t count, Deadline deadline) override {
+    transport.run({source_index, 0, {0, count}}, deadline);
   }
   void settle(Deadline) override {}
 

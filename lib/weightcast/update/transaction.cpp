@@ -124,7 +124,7 @@ UpdateResult UpdateGroup::publish(const UpdateRequest& request) {
               claim.plan_digest.begin());
   claim.base_version = request.base_version;
   claim.version = request.version;
-  claim.source_index = request.source;
+  claim.source_index = request.source_index;
   claim.first_parameter = request.first_parameter;
   claim.parameters = request.parameters;
   // The same version with the same content again is not an error and moves nothing.

@@ -145,8 +145,8 @@ void UpdateGroup::State::warm_up() {
              count = whole ? parameters : std::min(parameters, few_parameters);
   const auto sources = whole ? group.max(end->endpoints().sources.size(), deadline()) : 1;
   const auto runs = group.max(possible ? 0 : 1, deadline()) == 0 ? sources : 0;
-  for (std::size_t source = 0; source < runs; ++source)
-    agree(group, "warm-up", deadline(), [&](Deadline work) { end->rehearse(*transport, source, count, work); });
+  for (std::size_t source_index = 0; source_index < runs; ++source_index)
+    agree(group, "warm-up", deadline(), [&](Deadline work) { end->rehearse(*transport, source_index, count, work); });
   group.barrier(deadline());
 }
 

@@ -48,7 +48,7 @@ struct GroupOptions {
 /// What the trainer asks for.
 struct UpdateRequest {
   std::uint64_t base_version = 0, version = 0;
-  std::size_t source = 0;  ///< which of its source regions
+  std::size_t source_index = 0;  ///< which of its source regions
   /// Digest of each parameter as the source claims it (taken when it was loaded), or empty: then what is sent is what
   /// counts.
   std::span<const Digest> claimed;
@@ -75,7 +75,8 @@ class UpdateGroup {
  public:
   /// Forms the group: checks the size of the world, compares the manifests of all ranks (the first difference is
   /// named), chooses and attaches the transport, warms up its paths. Collective over `parent`. Trainer: `sources` are
-  /// its versions, `store` is nullptr. Engine: `store` is its store, `sources` is empty. All must outlive the group.
+  /// its source regions, `store` is nullptr. Engine: `store` is its store, `sources` is empty. All must outlive the
+  /// group.
   UpdateGroup(const Communicator& parent, const TransferPlan& plan, const GroupOptions& options,
               std::vector<const Buffer*> sources, ParameterStore* store);
   ~UpdateGroup();
