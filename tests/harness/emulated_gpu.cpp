@@ -152,21 +152,21 @@ IpcHandle export_memory(int, const std::byte* memory) {
   const std::scoped_lock lock(mutex);
   const auto block = block_of(memory, 0);
   const Exported exported{::getpid(), block->second.fd, block->second.size_bytes};
-  IpcHandle handle;
-  std::memcpy(handle.bytes.data(), &exported, sizeof(exported));
-  handle.offset = static_cast<std::uint64_t>(memory - block->first);
+  if (memory != block->first) stop("a part of an allocation cannot be exported");
+  IpcHandle handle{};
+  std::memcpy(handle.data(), &exported, sizeof(exported));
   return handle;
 }
 std::byte* import_memory(int gpu, const IpcHandle& handle) {
   expect_gpu(gpu);
   Exported exported{};
-  std::memcpy(&exported, handle.bytes.data(), sizeof(exported));
+  std::memcpy(&exported, handle.data(), sizeof(exported));
   const int fd = ::open(fmt::format("/proc/{}/fd/{}", exported.pid, exported.fd).c_str(), O_RDWR | O_CLOEXEC);
   if (fd < 0) throw Error(ExitCode::unavailable, "cannot map another process's device memory");
-  return const_cast<std::byte*>(map_block(fd, exported.size_bytes)) + handle.offset;
+  return const_cast<std::byte*>(map_block(fd, exported.size_bytes));
 }
-void close_import(int, std::byte* memory, const IpcHandle& handle) noexcept {
-  unmap_block(memory - handle.offset);
+void close_import(int, std::byte* memory) noexcept {
+  unmap_block(memory);
 }
 
 // As blocking copies do with streams of one's own: they wait for none of them.

@@ -36,15 +36,12 @@ Properties properties(int gpu);
 std::byte* allocate(int gpu, std::uint64_t size_bytes, const std::string& purpose);
 void release(int gpu, std::byte* memory) noexcept;
 
-/// A handle by which another process on this host maps the allocation that holds `memory`, and the offset therein.
-struct IpcHandle {
-  std::array<std::byte, 64> bytes{};
-  std::uint64_t offset = 0;
-};
+/// By which another process on this host maps what allocate() has given out as `memory`.
+using IpcHandle = std::array<std::byte, 64>;
 IpcHandle export_memory(int gpu, const std::byte* memory);
 /// Maps it for access from `gpu` until close_import(). Error(unavailable) when peer access is not possible.
 std::byte* import_memory(int gpu, const IpcHandle& handle);
-void close_import(int gpu, std::byte* memory, const IpcHandle& handle) noexcept;
+void close_import(int gpu, std::byte* memory) noexcept;
 
 /// Blocking copies between host and device.
 void upload(int gpu, std::byte* device, const std::byte* host, std::uint64_t size_bytes);

@@ -206,7 +206,7 @@ ShareHandle Buffer::share() const {
   return handle;
 }
 
-Mapping::Mapping(const ShareHandle& handle, int gpu) : handle_(handle), gpu_(gpu) {
+Mapping::Mapping(const ShareHandle& handle, int gpu) : kind_(handle.kind), gpu_(gpu) {
   if (handle.kind == MemoryKind::cuda) {
     bytes_ = {gpu::import_memory(gpu, handle.ipc), handle.size_bytes};
     return;
@@ -226,11 +226,11 @@ Mapping::Mapping(const ShareHandle& handle, int gpu) : handle_(handle), gpu_(gpu
 }
 
 Mapping::Mapping(Mapping&& other) noexcept
-    : bytes_(std::exchange(other.bytes_, {})), handle_(other.handle_), gpu_(other.gpu_) {}
+    : bytes_(std::exchange(other.bytes_, {})), kind_(other.kind_), gpu_(other.gpu_) {}
 
 Mapping& Mapping::operator=(Mapping&& other) noexcept {
   std::swap(bytes_, other.bytes_);
-  std::swap(handle_, other.handle_);
+  std::swap(kind_, other.kind_);
   std::swap(gpu_, other.gpu_);
   return *this;
 }
@@ -238,8 +238,8 @@ Mapping& Mapping::operator=(Mapping&& other) noexcept {
 Mapping::~Mapping() {
   auto* const address = const_cast<std::byte*>(bytes_.data());
   if (address == nullptr) return;
-  if (handle_.kind == MemoryKind::cuda) {
-    gpu::close_import(gpu_, address, handle_.ipc);
+  if (kind_ == MemoryKind::cuda) {
+    gpu::close_import(gpu_, address);
   } else {
     ::munmap(address, bytes_.size());
   }

@@ -43,7 +43,7 @@ struct ShareHandle {
   MemoryKind kind = MemoryKind::host;
   std::int64_t pid = -1;  ///< host: of the process that has it as `fd`
   std::int32_t fd = -1;
-  gpu::IpcHandle ipc;  ///< cuda
+  gpu::IpcHandle ipc{};  ///< cuda
   std::uint64_t size_bytes = 0;
 };
 
@@ -85,7 +85,7 @@ class Mapping {
 
  private:
   std::span<const std::byte> bytes_;
-  ShareHandle handle_;
+  MemoryKind kind_ = MemoryKind::host;
   int gpu_ = -1;
 };
 

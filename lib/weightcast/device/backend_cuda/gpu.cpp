@@ -5,7 +5,7 @@
 #include <sched.h>
 
 #include <atomic>
-#include <cstring>
+#include <bit>
 #include <utility>
 
 #include "weightcast/core/bytes.hpp"
@@ -104,25 +104,21 @@ void release(int gpu, std::byte* memory) noexcept {
 
 IpcHandle export_memory(int gpu, const std::byte* memory) {
   use(gpu);
-  IpcHandle handle;
-  static_assert(sizeof(cudaIpcMemHandle_t) == sizeof handle.bytes);
   cudaIpcMemHandle_t exported;
   check(cudaIpcGetMemHandle(&exported, const_cast<std::byte*>(memory)), "cudaIpcGetMemHandle");
-  std::memcpy(handle.bytes.data(), &exported, sizeof exported);
-  return handle;  // of an allocation of its own (allocate()): offset 0
+  return std::bit_cast<IpcHandle>(exported);
 }
 
 std::byte* import_memory(int gpu, const IpcHandle& handle) {
   use(gpu);
-  cudaIpcMemHandle_t exported;
-  std::memcpy(&exported, handle.bytes.data(), sizeof exported);
   void* memory = nullptr;
-  check(cudaIpcOpenMemHandle(&memory, exported, cudaIpcMemLazyEnablePeerAccess), "cudaIpcOpenMemHandle");
-  return static_cast<std::byte*>(memory) + handle.offset;
+  check(cudaIpcOpenMemHandle(&memory, std::bit_cast<cudaIpcMemHandle_t>(handle), cudaIpcMemLazyEnablePeerAccess),
+        "cudaIpcOpenMemHandle");
+  return static_cast<std::byte*>(memory);
 }
 
-void close_import(int gpu, std::byte* memory, const IpcHandle& handle) noexcept {
-  if (cudaSetDevice(gpu) == cudaSuccess) cudaIpcCloseMemHandle(memory - handle.offset);
+void close_import(int gpu, std::byte* memory) noexcept {
+  if (cudaSetDevice(gpu) == cudaSuccess) cudaIpcCloseMemHandle(memory);
   cudaGetLastError();
 }
 

@@ -36,7 +36,7 @@ IpcHandle export_memory(int, const std::byte*) {
 std::byte* import_memory(int, const IpcHandle&) {
   none();
 }
-void close_import(int, std::byte*, const IpcHandle&) noexcept {}
+void close_import(int, std::byte*) noexcept {}
 void upload(int, std::byte*, const std::byte*, std::uint64_t) {
   none();
 }
