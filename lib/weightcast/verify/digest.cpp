@@ -82,10 +82,7 @@ Digest hash_set(std::string& text, std::span<const std::size_t> digests_at, std:
 }  // namespace
 
 Digest digest_rows_with(DigestKernel kernel, const std::byte* data, std::uint64_t pitch, std::uint64_t row_bytes,
-                        std::uint64_t first_row, std::uint64_t rows, std::uint64_t offset,
-                        std::uint64_t parameter_pitch) noexcept {
-  data += first_row * pitch;
-  offset += first_row * parameter_pitch;
+                        std::uint64_t rows, std::uint64_t offset, std::uint64_t parameter_pitch) noexcept {
   if (rows > 1 && pitch == row_bytes && parameter_pitch == row_bytes) {
     row_bytes *= rows;
     rows = 1;
@@ -93,7 +90,8 @@ Digest digest_rows_with(DigestKernel kernel, const std::byte* data, std::uint64_
   Digest digest;
   if (rows > 1 && parameter_pitch % 4 != 0) {  // each row begins at another place within its word
     for (std::uint64_t row = 0; row < rows; ++row) {
-      digest += digest_rows_with(kernel, data, pitch, row_bytes, row, 1, offset, parameter_pitch);
+      digest += digest_rows_with(kernel, data + row * pitch, pitch, row_bytes, 1, offset + row * parameter_pitch,
+                                 parameter_pitch);
     }
     return digest;
   }
@@ -109,14 +107,14 @@ Digest digest_rows_with(DigestKernel kernel, const std::byte* data, std::uint64_
   return digest;
 }
 
-Digest digest_rows(const std::byte* data, std::uint64_t pitch, std::uint64_t row_bytes, std::uint64_t first_row,
-                   std::uint64_t rows, std::uint64_t offset, std::uint64_t parameter_pitch) noexcept {
+Digest digest_rows(const std::byte* data, std::uint64_t pitch, std::uint64_t row_bytes, std::uint64_t rows,
+                   std::uint64_t offset, std::uint64_t parameter_pitch) noexcept {
   static const DigestKernel kernel = best_kernel();
-  return digest_rows_with(kernel, data, pitch, row_bytes, first_row, rows, offset, parameter_pitch);
+  return digest_rows_with(kernel, data, pitch, row_bytes, rows, offset, parameter_pitch);
 }
 
 Digest digest_bytes(std::span<const std::byte> data, std::uint64_t offset) noexcept {
-  return digest_rows(data.data(), data.size(), data.size(), 0, 1, offset, data.size());
+  return digest_rows(data.data(), data.size(), data.size(), 1, offset, data.size());
 }
 
 Digest digest_of_set(std::span<const TensorInfo> tensors, std::span<const Digest> digests) {

@@ -16,10 +16,10 @@ namespace weightcast {
 /// Digest of `data`, the bytes of a parameter from byte `offset` of it on. Vectorised; allocates nothing.
 Digest digest_bytes(std::span<const std::byte> data, std::uint64_t offset) noexcept;
 
-/// Digest of rows [first_row, first_row + rows) of a shard held at `data` (the byte of row 0), `pitch` bytes apart.
-/// `offset` is the byte offset of row 0 in the parameter and `parameter_pitch` the bytes from row to row there.
-Digest digest_rows(const std::byte* data, std::uint64_t pitch, std::uint64_t row_bytes, std::uint64_t first_row,
-                   std::uint64_t rows, std::uint64_t offset, std::uint64_t parameter_pitch) noexcept;
+/// Digest of rows of a shard held at `data`, `pitch` bytes apart. `offset` is the byte offset of the first one in the
+/// parameter and `parameter_pitch` the bytes from row to row there.
+Digest digest_rows(const std::byte* data, std::uint64_t pitch, std::uint64_t row_bytes, std::uint64_t rows,
+                   std::uint64_t offset, std::uint64_t parameter_pitch) noexcept;
 
 /// One digest for a set of named tensors: independent of their order in memory, sensitive to names, dtypes and shapes.
 /// `digests[i]` belongs to `tensors[i]`.

@@ -38,7 +38,6 @@ std::span<const NamedDigestKernel> digest_kernels() noexcept;
 
 /// digest_rows() by a given kernel.
 Digest digest_rows_with(DigestKernel kernel, const std::byte* data, std::uint64_t pitch, std::uint64_t row_bytes,
-                        std::uint64_t first_row, std::uint64_t rows, std::uint64_t offset,
-                        std::uint64_t parameter_pitch) noexcept;
+                        std::uint64_t rows, std::uint64_t offset, std::uint64_t parameter_pitch) noexcept;
 
 }  // namespace weightcast

@@ -26,7 +26,7 @@ GpuDigests GpuDigests::of_slot(const TransferPlan& plan, std::size_t tp_rank, in
     const auto p = segment.parameter_index;
     append(tasks[p], segment, &Segment::destination_offset, &Segment::destination_pitch, p);
   }
-  return {parameters, parameters, std::move(tasks), gpu};
+  return {parameters, tasks, gpu};
 }
 
 GpuDigests GpuDigests::of_source(const TransferPlan& plan, int gpu, std::size_t trainer_rank) {
@@ -39,26 +39,24 @@ GpuDigests GpuDigests::of_source(const TransferPlan& plan, int gpu, std::size_t 
         append(tasks[p], segment, &Segment::source_offset, &Segment::source_pitch, t * parameters + p);
     }
   }
-  return {parameters, plan.tp * parameters, std::move(tasks), gpu};
+  return {plan.tp * parameters, tasks, gpu};
 }
 
-GpuDigests::GpuDigests(std::size_t parameters, std::size_t results,
-                       std::vector<std::vector<gpu::DigestTask>> tasks_by_parameter, int gpu)
+GpuDigests::GpuDigests(std::size_t results, const std::vector<std::vector<gpu::DigestTask>>& tasks_by_parameter,
+                       int gpu)
     : results_(results), stream_(gpu) {
   std::vector<gpu::DigestTask> tasks;
-  for (std::size_t p = 0; p < parameters; ++p) {
+  for (const auto& of_parameter : tasks_by_parameter) {
     first_task_.push_back(tasks.size());
-    tasks.insert(tasks.end(), tasks_by_parameter[p].begin(), tasks_by_parameter[p].end());
+    tasks.insert(tasks.end(), of_parameter.begin(), of_parameter.end());
   }
   first_task_.push_back(tasks.size());
   const Placement placement(MemoryKind::cuda, gpu);
   tasks_ = Buffer::allocate(placement, tasks.size() * sizeof(gpu::DigestTask), false, "the digest plan");
   if (!tasks.empty()) write_region(tasks_.region(), 0, std::as_bytes(std::span(tasks)));
   sums_ = Buffer::allocate(placement, results * sizeof(Digest), false, "digests");
-  pinned_.data = gpu::allocate_pinned(results * sizeof(Digest));
+  pinned_.reset(gpu::allocate_pinned(results * sizeof(Digest)));
 }
-
-GpuDigests::~GpuDigests() = default;
 
 void GpuDigests::begin(const std::byte* base) {
   base_ = base;
@@ -78,9 +76,9 @@ gpu::DigestTarget GpuDigests::target() noexcept {
 }
 
 std::span<const Digest> GpuDigests::finish(Deadline deadline) {
-  gpu::fetch(pinned_.data, sums_.region().data, sums_.region().size_bytes, stream_);
+  gpu::fetch(pinned_.get(), sums_.region().data, sums_.region().size_bytes, stream_);
   stream_.synchronize(deadline, "digesting weights");
-  return {reinterpret_cast<const Digest*>(pinned_.data), results_};
+  return {reinterpret_cast<const Digest*>(pinned_.get()), results_};
 }
 
 }  // namespace weightcast

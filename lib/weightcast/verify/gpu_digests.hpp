@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "weightcast/core/unique_handle.hpp"
 #include "weightcast/device/gpu.hpp"
 #include "weightcast/device/memory.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
@@ -22,10 +23,6 @@ class GpuDigests {
   /// zero for copies.
   static GpuDigests of_source(const TransferPlan& plan, int gpu, std::size_t trainer_rank = 0);
 
-  GpuDigests(GpuDigests&&) noexcept = default;
-  GpuDigests& operator=(GpuDigests&&) = delete;
-  ~GpuDigests();
-
   /// Starts over; the memory to digest is at `base`.
   void begin(const std::byte* base);
   /// Queues these parameters, behind what `after` has been given so far (nullptr: at once).
@@ -37,19 +34,16 @@ class GpuDigests {
   std::span<const Digest> finish(Deadline deadline);
 
  private:
-  GpuDigests(std::size_t parameters, std::size_t results, std::vector<std::vector<gpu::DigestTask>> tasks_by_parameter,
-             int gpu);
+  GpuDigests(std::size_t results, const std::vector<std::vector<gpu::DigestTask>>& tasks_by_parameter, int gpu);
 
   std::vector<std::size_t> first_task_;  // by parameter, and the end
   Buffer tasks_, sums_;
-  struct Pinned {
-    std::byte* data = nullptr;
-    Pinned() = default;
-    Pinned(Pinned&& other) noexcept : data(other.data) { other.data = nullptr; }
-    ~Pinned() {
-      if (data != nullptr) gpu::release_pinned(data);
-    }
-  } pinned_;
+  struct PinnedTraits {
+    using Type = std::byte*;
+    static constexpr Type null() noexcept { return nullptr; }
+    static void close(Type memory) noexcept { gpu::release_pinned(memory); }
+  };
+  UniqueHandle<PinnedTraits> pinned_;
   std::size_t results_ = 0;
   gpu::Stream stream_;
   const std::byte* base_ = nullptr;

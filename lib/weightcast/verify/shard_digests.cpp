@@ -11,7 +11,7 @@ constexpr std::size_t steps_per_thread = 8;            // less is not worth waki
 }  // namespace
 
 Digest digest_of_shard(const Shard& shard, const std::byte* slot) noexcept {
-  return digest_rows(slot + shard.destination_offset, shard.destination_pitch, shard.row_bytes, 0, shard.rows,
+  return digest_rows(slot + shard.destination_offset, shard.destination_pitch, shard.row_bytes, shard.rows,
                      shard.parameter_offset, shard.parameter_pitch);
 }
 
@@ -49,7 +49,7 @@ bool SourceDigests::work() noexcept {
   const auto index = next_.fetch_add(1);
   if (index >= end_) return false;
   const auto& [tp_rank, block] = steps_[index];
-  const auto part = digest_rows(source_ + block.source_offset, block.source_pitch, block.row_bytes, 0, block.rows,
+  const auto part = digest_rows(source_ + block.source_offset, block.source_pitch, block.row_bytes, block.rows,
                                 block.parameter_offset, block.parameter_pitch);
   auto& digest = table_[tp_rank * plan_->model.parameters.size() + block.parameter_index];
   std::atomic_ref(digest.first) += part.first;
