@@ -31,8 +31,8 @@ class EngineEnd final : public Participant {
     const auto served = store_->served();
     const auto slot = served ? store_->slot_of(*served) : std::nullopt;
     if (!witness_ || !slot) return;
-    const auto digests = witness_->digest(store_->slots()[*slot], deadline);
-    proven_[*slot].assign(digests.begin(), digests.end());
+    witness_->digest(store_->slots()[*slot], deadline);
+    proven_[*slot] = witness_->shards();
   }
 
   void prepare(const UpdateClaim& claim, Deadline deadline) override {
@@ -73,7 +73,7 @@ class EngineEnd final : public Participant {
     if (!witness_) return;
     for (std::size_t i = 0; i < claim.parameters; ++i) {
       const auto parameter = claim.first_parameter + i;
-      const auto held = witness_->shard(parameter), expected = sent[tp_rank_ * claim.parameters + i];
+      const auto held = witness_->shards()[parameter], expected = sent[tp_rank_ * claim.parameters + i];
       if (held == expected) continue;
       throw Error(ExitCode::mismatch,
                   fmt::format("{} arrived with other bytes than were sent: digest {} instead of {}",
@@ -85,7 +85,8 @@ class EngineEnd final : public Participant {
   void prove_held(const UpdateClaim& claim, Deadline deadline) override {
     if (!witness_) return;
     const auto slot = *store_->slot_of(claim.version);
-    const auto digests = witness_->digest(store_->slots()[slot], deadline);
+    witness_->digest(store_->slots()[slot], deadline);
+    const auto& digests = witness_->shards();
     const auto [differs, expected] = std::mismatch(digests.begin(), digests.end(), proven_[slot].begin());
     if (differs == digests.end()) return;
     const auto parameter = static_cast<std::size_t>(differs - digests.begin());
@@ -98,7 +99,7 @@ class EngineEnd final : public Participant {
 
   void commit(const UpdateClaim& claim, const HeldVersion& version) override {
     if (claim.kind == UpdateKind::rollback) return store_->roll_back(version.id);
-    if (witness_) proven_[sink_].assign(witness_->shards().begin(), witness_->shards().end());
+    if (witness_) proven_[sink_] = witness_->shards();
     store_->publish(version);
   }
 

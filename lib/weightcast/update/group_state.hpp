@@ -46,6 +46,8 @@ struct UpdateGroup::State {
   void warm_up();
 
   // The transaction, in transaction.cpp.
+  /// Of this plan, with nothing else said yet.
+  UpdateClaim claim(std::uint64_t base_version, std::uint64_t version) const;
   /// Holds a claim against what this rank knows. Local.
   void prepare(const UpdateClaim& claim, Deadline deadline);
   /// Trainer: offers the claim, and when all engines have taken it goes through the stages with them.

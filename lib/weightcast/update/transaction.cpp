@@ -5,6 +5,14 @@
 
 namespace weightcast {
 
+UpdateClaim UpdateGroup::State::claim(std::uint64_t base_version, std::uint64_t version) const {
+  UpdateClaim claim;
+  plan->digest.copy(claim.plan_digest.data(), claim.plan_digest.size());
+  claim.base_version = base_version;
+  claim.version = version;
+  return claim;
+}
+
 void UpdateGroup::State::prepare(const UpdateClaim& claim, Deadline deadline) {
   const auto parameters = plan->model.parameters.size();
   if (claim.schema != UpdateClaim{}.schema) fail(ExitCode::bad_data, "the update's claim has an unknown schema");
@@ -119,11 +127,7 @@ UpdateResult UpdateGroup::publish(const UpdateRequest& request) {
   auto& s = *state_;
   if (!s.peers.trainer())
     throw Error(ExitCode::config, "publish() on an engine rank", "only the trainer, rank 0, publishes");
-  UpdateClaim claim;
-  std::copy_n(s.plan->digest.begin(), std::min(claim.plan_digest.size(), s.plan->digest.size()),
-              claim.plan_digest.begin());
-  claim.base_version = request.base_version;
-  claim.version = request.version;
+  auto claim = s.claim(request.base_version, request.version);
   claim.source_index = request.source_index;
   claim.first_parameter = request.first_parameter;
   claim.parameters = request.parameters;
@@ -139,11 +143,7 @@ UpdateResult UpdateGroup::roll_back(std::uint64_t base_version, std::uint64_t ve
   auto& s = *state_;
   if (!s.peers.trainer())
     throw Error(ExitCode::config, "roll_back() on an engine rank", "only the trainer, rank 0, calls it");
-  UpdateClaim claim;
-  std::copy_n(s.plan->digest.begin(), std::min(claim.plan_digest.size(), s.plan->digest.size()),
-              claim.plan_digest.begin());
-  claim.base_version = base_version;
-  claim.version = version;
+  auto claim = s.claim(base_version, version);
   claim.parameters = s.plan->model.parameters.size();
   claim.kind = UpdateKind::rollback;
   return s.offer(claim, {});

@@ -23,11 +23,10 @@ class HostSlotWitness final : public SlotWitness, public Observer {
   void landed(const Shard& block) noexcept override {
     digests_[block.parameter_index] += digest_of_shard(block, slot_);
   }
-  std::span<const Digest> finish(Deadline) override { return digests_; }
-  std::span<const Digest> digest(const Region& slot, Deadline) override {
+  void finish(Deadline) override {}
+  void digest(const Region& slot, Deadline) override {
     parallel_for(digests_.size(), available_cores(),
                  [&](std::size_t p) { digests_[p] = digest_of_shard(shards_[p], slot.data); });
-    return digests_;
   }
 
  private:
@@ -53,16 +52,15 @@ class GpuSlotWitness final : public SlotWitness, public GpuObserver {
       error_ = std::current_exception();
     }
   }
-  std::span<const Digest> finish(Deadline deadline) override {
+  void finish(Deadline deadline) override {
     if (error_) std::rethrow_exception(error_);
     const auto results = gpu_.finish(deadline).subspan(parameters_.first, parameters_.count);
     std::ranges::copy(results, digests_.begin() + static_cast<std::ptrdiff_t>(parameters_.first));
-    return digests_;
   }
-  std::span<const Digest> digest(const Region& slot, Deadline deadline) override {
+  void digest(const Region& slot, Deadline deadline) override {
     begin(slot, {0, digests_.size()});
     gpu_.queue(parameters_, nullptr);
-    return finish(deadline);
+    finish(deadline);
   }
 
  private:

@@ -19,12 +19,12 @@ class SlotWitness {
   virtual ~SlotWitness() = default;
   /// Starts over for these parameters; whoever moves the batch tells this object. It is run before finish().
   virtual void begin(const Region& slot, Batch& batch) = 0;
-  /// Waits for the digests of this call's parameters. Of all shards that were digested so far, by parameter.
-  virtual std::span<const Digest> finish(Deadline deadline) = 0;
-  /// The same of all that a slot holds, whoever put it there.
-  virtual std::span<const Digest> digest(const Region& slot, Deadline deadline) = 0;
-  std::span<const Digest> shards() const noexcept { return digests_; }
-  Digest shard(std::size_t parameter) const noexcept { return digests_[parameter]; }
+  /// Waits for the digests of this call's parameters.
+  virtual void finish(Deadline deadline) = 0;
+  /// Digests all that a slot holds, whoever put it there.
+  virtual void digest(const Region& slot, Deadline deadline) = 0;
+  /// Of all shards that were digested so far, by parameter.
+  const std::vector<Digest>& shards() const noexcept { return digests_; }
 
  protected:
   std::vector<Digest> digests_;
