@@ -48,11 +48,6 @@ bool same_memory(const TrainingTensor& a, const TrainingTensor& b) {
   return a.data == b.data && a.info.dtype == b.info.dtype && layout_of(a) == layout_of(b);
 }
 
-[[noreturn]] void refuse_tied(std::string_view head, std::string_view embedding) {
-  throw Error(ExitCode::bad_data, fmt::format("{} differs from {}, to which it is tied", head, embedding),
-              "tied weights are sent once: give one of the two, or the same values as both");
-}
-
 }  // namespace
 
 SourceFill::SourceFill(const TransferPlan& plan) : plan_(&plan) {
@@ -225,42 +220,41 @@ void SourceFill::expect_held(const TrainingTensor& tensor, std::string_view othe
   const auto index = match_one(tensor);
   gatherer_.deadline = deadline;
   check_memory({&tensor, 1}, region);
-  const auto& parameter = plan_->model.parameters[index].info;
-  std::atomic<bool> equal{true};
-  for_each_step([&](const Step& step, Staging& staging) {
-    if (step.parameter != index || !equal) return;
-    const auto at = plan_->source_offset(index) + step.first * width_bytes(parameter.dtype);
-    const auto size_bytes = step.count * width_bytes(parameter.dtype);
-    staging.sent.resize(8 * step_elements);
-    staging.compared.resize(8 * step_elements);
-    bring(step, tensor, staging.sent.data(), staging);
-    read_region(region, at, std::span(staging.compared).first(size_bytes));
-    if (std::memcmp(staging.sent.data(), staging.compared.data(), size_bytes) != 0) equal = false;
+  const auto width = width_bytes(plan_->model.parameters[index].info.dtype);
+  expect_tied(index, tensor, other, [&](const Step& step, std::span<std::byte> held, Staging&) {
+    read_region(region, plan_->source_offset(index) + step.first * width, held);
   });
-  if (!equal) refuse_tied(tensor.info.name, other);
 }
 
-void SourceFill::compare_tied(const TrainingTensor& head, const TrainingTensor& embedding) {
-  if (same_memory(head, embedding)) return;
+void SourceFill::expect_tied(std::size_t parameter, const TrainingTensor& tensor, std::string_view other,
+                             FunctionRef<void(const Step&, std::span<std::byte>, Staging&)> bring_other) {
+  const auto width = width_bytes(plan_->model.parameters[parameter].info.dtype);
   std::atomic<bool> equal{true};
   for_each_step([&](const Step& step, Staging& staging) {
-    if (step.parameter != 0 || !equal) return;
+    if (step.parameter != parameter || !equal) return;
     staging.sent.resize(8 * step_elements);
     staging.compared.resize(8 * step_elements);
-    bring(step, head, staging.sent.data(), staging);
-    bring(step, embedding, staging.compared.data(), staging);
-    const auto size_bytes = step.count * width_bytes(plan_->model.parameters.front().info.dtype);
-    if (std::memcmp(staging.sent.data(), staging.compared.data(), size_bytes) != 0) equal = false;
+    const auto compared = std::span(staging.compared).first(step.count * width);
+    bring(step, tensor, staging.sent.data(), staging);
+    bring_other(step, compared, staging);
+    if (std::memcmp(staging.sent.data(), compared.data(), compared.size()) != 0) equal = false;
   });
-  if (!equal) refuse_tied(head.info.name, embedding.info.name);
+  if (equal) return;
+  throw Error(ExitCode::bad_data, fmt::format("{} differs from {}, to which it is tied", tensor.info.name, other),
+              "tied weights are sent once: give one of the two, or the same values as both");
 }
 
 void SourceFill::fill(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline) {
   check_memory(tensors, region);
   gatherer_.deadline = deadline;
   if (match_.alias >= 0) {
-    compare_tied(tensors[static_cast<std::size_t>(match_.alias)],
-                 tensors[static_cast<std::size_t>(match_.tensor_index.front())]);
+    const auto& head = tensors[static_cast<std::size_t>(match_.alias)];
+    const auto& embedding = tensors[static_cast<std::size_t>(match_.tensor_index.front())];
+    if (!same_memory(head, embedding)) {
+      expect_tied(0, head, embedding.info.name, [&](const Step& step, std::span<std::byte> to, Staging& staging) {
+        bring(step, embedding, to.data(), staging);
+      });
+    }
   }
   for_each_step([&](const Step& step, Staging& staging) {
     const auto source = match_.tensor_index[step.parameter];

@@ -74,8 +74,9 @@ class SourceFill {
   void bring(const Step& step, const TrainingTensor& tensor, std::byte* to, Staging& staging);
   void fill_by_host(const Step& step, const TrainingTensor& tensor, const Region& region, Staging& staging);
   void fill_by_gpu(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline);
-  /// Error(bad_data) unless the head is what the embedding is.
-  void compare_tied(const TrainingTensor& head, const TrainingTensor& embedding);
+  /// Error(bad_data) unless a tensor holds what `bring_other` brings under the `other` name of that parameter.
+  void expect_tied(std::size_t parameter, const TrainingTensor& tensor, std::string_view other,
+                   FunctionRef<void(const Step&, std::span<std::byte>, Staging&)> bring_other);
 
   const TransferPlan* plan_;
   std::vector<Step> steps_;
