@@ -179,21 +179,17 @@ void download(int, std::byte* host, const std::byte* device, std::uint64_t size_
   std::memcpy(host, at(device, size_bytes), size_bytes);
 }
 
-Stream::Stream(int gpu) : gpu_(gpu) {
+void CloseStream::operator()(void* stream) const noexcept {
+  auto* const handle = static_cast<Handle*>(stream);
+  (*handle)->run_until((*handle)->queued);
+  delete handle;
+}
+void CloseEvent::operator()(void* event) const noexcept {
+  delete static_cast<Mark*>(event);
+}
+Stream::Stream(int gpu) {
   expect_gpu(gpu);
-  stream_ = new Handle(std::make_shared<Queue>());
-}
-Stream::Stream(Stream&& other) noexcept
-    : gpu_(other.gpu_), stream_(std::exchange(other.stream_, nullptr)), event_(nullptr) {}
-Stream& Stream::operator=(Stream&& other) noexcept {
-  std::swap(gpu_, other.gpu_);
-  std::swap(stream_, other.stream_);
-  return *this;
-}
-Stream::~Stream() {
-  if (stream_ == nullptr) return;
-  queue_of(*this).run_until(queue_of(*this).queued);
-  delete static_cast<Handle*>(stream_);
+  stream_ = {new Handle(std::make_shared<Queue>()), {gpu}};
 }
 void Stream::after(const Stream& other) {
   const auto before = *static_cast<Handle*>(other.handle());
@@ -203,19 +199,15 @@ void Stream::synchronize(Deadline, const char*) const {
   queue_of(*this).run_until(queue_of(*this).queued);
 }
 
-Event::Event(int gpu) : gpu_(gpu), event_(new Mark) {
+Event::Event(int gpu) : event_(new Mark, {gpu}) {
   expect_gpu(gpu);
-}
-Event::Event(Event&& other) noexcept : gpu_(other.gpu_), event_(std::exchange(other.event_, nullptr)) {}
-Event::~Event() {
-  delete static_cast<Mark*>(event_);
 }
 void Event::record(const Stream& stream) {
   const auto& queue = *static_cast<Handle*>(stream.handle());
-  *static_cast<Mark*>(event_) = {queue, queue->queued, false};
+  *static_cast<Mark*>(event_.get()) = {queue, queue->queued, false};
 }
 bool Event::done() const {
-  auto& mark = *static_cast<Mark*>(event_);
+  auto& mark = *static_cast<Mark*>(event_.get());
   if (mark.queue == nullptr) return true;
   if (!std::exchange(mark.asked, true)) return false;  // nobody may count on the first answer
   mark.queue->run_until(mark.position);

@@ -1,6 +1,4 @@
 // Rounding to 16-bit floats, held against every value that the narrow type has, and everything just beside the middles.
-#include "weightcast/device/narrow_float.hpp"
-
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -9,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "weightcast/device/elements.hpp"
 #include "weightcast/tensor/dtype.hpp"
 
 namespace weightcast {

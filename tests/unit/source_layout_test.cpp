@@ -27,7 +27,7 @@ Model random_model() {
 void place(SourceLayout& layout, const Model& model, std::size_t from, std::size_t parameter, const Slice& slice) {
   if (slice.empty()) return;
   auto& region = layout.ranks[from];
-  const auto row_bytes = slice.columns * element_bytes(model.parameters[parameter]);
+  const auto row_bytes = slice.columns * element_bytes(model.parameters[parameter].info.dtype);
   Piece piece{parameter, slice, region.size_bytes + number(0, 2), row_bytes + (number(0, 3) == 0 ? number(1, 9) : 0)};
   region.size_bytes = piece.offset + (slice.rows - 1) * piece.pitch + row_bytes;
   region.pieces.push_back(piece);
@@ -91,7 +91,7 @@ struct Weights {
       auto& region = regions.emplace_back(rank.size_bytes, 0xEE);
       for (const auto& piece : rank.pieces) {
         const auto& rule = model.parameters[piece.parameter_index];
-        const auto element = element_bytes(rule), columns = matrix_of(rule.info).columns;
+        const auto element = element_bytes(rule.info.dtype), columns = matrix_of(rule.info).columns;
         for (std::uint64_t row = 0; row < piece.slice.rows; ++row) {
           const auto* from = parameters[piece.parameter_index].data() +
                              ((piece.slice.row + row) * columns + piece.slice.column) * element;
@@ -111,7 +111,7 @@ Bytes expected_slot(const TransferPlan& plan, std::size_t t, const Weights& weig
     for (const auto p : tensor.parameters) {
       const auto& rule = plan.model.parameters[p];
       const auto held = shard_of(rule, plan.tp, t);
-      const auto element = element_bytes(rule), columns = matrix_of(rule.info).columns;
+      const auto element = element_bytes(rule.info.dtype), columns = matrix_of(rule.info).columns;
       for (std::uint64_t row = 0; row < held.rows; ++row) {
         std::copy_n(weights.parameters[p].data() + ((held.row + row) * columns + held.column) * element,
                     held.columns * element,
@@ -179,7 +179,7 @@ RC_GTEST_PROP(SourceLayout, PackedRowsAndChunksBringTheSameBytes, ()) {
     rank.size_bytes = 0;
     for (auto& piece : rank.pieces) {
       piece.offset = rank.size_bytes;
-      piece.pitch = piece.slice.columns * element_bytes(model.parameters[piece.parameter_index]);
+      piece.pitch = piece.slice.columns * element_bytes(model.parameters[piece.parameter_index].info.dtype);
       rank.size_bytes += piece.slice.rows * piece.pitch;
     }
   }
@@ -233,7 +233,7 @@ RC_GTEST_PROP(SourceLayout, ADefectIsFound, ()) {
     case 5: --rank.size_bytes; break;
     case 6:
       RC_PRE(piece.slice.rows > 1);
-      piece.pitch = piece.slice.columns * element_bytes(model.parameters[piece.parameter_index]) - 1;
+      piece.pitch = piece.slice.columns * element_bytes(model.parameters[piece.parameter_index].info.dtype) - 1;
       break;
     default: piece.parameter_index = model.parameters.size();
   }

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "weightcast/core/error.hpp"
-#include "weightcast/device/narrow_float.hpp"
+#include "weightcast/device/elements.hpp"
 
 namespace weightcast {
 namespace {

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "weightcast/comm/mpi_library.hpp"
@@ -108,7 +106,7 @@ std::vector<std::int64_t> strides_of(const wc_tensor& tensor, DType dtype) {
   if (bits(dtype) % 8 != 0) fail(ExitCode::usage, "{} has elements smaller than a byte: they must be dense", name);
   if (tensor.strides_bytes != nullptr) return {tensor.strides_bytes, tensor.strides_bytes + tensor.dimensions};
   std::vector<std::int64_t> strides(tensor.dimensions);
-  std::optional<std::uint64_t> next = static_cast<std::uint64_t>(bits(dtype)) / 8;
+  std::optional<std::uint64_t> next = element_bytes(dtype);
   for (auto i = tensor.dimensions; i-- > 1;) {
     strides[i] = static_cast<std::int64_t>(*next);
     next = checked_multiply(*next, tensor.shape[i]);
@@ -133,8 +131,7 @@ void expect_in_memory(const ForeignTensor& tensor) {
   if (*size_bytes == 0) return;
   if (tensor.data == nullptr) fail(ExitCode::usage, "{} has no data", printable(info.name));
   std::optional<Reach> reach = Reach{0, static_cast<std::int64_t>(*size_bytes)};
-  if (!tensor.strides_bytes.empty())
-    reach = reach_of(info.shape, tensor.strides_bytes, static_cast<std::uint64_t>(bits(info.dtype)) / 8);
+  if (!tensor.strides_bytes.empty()) reach = reach_of(info.shape, tensor.strides_bytes, element_bytes(info.dtype));
   const auto address = reinterpret_cast<std::uintptr_t>(tensor.data);
   if (!reach || address < 0 - static_cast<std::uint64_t>(reach->begin) ||
       !checked_add(address, static_cast<std::uint64_t>(reach->end)))

@@ -3,7 +3,6 @@
 #include <cstddef>
 #include <cstring>
 #include <optional>
-#include <string>
 #include <string_view>
 
 #include "weightcast/capi/destinations.hpp"

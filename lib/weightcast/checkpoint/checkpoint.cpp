@@ -7,7 +7,6 @@
 
 #include "weightcast/checkpoint/checkpoint_files.hpp"
 #include "weightcast/checkpoint/safetensors_header.hpp"
-#include "weightcast/core/bytes.hpp"
 #include "weightcast/core/download.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/parallel.hpp"

@@ -18,7 +18,6 @@
 #include <ctime>
 #include <filesystem>
 #include <string_view>
-#include <utility>
 
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/file.hpp"

@@ -3,13 +3,13 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 
 #include "weightcast/core/deadline.hpp"
-#include "weightcast/device/narrow_float.hpp"
-#include "weightcast/device/strided_elements.hpp"
+#include "weightcast/device/elements.hpp"
 
 /// What this project needs of GPUs, without a word of CUDA. Implemented by backend_cuda; on builds without CUDA by
 /// backend_none, where there are no GPUs and every other call is Error(config). GPUs are CUDA ordinals. Every call sets
@@ -47,43 +47,45 @@ void close_import(int gpu, std::byte* memory) noexcept;
 void upload(int gpu, std::byte* device, const std::byte* host, std::uint64_t size_bytes);
 void download(int gpu, std::byte* host, const std::byte* device, std::uint64_t size_bytes);
 
+/// End what a backend has made on a GPU.
+struct CloseStream {
+  int gpu = -1;
+  void operator()(void* stream) const noexcept;
+};
+struct CloseEvent {
+  int gpu = -1;
+  void operator()(void* event) const noexcept;
+};
+
 /// A queue of work on one GPU, in order. Owner; move-only. Work queued by the functions below is asynchronous.
 class Stream {
  public:
   Stream() = default;
   explicit Stream(int gpu);
-  Stream(Stream&& other) noexcept;
-  Stream& operator=(Stream&& other) noexcept;
-  ~Stream();
 
-  int gpu() const noexcept { return gpu_; }
-  void* handle() const noexcept { return stream_; }
+  int gpu() const noexcept { return stream_.get_deleter().gpu; }
+  void* handle() const noexcept { return stream_.get(); }
   /// Work queued here from now on begins after all that `other` has been given so far. Allocates nothing.
   void after(const Stream& other);
   /// Waits until everything queued is done; polls. Error(deadline) naming `what`.
   void synchronize(Deadline deadline, const char* what) const;
 
  private:
-  int gpu_ = -1;
-  void* stream_ = nullptr;
-  void* event_ = nullptr;  // marks the end of what was queued, for after()
+  std::unique_ptr<void, CloseStream> stream_;
+  std::unique_ptr<void, CloseEvent> event_;  // marks the end of what was queued, for after()
 };
 
 /// A mark in a stream's work that can be polled. Owner; move-only.
 class Event {
  public:
   explicit Event(int gpu);
-  Event(Event&& other) noexcept;
-  Event& operator=(Event&&) = delete;
-  ~Event();
 
   /// Marks the end of what `stream` has been given so far; may be called again when done().
   void record(const Stream& stream);
   bool done() const;
 
  private:
-  int gpu_ = -1;
-  void* event_ = nullptr;
+  std::unique_ptr<void, CloseEvent> event_;
 };
 
 /// One strided copy for copy_strided(): offsets from the base pointers, in bytes.

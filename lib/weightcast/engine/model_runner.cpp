@@ -53,8 +53,8 @@ std::vector<std::byte> ModelRunner::rows(const ParameterStore::Pin& pin, std::si
     const auto& rule = plan_->model.parameters[parameter];
     const auto part = first_rows(shard_of(rule, plan_->tp, tp_rank_), rows);
     if (part.empty() || plan_->copy(tp_rank_, parameter)) return std::vector<std::byte>();
-    const auto element_bytes = static_cast<std::uint64_t>(bits(rule.info.dtype)) / 8;
-    std::vector<std::byte> packed(part.rows * part.columns * element_bytes);
+    const auto width = element_bytes(rule.info.dtype);
+    std::vector<std::byte> packed(part.rows * part.columns * width);
     read_region(pin.slot(), plan_->ranks[tp_rank_].shards[parameter].destination_offset, packed);
     return packed;
   });

@@ -117,7 +117,7 @@ WeightRows TpWorker::rows(std::size_t parameter, std::uint64_t rows) {
       fail(ExitCode::bad_data, "{} is {}: its values cannot be shown as floats", rule.info.name, rule.info.describe());
     rows = std::min(rows, row_count(rule.info));
     const auto columns = *rule.info.elements() / std::max<std::uint64_t>(row_count(rule.info), 1);
-    const auto element_bytes = static_cast<std::uint64_t>(bits(rule.info.dtype)) / 8;
+    const auto width = element_bytes(rule.info.dtype);
     const auto held = begin_reading("get_weights");
     auto& reading = *held;
     const auto parts = gather({.verb = TpCommand::Verb::rows, .first = parameter, .count = rows}, reading);
@@ -126,7 +126,7 @@ WeightRows TpWorker::rows(std::size_t parameter, std::uint64_t rows) {
       if (plan_->copy(t, parameter)) continue;
       const auto slice = first_rows(shard_of(rule, plan_->tp, t), rows);
       for (std::uint64_t i = 0; i < slice.rows * slice.columns; ++i) {
-        const auto value = to_float(rule.info.dtype, parts[t].data() + i * element_bytes);
+        const auto value = to_float(rule.info.dtype, parts[t].data() + i * width);
         result.values[(slice.row + i / slice.columns) * columns + slice.column + i % slice.columns] = *value;
       }
     }

@@ -11,11 +11,10 @@
 #include <mutex>
 #include <utility>
 
-#include "weightcast/core/file.hpp"
 #include "weightcast/job/error_block.hpp"
 #include "weightcast/job/launch.hpp"
-#include "weightcast/job/placement.hpp"
 #include "weightcast/job/stop.hpp"
+#include "weightcast/plan/roster.hpp"
 
 namespace weightcast {
 namespace {
@@ -29,7 +28,7 @@ void place(Error& error, int rank) {
   auto& origin = error.origin();
   if (origin.rank < 0) origin.rank = rank;
   if (origin.host.empty() && origin.rank == rank) origin.host = host_name();
-  origin.role = role_of(origin.rank);
+  origin.role = Roster().role(origin.rank);
 }
 
 void show(const Error& error) {

@@ -11,10 +11,6 @@
 
 namespace weightcast {
 
-std::string role_of(int rank) {
-  return std::string(Roster().role(rank));
-}
-
 Placement choose_placement(const Communicator& world, DeviceChoice device, const std::vector<int>& gpus,
                            Deadline deadline) {
   const auto local = world.split_by_host(deadline);
@@ -45,8 +41,10 @@ std::vector<ReportRank> gather_ranks(const Communicator& world, Placement placem
   }
   const auto gpus = world.all_gather(gpu, deadline);
   std::vector<ReportRank> ranks;
-  for (std::size_t r = 0; r < hosts.size(); ++r)
-    ranks.push_back({static_cast<int>(r), role_of(static_cast<int>(r)), hosts[r], gpus[r]});
+  for (std::size_t r = 0; r < hosts.size(); ++r) {
+    const auto rank = static_cast<int>(r);
+    ranks.push_back({rank, std::string(Roster().role(rank)), hosts[r], gpus[r]});
+  }
   return ranks;
 }
 

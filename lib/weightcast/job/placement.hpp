@@ -1,9 +1,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
-#include <optional>
-#include <string>
 #include <vector>
 
 #include "weightcast/comm/communicator.hpp"
@@ -26,8 +23,5 @@ std::vector<ReportRank> gather_ranks(const Communicator& world, Placement placem
 
 /// Threads that each rank of this host may use for loading. Collective.
 std::size_t threads_per_rank(const Communicator& world, Deadline deadline);
-
-/// "role" of a rank: trainer or engine.
-std::string role_of(int rank);
 
 }  // namespace weightcast

@@ -10,7 +10,8 @@ std::vector<Chunk> chunks_of(const TransferPlan& plan, std::uint64_t chunk_bytes
   std::vector<Chunk> chunks;
   for (std::size_t from = 0; from < plan.sources.ranks.size(); ++from) {
     for (const auto& piece : plan.sources.ranks[from].pieces) {
-      const auto row_bytes = piece.slice.columns * element_bytes(plan.model.parameters[piece.parameter_index]);
+      const auto row_bytes =
+          piece.slice.columns * element_bytes(plan.model.parameters[piece.parameter_index].info.dtype);
       WEIGHTCAST_EXPECTS(piece.pitch == row_bytes || piece.slice.rows == 1);  // sent from where it is
       const auto most = std::max<std::uint64_t>(chunk_bytes / row_bytes, 1);
       for (std::uint64_t row = 0; row < piece.slice.rows; row += most) {

@@ -2,8 +2,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <iterator>
-#include <utility>
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/plan/transfer_plan.hpp"

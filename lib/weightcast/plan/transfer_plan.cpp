@@ -37,7 +37,7 @@ void place_engine_tensors(TransferPlan& plan) {
     EngineTensor& tensor = plan.engine_tensors.back();
     WEIGHTCAST_EXPECTS(tensor.name == rule.engine_tensor && tensor.shape.columns == extent.columns);
     tensor.shape.rows += extent.rows;
-    tensor.size_bytes = tensor.shape.rows * tensor.shape.columns * element_bytes(rule);
+    tensor.size_bytes = tensor.shape.rows * tensor.shape.columns * element_bytes(rule.info.dtype);
     tensor.parameters.push_back(i);
     plan.slot_bytes = round_up(tensor.offset + tensor.size_bytes, TransferPlan::alignment_bytes);
   }
@@ -51,7 +51,7 @@ RankPlan place_shards(const TransferPlan& plan, std::uint64_t t) {
     std::uint64_t destination = tensor.offset;
     for (const auto i : tensor.parameters) {
       const ParameterRule& rule = plan.model.parameters[i];
-      const std::uint64_t element = element_bytes(rule), pitch = matrix_of(rule.info).columns * element;
+      const std::uint64_t element = element_bytes(rule.info.dtype), pitch = matrix_of(rule.info).columns * element;
       const std::uint64_t destination_pitch = tensor.shape.columns * element;
       const Slice slice = shard_of(rule, plan.tp, t);
       const std::uint64_t extent_bytes = shard_extent(rule, plan.tp).rows * destination_pitch;
@@ -120,7 +120,7 @@ SourceLayout whole_layout(const Model& model) {
     const auto& rule = model.parameters[p];
     const auto shape = matrix_of(rule.info);
     region.pieces.push_back(
-        {p, {0, 0, shape.rows, shape.columns}, region.size_bytes, shape.columns * element_bytes(rule)});
+        {p, {0, 0, shape.rows, shape.columns}, region.size_bytes, shape.columns * element_bytes(rule.info.dtype)});
     region.size_bytes += round_up(rule.info.size_bytes().value(), TransferPlan::alignment_bytes);
   }
   return {{std::move(region)}};
@@ -142,10 +142,6 @@ bool TransferPlan::copy(std::size_t tp_rank, std::size_t parameter) const noexce
   return is_copy(model.parameters[parameter], tp, tp_rank);
 }
 
-std::uint64_t element_bytes(const ParameterRule& rule) noexcept {
-  return static_cast<std::uint64_t>(bits(rule.info.dtype)) / 8;
-}
-
 Segment segment_of(const TransferPlan& plan, std::size_t tp_rank, const Piece& piece) {
   const ParameterRule& rule = plan.model.parameters[piece.parameter_index];
   const Shard& shard = plan.ranks[tp_rank].shards[piece.parameter_index];
@@ -153,7 +149,7 @@ Segment segment_of(const TransferPlan& plan, std::size_t tp_rank, const Piece& p
   Segment segment;
   segment.parameter_index = piece.parameter_index;
   if (common.empty()) return segment;
-  const std::uint64_t element = element_bytes(rule), pitch = matrix_of(rule.info).columns * element;
+  const std::uint64_t element = element_bytes(rule.info.dtype), pitch = matrix_of(rule.info).columns * element;
   const auto place = [&](std::uint64_t offset, std::uint64_t row_pitch, const Slice& whole) {
     return offset + (common.row - whole.row) * row_pitch + (common.column - whole.column) * element;
   };

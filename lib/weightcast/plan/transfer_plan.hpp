@@ -98,9 +98,6 @@ struct TransferPlan {
 TransferPlan make_plan(const Model& model, std::uint64_t tp, std::uint64_t dp, SourceLayout sources);
 TransferPlan make_plan(const Model& model, std::uint64_t tp, std::uint64_t dp);
 
-/// Bytes of one element.
-std::uint64_t element_bytes(const ParameterRule& rule) noexcept;
-
 /// What a tp rank holds of a piece, wherever that lies: offsets from where the piece's are counted. rows = 0 when
 /// nothing.
 Segment segment_of(const TransferPlan& plan, std::size_t tp_rank, const Piece& piece);

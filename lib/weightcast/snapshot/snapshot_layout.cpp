@@ -4,7 +4,6 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
@@ -156,7 +155,7 @@ void write(hid_t file, const TensorInfo& info, const Slice& slice, const std::by
   const Hdf5Id type = hdf5_type(info.dtype);
   const Hdf5Id dataset = own_hdf5(H5Dopen2(file, dataset_name(info).c_str(), H5P_DEFAULT), ExitCode::io_error,
                                   fmt::format("open the dataset {}", info.name));
-  const std::uint64_t row_bytes = slice.columns * static_cast<std::uint64_t>(bits(info.dtype)) / 8;
+  const std::uint64_t row_bytes = slice.columns * element_bytes(info.dtype);
   const std::uint64_t step = std::max<std::uint64_t>(1, write_limit_bytes / std::max<std::uint64_t>(1, row_bytes));
   for (std::uint64_t done = 0; done < slice.rows; done += step) {
     if (between) between();

@@ -36,7 +36,7 @@ constexpr std::uint64_t staging_bytes = 16 * mebibyte;
 constexpr int tag_piece = 0;
 
 std::uint64_t row_bytes_of(const TensorInfo& info) {
-  return matrix_of(info).columns * static_cast<std::uint64_t>(bits(info.dtype)) / 8;
+  return matrix_of(info).columns * element_bytes(info.dtype);
 }
 
 /// True when the shards of this parameter are less wide than its rows.

@@ -2,9 +2,6 @@
 
 #include <nlohmann/json.hpp>
 
-#include "weightcast/core/error.hpp"
-#include "weightcast/core/file.hpp"
-
 namespace weightcast {
 namespace {
 

@@ -36,6 +36,10 @@ inline constexpr int dtype_count = 22;
 
 /// Width of one element in bits.
 int bits(DType dtype) noexcept;
+/// Of one that fills whole bytes.
+inline std::uint64_t element_bytes(DType dtype) noexcept {
+  return static_cast<std::uint64_t>(bits(dtype)) / 8;
+}
 /// "BF16", "F32", ...
 std::string_view name(DType dtype) noexcept;
 /// The type of that name, or nothing. Accepts the format's names only, with their case.

@@ -117,7 +117,7 @@ bool MatrixLayout::elements_apart() const noexcept {
 }
 
 std::optional<MatrixLayout> layout_of(const TensorInfo& info, std::span<const std::int64_t> strides_bytes) noexcept {
-  const auto width = static_cast<std::uint64_t>(bits(info.dtype)) / 8;
+  const auto width = element_bytes(info.dtype);
   const auto elements = info.elements();
   if (!elements || !info.size_bytes() || width == 0) return std::nullopt;
   const MatrixLayout dense{1, *elements, 0, static_cast<std::int64_t>(width), width};

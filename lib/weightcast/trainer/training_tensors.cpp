@@ -13,10 +13,6 @@ namespace {
 
 constexpr std::uint64_t step_elements = 256 * 1024;
 
-std::uint64_t width_bytes(DType dtype) noexcept {
-  return static_cast<std::uint64_t>(bits(dtype)) / 8;
-}
-
 /// How elements of type `given` become those of a parameter of type `wire`, to nearest, ties to even: F32 and F16 for
 /// BF16, F32 and BF16 for F16. Nothing for any other pair: equal ones are copied, and the others are not taken.
 std::optional<Rounding> rounding_of(DType given, DType wire) noexcept {
@@ -113,7 +109,7 @@ void SourceFill::bring(const Step& step, const TrainingTensor& tensor, std::byte
   const auto wire = plan_->model.parameters[step.parameter].info.dtype;
   const auto rounding = rounding_of(tensor.info.dtype, wire);
   const auto layout = layout_of(tensor);
-  const auto given_bytes = step.count * layout.element_bytes, sent_bytes = step.count * width_bytes(wire);
+  const auto given_bytes = step.count * layout.element_bytes, sent_bytes = step.count * element_bytes(wire);
   if (on_gpu(tensor) && !layout.dense()) {
     const Placement placement(MemoryKind::cuda, tensor.placement.gpu);
     const std::scoped_lock turn(gatherer_.mutex);
@@ -148,11 +144,11 @@ void SourceFill::fill_by_host(const Step& step, const TrainingTensor& tensor, co
   const auto wire = plan_->model.parameters[step.parameter].info.dtype;
   const bool to_gpu = region.kind == MemoryKind::cuda;
   if (on_gpu(tensor) && to_gpu) return;  // fill_by_gpu()'s
-  const auto at = plan_->source_offset(step.parameter) + step.first * width_bytes(wire);
-  const auto size_bytes = step.count * width_bytes(wire);
+  const auto at = plan_->source_offset(step.parameter) + step.first * element_bytes(wire);
+  const auto size_bytes = step.count * element_bytes(wire);
   if (!to_gpu) return bring(step, tensor, region.data + at, staging);
   if (tensor.info.dtype == wire && layout_of(tensor).dense())
-    return write_region(region, at, {bytes_of(tensor) + step.first * width_bytes(wire), size_bytes});
+    return write_region(region, at, {bytes_of(tensor) + step.first * element_bytes(wire), size_bytes});
   staging.sent.resize(8 * step_elements);
   bring(step, tensor, staging.sent.data(), staging);
   write_region(region, at, std::span(staging.sent).first(size_bytes));
@@ -220,7 +216,7 @@ void SourceFill::expect_held(const TrainingTensor& tensor, std::string_view othe
   const auto index = match_one(tensor);
   gatherer_.deadline = deadline;
   check_memory({&tensor, 1}, region);
-  const auto width = width_bytes(plan_->model.parameters[index].info.dtype);
+  const auto width = element_bytes(plan_->model.parameters[index].info.dtype);
   expect_tied(index, tensor, other, [&](const Step& step, std::span<std::byte> held, Staging&) {
     read_region(region, plan_->source_offset(index) + step.first * width, held);
   });
@@ -228,7 +224,7 @@ void SourceFill::expect_held(const TrainingTensor& tensor, std::string_view othe
 
 void SourceFill::expect_tied(std::size_t parameter, const TrainingTensor& tensor, std::string_view other,
                              FunctionRef<void(const Step&, std::span<std::byte>, Staging&)> bring_other) {
-  const auto width = width_bytes(plan_->model.parameters[parameter].info.dtype);
+  const auto width = element_bytes(plan_->model.parameters[parameter].info.dtype);
   std::atomic<bool> equal{true};
   for_each_step([&](const Step& step, Staging& staging) {
     if (step.parameter != parameter || !equal) return;

@@ -8,12 +8,11 @@
 #include <cstring>
 #include <filesystem>
 #include <utility>
-#include <vector>
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/parallel.hpp"
-#include "weightcast/device/narrow_float.hpp"
+#include "weightcast/device/elements.hpp"
 
 namespace weightcast {
 namespace {
@@ -101,10 +100,6 @@ class SyntheticSource : public WeightSource {
 
 constexpr std::uint64_t block_bytes = 4 * mebibyte, step_elements = 256 * 1024;
 
-std::uint64_t width_bytes(DType dtype) noexcept {
-  return static_cast<std::uint64_t>(bits(dtype)) / 8;
-}
-
 /// Converts `count` weights to the nearest of type `to`, ties to even.
 void convert(DType to, std::byte* destination, DType from, const std::byte* source, std::uint64_t count) noexcept {
   const auto wide = from == DType::F32 ? WideFloat::f32 : from == DType::BF16 ? WideFloat::bf16 : WideFloat::f16;
@@ -145,7 +140,7 @@ void CheckpointSource::read_as(DType dtype, std::size_t index, std::uint64_t off
                                std::span<std::byte> destination) const {
   const auto stored = checkpoint_.tensors()[index].dtype;
   if (stored == dtype) return checkpoint_.read(index, offset, destination);
-  const auto from = width_bytes(stored), to = width_bytes(dtype);
+  const auto from = element_bytes(stored), to = element_bytes(dtype);
   std::vector<std::byte> read, converted;
   while (!destination.empty()) {
     // Whole elements; the first and the last may be wanted in part only.
@@ -168,7 +163,7 @@ void CheckpointSource::check_alias(const TensorInfo& embedding) const {
   const auto first = static_cast<std::size_t>(match_.tensor_index.front()),
              second = static_cast<std::size_t>(match_.alias);
   const auto dtype = tensors[first].dtype == tensors[second].dtype ? tensors[first].dtype : embedding.dtype;
-  const std::uint64_t size = *embedding.elements() * width_bytes(dtype);
+  const std::uint64_t size = *embedding.elements() * element_bytes(dtype);
   const std::size_t blocks = (size + block_bytes - 1) / block_bytes;
   parallel_for(blocks, available_cores(), [&](std::size_t block) {
     const std::uint64_t offset = block * block_bytes;

@@ -6,7 +6,6 @@
 #include <array>
 #include <bit>
 #include <cstring>
-#include <iterator>
 
 #include "weightcast/core/error.hpp"
 #include "weightcast/device/digest_keys.hpp"

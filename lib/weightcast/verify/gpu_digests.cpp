@@ -1,7 +1,5 @@
 #include "weightcast/verify/gpu_digests.hpp"
 
-#include <algorithm>
-
 namespace weightcast {
 namespace {
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/parallel.hpp"

@@ -2,9 +2,7 @@
 
 #include <atomic>
 #include <cstddef>
-#include <cstdint>
 #include <optional>
-#include <span>
 #include <vector>
 
 #include "weightcast/core/parallel.hpp"

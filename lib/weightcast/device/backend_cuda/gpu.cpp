@@ -6,7 +6,6 @@
 
 #include <atomic>
 #include <bit>
-#include <utility>
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
@@ -26,6 +25,17 @@ void use(int gpu) {
 }
 
 std::atomic<std::uint64_t> allocated{0};
+
+cudaStream_t cuda(const Stream& stream) noexcept {
+  return static_cast<cudaStream_t>(stream.handle());
+}
+
+std::unique_ptr<void, CloseEvent> make_event(int gpu) {
+  use(gpu);
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+  return {event, {gpu}};
+}
 
 std::string version(int number, int major, int minor) {
   return fmt::format("{}.{}", number / major, number % major / minor);
@@ -135,47 +145,36 @@ void download(int gpu, std::byte* host, const std::byte* device, std::uint64_t s
   check(cudaMemcpy(host, device, size_bytes, cudaMemcpyDeviceToHost), "cudaMemcpy from the GPU");
 }
 
-Stream::Stream(int gpu) : gpu_(gpu) {
-  use(gpu);
-  cudaStream_t stream = nullptr;
-  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
-  stream_ = stream;
-  cudaEvent_t event = nullptr;
-  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
-  event_ = event;
-}
-
-Stream::Stream(Stream&& other) noexcept
-    : gpu_(other.gpu_), stream_(std::exchange(other.stream_, nullptr)), event_(std::exchange(other.event_, nullptr)) {}
-
-Stream& Stream::operator=(Stream&& other) noexcept {
-  std::swap(gpu_, other.gpu_);
-  std::swap(stream_, other.stream_);
-  std::swap(event_, other.event_);
-  return *this;
-}
-
-Stream::~Stream() {
-  if (stream_ == nullptr) return;
-  cudaSetDevice(gpu_);
-  if (event_ != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(event_));
-  cudaStreamDestroy(static_cast<cudaStream_t>(stream_));
+void CloseStream::operator()(void* stream) const noexcept {
+  cudaSetDevice(gpu);
+  cudaStreamDestroy(static_cast<cudaStream_t>(stream));
   cudaGetLastError();
 }
 
+void CloseEvent::operator()(void* event) const noexcept {
+  cudaSetDevice(gpu);
+  cudaEventDestroy(static_cast<cudaEvent_t>(event));
+  cudaGetLastError();
+}
+
+Stream::Stream(int gpu) : event_(make_event(gpu)) {
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  stream_ = {stream, {gpu}};
+}
+
 void Stream::after(const Stream& other) {
-  use(other.gpu_);
-  check(cudaEventRecord(static_cast<cudaEvent_t>(other.event_), static_cast<cudaStream_t>(other.stream_)),
-        "cudaEventRecord");
-  use(gpu_);
-  check(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream_), static_cast<cudaEvent_t>(other.event_), 0),
-        "cudaStreamWaitEvent");
+  auto* const event = static_cast<cudaEvent_t>(other.event_.get());
+  use(other.gpu());
+  check(cudaEventRecord(event, cuda(other)), "cudaEventRecord");
+  use(gpu());
+  check(cudaStreamWaitEvent(cuda(*this), event, 0), "cudaStreamWaitEvent");
 }
 
 void Stream::synchronize(Deadline deadline, const char* what) const {
-  use(gpu_);
+  use(gpu());
   while (true) {
-    const auto status = cudaStreamQuery(static_cast<cudaStream_t>(stream_));
+    const auto status = cudaStreamQuery(cuda(*this));
     if (status == cudaSuccess) return;
     if (status != cudaErrorNotReady) check(status, what);
     if (deadline.passed()) fail(ExitCode::deadline, "{} did not finish in time", what);
@@ -183,30 +182,15 @@ void Stream::synchronize(Deadline deadline, const char* what) const {
   }
 }
 
-Event::Event(int gpu) : gpu_(gpu) {
-  use(gpu);
-  cudaEvent_t event = nullptr;
-  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
-  event_ = event;
-}
-
-Event::Event(Event&& other) noexcept : gpu_(other.gpu_), event_(std::exchange(other.event_, nullptr)) {}
-
-Event::~Event() {
-  if (event_ == nullptr) return;
-  cudaSetDevice(gpu_);
-  cudaEventDestroy(static_cast<cudaEvent_t>(event_));
-  cudaGetLastError();
-}
+Event::Event(int gpu) : event_(make_event(gpu)) {}
 
 void Event::record(const Stream& stream) {
-  use(gpu_);
-  check(cudaEventRecord(static_cast<cudaEvent_t>(event_), static_cast<cudaStream_t>(stream.handle())),
-        "cudaEventRecord");
+  use(event_.get_deleter().gpu);
+  check(cudaEventRecord(static_cast<cudaEvent_t>(event_.get()), cuda(stream)), "cudaEventRecord");
 }
 
 bool Event::done() const {
-  const auto status = cudaEventQuery(static_cast<cudaEvent_t>(event_));
+  const auto status = cudaEventQuery(static_cast<cudaEvent_t>(event_.get()));
   if (status != cudaErrorNotReady) check(status, "cudaEventQuery");
   return status == cudaSuccess;
 }
@@ -218,20 +202,18 @@ void copy_batch(void* const* destinations, const void* const* sources, const std
   cudaMemcpyAttributes attributes{};
   attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
   std::size_t first = 0;
-  check(cudaMemcpyBatchAsync(destinations, sources, sizes, count, &attributes, &first, 1,
-                             static_cast<cudaStream_t>(stream.handle())),
+  check(cudaMemcpyBatchAsync(destinations, sources, sizes, count, &attributes, &first, 1, cuda(stream)),
         "cudaMemcpyBatchAsync");
 }
 
 void zero(std::byte* device, std::uint64_t size_bytes, const Stream& stream) {
   use(stream.gpu());
-  check(cudaMemsetAsync(device, 0, size_bytes, static_cast<cudaStream_t>(stream.handle())), "cudaMemsetAsync");
+  check(cudaMemsetAsync(device, 0, size_bytes, cuda(stream)), "cudaMemsetAsync");
 }
 
 void fetch(std::byte* pinned, const std::byte* device, std::uint64_t size_bytes, const Stream& stream) {
   use(stream.gpu());
-  check(cudaMemcpyAsync(pinned, device, size_bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream.handle())),
-        "cudaMemcpyAsync");
+  check(cudaMemcpyAsync(pinned, device, size_bytes, cudaMemcpyDeviceToHost, cuda(stream)), "cudaMemcpyAsync");
 }
 
 std::byte* allocate_pinned(std::uint64_t size_bytes) {
@@ -254,21 +236,21 @@ void copy_strided(const CopyTask* tasks, std::uint64_t count, const std::byte* s
                   const Stream& stream) {
   if (count == 0) return;
   use(stream.gpu());
-  check(launch_copy(tasks, count, source, destination, static_cast<cudaStream_t>(stream.handle())), "copy kernel");
+  check(launch_copy(tasks, count, source, destination, cuda(stream)), "copy kernel");
 }
 
 void narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count,
             const Stream& stream) {
   if (count == 0) return;
   use(stream.gpu());
-  check(launch_narrow(to, destination, source, count, static_cast<cudaStream_t>(stream.handle())), "narrow kernel");
+  check(launch_narrow(to, destination, source, count, cuda(stream)), "narrow kernel");
 }
 
 void gather(const StridedElements& elements, std::optional<Rounding> rounding, std::byte* destination,
             const std::byte* matrix, const Stream& stream) {
   if (elements.count == 0) return;
   use(stream.gpu());
-  auto* const queue = static_cast<cudaStream_t>(stream.handle());
+  auto* const queue = cuda(stream);
   check(rounding ? launch_gather_narrow(elements, *rounding, destination, matrix, queue)
                  : launch_gather(elements, destination, matrix, queue),
         "gather kernel");
@@ -277,22 +259,21 @@ void gather(const StridedElements& elements, std::optional<Rounding> rounding, s
 void scatter(const StridedElements& elements, std::byte* matrix, const std::byte* source, const Stream& stream) {
   if (elements.count == 0) return;
   use(stream.gpu());
-  check(launch_scatter(elements, matrix, source, static_cast<cudaStream_t>(stream.handle())), "scatter kernel");
+  check(launch_scatter(elements, matrix, source, cuda(stream)), "scatter kernel");
 }
 
 void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
             const Stream& stream) {
   if (count == 0) return;
   use(stream.gpu());
-  check(launch_digest(tasks, count, base, results, static_cast<cudaStream_t>(stream.handle())), "digest kernel");
+  check(launch_digest(tasks, count, base, results, cuda(stream)), "digest kernel");
 }
 
 void copy_and_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* source, std::byte* base,
                      std::uint64_t* results, const Stream& stream) {
   if (count == 0) return;
   use(stream.gpu());
-  check(launch_copy_and_digest(tasks, count, source, base, results, static_cast<cudaStream_t>(stream.handle())),
-        "copy and digest kernel");
+  check(launch_copy_and_digest(tasks, count, source, base, results, cuda(stream)), "copy and digest kernel");
 }
 
 }  // namespace weightcast::gpu

@@ -5,8 +5,10 @@
 
 #include "weightcast/device/host_device.hpp"
 
-/// Rounding to 16-bit floating point, of fp32 and from one 16-bit type to the other, for host and device code alike: to
-/// nearest, ties to even; what is too large becomes infinite, NaN stays NaN (quiet, with its sign and upper payload
+/// What happens to the elements of somebody else's tensors on their way: they are rounded, gathered and scattered.
+///
+/// Rounding is to 16-bit floating point, of fp32 and from one 16-bit type to the other, for host and device code alike:
+/// to nearest, ties to even; what is too large becomes infinite, NaN stays NaN (quiet, with its sign and upper payload
 /// bits). Written so that compilers can vectorise loops over it.
 namespace weightcast {
 
@@ -71,5 +73,18 @@ WEIGHTCAST_HOST_DEVICE constexpr std::uint64_t width_bytes(WideFloat format) noe
 /// Rounds `count` elements at `source` on the host; any alignment, no overlap. For device memory: gpu::narrow().
 void narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count,
             WideFloat from = WideFloat::f32) noexcept;
+
+/// Elements [first, first + count) of a matrix, counted row after row: (r, c) is r * row_stride + c * column_stride
+/// bytes behind the matrix's first element. Strides may be negative or 0; an element has 1, 2, 4 or 8 bytes.
+struct StridedElements {
+  std::uint64_t columns = 1, first = 0, count = 0;
+  std::int64_t row_stride = 0, column_stride = 0;
+  std::uint64_t element_bytes = 1;
+};
+
+/// Copies them to a dense destination, and from a dense source, on the host; any alignment, no overlap. For device
+/// memory: gpu::gather() and gpu::scatter().
+void gather(const StridedElements& elements, std::byte* destination, const std::byte* matrix) noexcept;
+void scatter(const StridedElements& elements, std::byte* matrix, const std::byte* source) noexcept;
 
 }  // namespace weightcast
