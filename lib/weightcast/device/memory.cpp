@@ -141,46 +141,33 @@ std::string_view name(MemoryKind kind) noexcept {
 }
 
 Buffer Buffer::host(std::uint64_t size_bytes, bool shared, const std::string& purpose) {
-  Buffer buffer;
-  if (size_bytes == 0) return buffer;
-  int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  if (size_bytes == 0) return {};
+  UniqueFd fd;
   if (shared) {
-    buffer.fd_.reset(::memfd_create("weightcast", MFD_CLOEXEC));
-    if (!buffer.fd_ || ::ftruncate(buffer.fd_.get(), static_cast<off_t>(size_bytes)) != 0)
-      throw refused_memory(size_bytes, purpose);
-    flags = MAP_SHARED;
+    fd.reset(::memfd_create("weightcast", MFD_CLOEXEC));
+    if (!fd || ::ftruncate(fd.get(), static_cast<off_t>(size_bytes)) != 0) throw refused_memory(size_bytes, purpose);
   }
-  void* const address = map_aligned(size_bytes, PROT_READ | PROT_WRITE, flags, buffer.fd_.get());
+  const int flags = shared ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  void* const address = map_aligned(size_bytes, PROT_READ | PROT_WRITE, flags, fd.get());
   if (address == MAP_FAILED) throw refused_memory(size_bytes, purpose);
-  buffer.region_ = {static_cast<std::byte*>(address), size_bytes, MemoryKind::host, -1};
+  Buffer buffer({static_cast<std::byte*>(address), size_bytes, MemoryKind::host, -1}, std::move(fd));
   ::madvise(address, size_bytes, MADV_HUGEPAGE);  // a wish, not a need
-  touch(buffer.region_.data, size_bytes, purpose);
+  touch(buffer.memory_.get(), size_bytes, purpose);
   return buffer;
-}
-
-Buffer::Buffer(Buffer&& other) noexcept : region_(std::exchange(other.region_, {})), fd_(std::move(other.fd_)) {}
-
-Buffer& Buffer::operator=(Buffer&& other) noexcept {
-  std::swap(region_, other.region_);
-  std::swap(fd_, other.fd_);
-  return *this;
-}
-
-Buffer::~Buffer() {
-  if (region_.data == nullptr) return;
-  if (region_.kind == MemoryKind::cuda) {
-    gpu::release(region_.gpu, region_.data);
-  } else {
-    ::munmap(region_.data, region_.size_bytes);
-  }
 }
 
 Buffer Buffer::allocate(Placement placement, std::uint64_t size_bytes, bool shared, const std::string& purpose) {
   if (placement.kind == MemoryKind::host) return host(size_bytes, shared, purpose);
-  Buffer buffer;
-  if (size_bytes != 0)
-    buffer.region_ = {gpu::allocate(placement.gpu, size_bytes, purpose), size_bytes, MemoryKind::cuda, placement.gpu};
-  return buffer;
+  if (size_bytes == 0) return {};
+  return Buffer({gpu::allocate(placement.gpu, size_bytes, purpose), size_bytes, MemoryKind::cuda, placement.gpu});
+}
+
+void Buffer::Free::operator()(std::byte* memory) const noexcept {
+  if (region.kind == MemoryKind::cuda) {
+    gpu::release(region.gpu, memory);
+  } else {
+    ::munmap(memory, region.size_bytes);
+  }
 }
 
 void read_region(const Region& region, std::uint64_t offset, std::span<std::byte> destination) {
@@ -196,19 +183,20 @@ void write_region(const Region& region, std::uint64_t offset, std::span<const st
 }
 
 ShareHandle Buffer::share() const {
-  ShareHandle handle{
-      .kind = region_.kind, .pid = ::getpid(), .fd = fd_.get(), .ipc = {}, .size_bytes = region_.size_bytes};
-  if (region_.kind == MemoryKind::cuda) {
-    handle.ipc = gpu::export_memory(region_.gpu, region_.data);
+  const auto all = region();
+  ShareHandle handle{.kind = all.kind, .pid = ::getpid(), .fd = fd_.get(), .ipc = {}, .size_bytes = all.size_bytes};
+  if (all.kind == MemoryKind::cuda) {
+    handle.ipc = gpu::export_memory(all.gpu, all.data);
   } else {
     WEIGHTCAST_EXPECTS(fd_);
   }
   return handle;
 }
 
-Mapping::Mapping(const ShareHandle& handle, int gpu) : kind_(handle.kind), gpu_(gpu) {
+Mapping::Mapping(const ShareHandle& handle, int gpu) {
+  const Close close{handle.kind, gpu, handle.size_bytes};
   if (handle.kind == MemoryKind::cuda) {
-    bytes_ = {gpu::import_memory(gpu, handle.ipc), handle.size_bytes};
+    memory_ = {gpu::import_memory(gpu, handle.ipc), close};
     return;
   }
   const auto path = fmt::format("/proc/{}/fd/{}", handle.pid, handle.fd);
@@ -222,26 +210,15 @@ Mapping::Mapping(const ShareHandle& handle, int gpu) : kind_(handle.kind), gpu_(
   ::madvise(address, handle.size_bytes, MADV_HUGEPAGE);
   // So that the first pull does not pay for page faults; older kernels do not know it, and then it does.
   ::madvise(address, handle.size_bytes, MADV_POPULATE_READ);
-  bytes_ = {static_cast<const std::byte*>(address), handle.size_bytes};
+  memory_ = {static_cast<const std::byte*>(address), close};
 }
 
-Mapping::Mapping(Mapping&& other) noexcept
-    : bytes_(std::exchange(other.bytes_, {})), kind_(other.kind_), gpu_(other.gpu_) {}
-
-Mapping& Mapping::operator=(Mapping&& other) noexcept {
-  std::swap(bytes_, other.bytes_);
-  std::swap(kind_, other.kind_);
-  std::swap(gpu_, other.gpu_);
-  return *this;
-}
-
-Mapping::~Mapping() {
-  auto* const address = const_cast<std::byte*>(bytes_.data());
-  if (address == nullptr) return;
-  if (kind_ == MemoryKind::cuda) {
-    gpu::close_import(gpu_, address);
+void Mapping::Close::operator()(const std::byte* memory) const noexcept {
+  auto* const address = const_cast<std::byte*>(memory);
+  if (kind == MemoryKind::cuda) {
+    gpu::close_import(gpu, address);
   } else {
-    ::munmap(address, bytes_.size());
+    ::munmap(address, size_bytes);
   }
 }
 

@@ -2,9 +2,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "weightcast/core/file.hpp"
 #include "weightcast/device/gpu.hpp"
@@ -56,16 +58,19 @@ class Buffer {
   static Buffer host(std::uint64_t size_bytes, bool shared, const std::string& purpose);
   /// Memory of that kind; device memory can always be shared.
   static Buffer allocate(Placement placement, std::uint64_t size_bytes, bool shared, const std::string& purpose);
-  Buffer(Buffer&& other) noexcept;
-  Buffer& operator=(Buffer&& other) noexcept;
-  ~Buffer();
 
-  Region region() const noexcept { return region_; }
+  Region region() const noexcept { return memory_ ? memory_.get_deleter().region : Region(); }
   /// Error(internal) when the buffer was not made to be shared.
   ShareHandle share() const;
 
  private:
-  Region region_;
+  struct Free {
+    Region region;
+    void operator()(std::byte* memory) const noexcept;
+  };
+  explicit Buffer(const Region& region, UniqueFd fd = {}) : memory_(region.data, {region}), fd_(std::move(fd)) {}
+
+  std::unique_ptr<std::byte, Free> memory_;
   UniqueFd fd_;
 };
 
@@ -76,17 +81,20 @@ class Mapping {
   /// `gpu` will read it, when it is device memory. Error(unavailable) saying why when it cannot be mapped (another
   /// host, container or user; no peer access).
   explicit Mapping(const ShareHandle& handle, int gpu = -1);
-  Mapping(Mapping&& other) noexcept;
-  Mapping& operator=(Mapping&& other) noexcept;
-  ~Mapping();
 
   /// On the host; device memory is only to be read by the GPU that mapped it.
-  std::span<const std::byte> bytes() const noexcept { return bytes_; }
+  std::span<const std::byte> bytes() const noexcept {
+    return {memory_.get(), memory_ ? memory_.get_deleter().size_bytes : 0};
+  }
 
  private:
-  std::span<const std::byte> bytes_;
-  MemoryKind kind_ = MemoryKind::host;
-  int gpu_ = -1;
+  struct Close {
+    MemoryKind kind;
+    int gpu;
+    std::uint64_t size_bytes;
+    void operator()(const std::byte* memory) const noexcept;
+  };
+  std::unique_ptr<const std::byte, Close> memory_;
 };
 
 /// A region as the host can read it: itself, or a copy of device memory.
