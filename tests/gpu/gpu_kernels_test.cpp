@@ -57,7 +57,7 @@ void expect_equal_digests(std::uint64_t hidden, std::uint64_t intermediate, std:
   auto digests = GpuDigests::of_source(plan, 0);
   for (int round = 0; round < 2; ++round) {
     digests.begin(source_buffer.region().data);
-    digests.queue({0, parameters}, nullptr);
+    digests.queue({0, parameters}, gpu::Share::all, nullptr);
     const auto results = digests.finish(deadline);
     for (std::size_t t = 0; t < tp; ++t) {
       for (std::size_t p = 0; p < parameters; ++p) {
@@ -70,7 +70,7 @@ void expect_equal_digests(std::uint64_t hidden, std::uint64_t intermediate, std:
   for (std::size_t t = 0; t < tp; ++t) {
     auto held = GpuDigests::of_slot(plan, t, 0);
     held.begin(slot_buffer.region().data);
-    for (std::size_t p = 0; p < parameters; ++p) held.queue({p, 1}, nullptr);
+    for (std::size_t p = 0; p < parameters; ++p) held.queue({p, 1}, gpu::Share::half, nullptr);
     const auto results = held.finish(deadline);
     for (std::size_t p = 0; p < parameters; ++p) {
       ASSERT_EQ(results[p], digest_of_shard(plan, t, p, slot.data()))
@@ -131,7 +131,7 @@ TEST_F(GpuKernels, AFlippedBitChangesTheDigest) {
     const auto data = on_gpu(bytes);
     const auto sums = on_gpu(std::vector<std::byte>(sizeof(Digest)));
     gpu::digest(reinterpret_cast<const gpu::DigestTask*>(tasks.region().data), 1, data.region().data,
-                reinterpret_cast<std::uint64_t*>(sums.region().data), stream);
+                reinterpret_cast<std::uint64_t*>(sums.region().data), gpu::Share::all, stream);
     stream.synchronize(Deadline::after(10), "digest");
     Digest digest;
     read_region(sums.region(), 0, std::as_writable_bytes(std::span(&digest, 1)));

@@ -308,7 +308,7 @@ void queue_digests(const DigestTask* tasks, std::uint64_t count, const std::byte
 
 }  // namespace
 
-void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
+void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results, Share,
             const Stream& stream) {
   queue_digests(tasks, count, nullptr, base, results, stream);
 }

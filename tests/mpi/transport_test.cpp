@@ -82,7 +82,7 @@ class TransportTest : public testing::TestWithParam<Case> {
     } else {
       store = std::make_unique<ParameterStore>(plan, CommitMode::swap, placement);
       endpoints.sinks = store->slots();
-      if (plan.dp > 1) endpoints.shared_sinks = store->share();
+      if (plan.dp > 1 || param.memory == MemoryKind::cuda) endpoints.shared_sinks = store->share();
     }
     transport = make_transport(param.transport, param.method, param.memory);
     for (int a = 0; a < group.size(); ++a) {

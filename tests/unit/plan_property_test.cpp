@@ -3,6 +3,7 @@
 #include <rapidcheck/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <functional>
 #include <string>
@@ -275,7 +276,8 @@ RC_GTEST_PROP(PlanProperty, ADefectInAScheduleIsFound, ()) {
   RC_PRE(!schedule.copies.empty());
   Copy& copy = schedule.copies[number(0, schedule.copies.size() - 1)];
   Part& part = schedule.whole[number(0, schedule.whole.size() - 1)];
-  const auto defect = number(0, 9);
+  const auto half = std::array{&Copy::source_offset, &Copy::destination_offset, &Copy::size_bytes}[number(0, 2)];
+  const auto defect = number(0, 11);
   RC_TAG(defect);
   switch (defect) {
     case 0: copy.source_offset += number(1, 64); break;
@@ -290,6 +292,14 @@ RC_GTEST_PROP(PlanProperty, ADefectInAScheduleIsFound, ()) {
     case 6: ++part.parameters.count; break;
     case 7: schedule.whole.erase(schedule.whole.begin() + (&part - schedule.whole.data())); break;
     case 8: schedule.single.pop_back(); break;
+    case 9:
+      RC_PRE(!schedule.halves.empty());
+      ++(schedule.halves[number(0, schedule.halves.size() - 1)].*half);
+      break;
+    case 10:
+      RC_PRE(part.pushed.count > 0 && part.pulled.count + part.pushed.count > 1);
+      --part.pushed.count;
+      break;
     default: {
       RC_PRE(!schedule.packed.empty());
       PackedRows& packed = schedule.packed[number(0, schedule.packed.size() - 1)];

@@ -201,6 +201,24 @@ TEST(Schedule, PacksStridedRowsIntoBoundedSteps) {
   EXPECT_EQ(prove_schedule(schedule, 3, 1000), "parameters in no part");
 }
 
+TEST(Schedule, HalvesOfALargePartMeetBetweenPages) {
+  const Range parts[] = {{0, 3}};
+  const auto schedule = make_schedule(
+      {segment(0, 0, 0, 10 * mebibyte, 1, 0), segment(1, 10 * mebibyte, 10 * mebibyte, 2 * mebibyte, 3, 5 * mebibyte),
+       segment(2, 25 * mebibyte, 16 * mebibyte, 100 * mebibyte, 1, 0)},
+      3, parts, 200 * mebibyte);
+  const auto& part = schedule.whole[0];
+  const auto pulled = part.pulled.of(schedule.halves), pushed = part.pushed.of(schedule.halves);
+  // Of 116 MiB 58 are pulled: 6 are strided, so 52 contiguous ones.
+  EXPECT_THAT(std::vector<Copy>(pulled.begin(), pulled.end()),
+              ElementsAre(Copy{0, 0, 0, 10 * mebibyte}, Copy{0, 25 * mebibyte, 16 * mebibyte, 42 * mebibyte}));
+  EXPECT_THAT(std::vector<Copy>(pushed.begin(), pushed.end()),
+              ElementsAre(Copy{0, 67 * mebibyte, 58 * mebibyte, 58 * mebibyte}));
+  EXPECT_FALSE(Schedule::pushes(schedule.parts({0, 2}))) << "10 MiB, and what is strided";
+  EXPECT_TRUE(Schedule::pushes(schedule.parts({2, 1})));
+  EXPECT_EQ(prove_schedule(schedule, 3, 200 * mebibyte), "");
+}
+
 TEST(Schedule, TasksMayCutTheRowsOfAWideSegment) {
   const Range parts[] = {{0, 1}};
   const auto wide = segment(0, 0, 0, copy_block_bytes + 300, 4, 3 * copy_block_bytes);

@@ -113,6 +113,10 @@ void gather(const StridedElements& elements, std::optional<Rounding> rounding, s
             const std::byte* matrix, const Stream& stream);
 void scatter(const StridedElements& elements, std::byte* matrix, const std::byte* source, const Stream& stream);
 
+/// How much of a GPU a kernel may take: all of it, or about half of its multiprocessors, which leaves room for what
+/// moves weights, and reads them several times as fast as a link brings them.
+enum class Share : std::uint8_t { all, half };
+
 /// Part of a shard's digest for digest() and copy_and_digest(): rows of whole 16-byte vectors. `data` is an offset from
 /// the base pointer, `offset` the byte offset of row 0 in the parameter; both pitches in bytes; `result` the index of
 /// its sum. `source` is the offset of row 0 from the source pointer.
@@ -122,7 +126,7 @@ struct DigestTask {
 };
 /// Queues the digests of tasks [0, count) at `tasks` (on the GPU): adds to results[2 * result] and results[2 * result +
 /// 1] (on the GPU, see verify/digest.md). Any alignment, fastest at 16 bytes. Nothing for count 0.
-void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
+void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results, Share share,
             const Stream& stream);
 /// The same, of rows that it first copies from `source` to `base`: it digests what it reads back from there. The
 /// tasks' rows must not overlap. For a source in the stream's GPU's own memory: in one pass a copy's time, where a copy

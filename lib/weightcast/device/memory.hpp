@@ -74,7 +74,8 @@ class Buffer {
   UniqueFd fd_;
 };
 
-/// Another process's shared buffer, mapped for reading until the end of the scope. The exporter must outlive it.
+/// Another process's shared buffer, mapped until the end of the scope: for reading, and device memory for writing, too.
+/// The exporter must outlive it.
 class Mapping {
  public:
   Mapping() = default;
@@ -82,10 +83,12 @@ class Mapping {
   /// host, container or user; no peer access).
   explicit Mapping(const ShareHandle& handle, int gpu = -1);
 
-  /// On the host; device memory is only to be read by the GPU that mapped it.
+  /// On the host; device memory is only for the GPU that mapped it.
   std::span<const std::byte> bytes() const noexcept {
     return {memory_.get(), memory_ ? memory_.get_deleter().size_bytes : 0};
   }
+  /// Of device memory, for copies that its GPU makes.
+  std::byte* writable() const noexcept { return const_cast<std::byte*>(memory_.get()); }
 
  private:
   struct Close {

@@ -68,7 +68,7 @@ std::vector<Digest> ModelRunner::digests(const ParameterStore::Pin& pin, std::si
     std::span<const Digest> by_gpu;
     if (gpu_digests_) {
       gpu_digests_->begin(slot);
-      gpu_digests_->queue({first, count}, nullptr);
+      gpu_digests_->queue({first, count}, gpu::Share::all, nullptr);
       by_gpu = gpu_digests_->finish(deadline);
     }
     for (std::size_t i = 0; i < count; ++i) {

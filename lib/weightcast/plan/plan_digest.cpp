@@ -62,11 +62,14 @@ class PlanHasher {
   void add(const PackedRows& rows) { integers(rows.segment_index, rows.first_row, rows.row_count, rows.pack_offset); }
   void add(const Range& range) { integers(range.first, range.count); }
   void add(const Part& part) {
-    for (const auto& range : {part.parameters, part.segments, part.copies, part.pack_steps}) add(range);
+    for (const auto& range :
+         {part.parameters, part.segments, part.copies, part.pulled, part.pushed, part.pack_steps})
+      add(range);
   }
   void add(const Schedule& schedule) {
     list(schedule.segments);
     list(schedule.copies);
+    list(schedule.halves);
     list(schedule.packed);
     list(schedule.pack_steps);
     list(schedule.whole);
@@ -102,7 +105,7 @@ class PlanHasher {
 
 std::string digest_of(const TransferPlan& plan) {
   PlanHasher hasher;
-  hasher.text("weightcast.plan/2");
+  hasher.text("weightcast.plan/3");
   hasher.text(name(plan.model.config.family));
   hasher.integers(plan.tp, plan.dp, plan.slot_bytes, plan.message_bytes, plan.pack_bytes);
   hasher.integers(copy_block_bytes, digest_block_bytes, warp_run_bytes);

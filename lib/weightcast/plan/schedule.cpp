@@ -11,6 +11,8 @@ namespace {
 // Less than this is not worth a wait of the next replica, and is digested in the time that its agreement takes.
 constexpr std::uint64_t smallest_part_bytes = 64 * mebibyte;
 constexpr std::uint64_t pack_alignment_bytes = 256;  // of every segment in a pack buffer
+// Halves of large parts meet between two pages of a GPU: a copy engine pays for each that it touches.
+constexpr std::uint64_t page_bytes = 2 * mebibyte;
 
 /// As one run.
 void flatten(Segment& segment, std::uint64_t size_bytes) noexcept {
@@ -29,8 +31,9 @@ class Writer {
  public:
   Writer(Schedule& schedule, std::uint64_t pack_bytes) : schedule_(schedule), pack_bytes_(pack_bytes) {}
 
-  Part write(const Range& parameters) {
-    Part part{.parameters = parameters, .segments = {}, .copies = {}, .pack_steps = {}};
+  /// `halved`: both ends may move it, whatever its size.
+  Part write(const Range& parameters, bool halved) {
+    Part part{.parameters = parameters, .segments = {}, .copies = {}, .pulled = {}, .pushed = {}, .pack_steps = {}};
     const auto segments = schedule_.segments_of(parameters);
     part.segments = {static_cast<std::size_t>(segments.data() - schedule_.segments.data()), segments.size()};
     part.copies.first = schedule_.copies.size();
@@ -45,6 +48,7 @@ class Writer {
     end_step();
     part.copies.count = schedule_.copies.size() - part.copies.first;
     part.pack_steps.count = schedule_.pack_steps.size() - part.pack_steps.first;
+    halve(part, halved);
     return part;
   }
 
@@ -60,6 +64,34 @@ class Writer {
       }
     }
     schedule_.copies.push_back(next);
+  }
+
+  void halve(Part& part, bool always) {
+    part.pulled.first = part.pushed.first = schedule_.halves.size();
+    std::uint64_t bytes = 0, strided = 0;
+    for (const auto& segment : part.segments.of(schedule_.segments)) {
+      bytes += segment.size_bytes();
+      if (!segment.contiguous()) strided += segment.size_bytes();
+    }
+    const bool large = bytes >= smallest_part_bytes;
+    if ((!always && !large) || strided >= bytes / 2) return;
+    auto to_pull = bytes / 2 - strided;
+    for (const auto& copy : part.copies.of(schedule_.copies)) {
+      auto head = std::min(copy.size_bytes, to_pull);
+      if (head < copy.size_bytes)
+        head -= std::min(head, (copy.destination_offset + head) % (large ? page_bytes : pack_alignment_bytes));
+      if (head != 0) {
+        schedule_.halves.push_back({copy.from, copy.source_offset, copy.destination_offset, head});
+        ++part.pulled.count;
+      }
+      to_pull -= head;
+      if (head == copy.size_bytes) continue;
+      to_pull = 0;
+      schedule_.halves.push_back(
+          {copy.from, copy.source_offset + head, copy.destination_offset + head, copy.size_bytes - head});
+      ++part.pushed.count;
+    }
+    part.pushed.first = part.pulled.end();
   }
 
   void pack(std::size_t index) {
@@ -192,8 +224,8 @@ Schedule make_schedule(std::vector<Segment> segments, std::size_t parameter_coun
   Schedule schedule;
   schedule.segments = std::move(segments);
   Writer writer(schedule, pack_bytes);
-  for (std::size_t p = 0; p < parameter_count; ++p) schedule.single.push_back(writer.write({p, 1}));
-  for (const auto& part : parts) schedule.whole.push_back(writer.write(part));
+  for (std::size_t p = 0; p < parameter_count; ++p) schedule.single.push_back(writer.write({p, 1}, false));
+  for (const auto& part : parts) schedule.whole.push_back(writer.write(part, true));
   return schedule;
 }
 

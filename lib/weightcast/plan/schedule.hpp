@@ -103,8 +103,11 @@ struct Range {
 /// What is queued, announced and digested together: consecutive parameters.
 struct Part {
   Range parameters;
-  Range segments;    ///< theirs, in Schedule::segments
-  Range copies;      ///< those that are contiguous, neighbours merged
+  Range segments;  ///< theirs, in Schedule::segments
+  Range copies;    ///< those that are contiguous, neighbours merged
+  /// The copies once more, in Schedule::halves, where both ends can move: half of the part's bytes, with what is
+  /// strided, are for the receiver to pull, the rest for the sender to push. Both empty: not worth a message.
+  Range pulled, pushed;
   Range pack_steps;  ///< those that are strided in their source, as a bounded buffer takes them
   bool operator==(const Part&) const = default;
 };
@@ -112,7 +115,7 @@ struct Part {
 /// All that one tp rank receives.
 struct Schedule {
   std::vector<Segment> segments;  ///< by parameter
-  std::vector<Copy> copies;
+  std::vector<Copy> copies, halves;
   std::vector<PackedRows> packed;
   std::vector<Range> pack_steps;  ///< ranges of `packed`
   std::vector<Part> whole;        ///< the whole model, in this order
@@ -125,6 +128,10 @@ struct Schedule {
   }
   /// Those of these parameters.
   std::span<const Segment> segments_of(const Range& parameters) const;
+  /// Whether one end pushes anything of these parts.
+  static bool pushes(std::span<const Part> parts) noexcept {
+    return std::ranges::any_of(parts, [](const Part& part) { return part.pushed.count != 0; });
+  }
 };
 
 /// Cuts what a tp rank receives, `sizes` by parameter, into parts, so that one is digested, or passed on, while the

@@ -119,6 +119,7 @@ std::string prove_part(const Schedule& schedule, const Part& part, std::uint64_t
     return range.first <= list.size() && range.count <= list.size() - range.first;
   };
   if (!inside(part.segments, schedule.segments) || !inside(part.copies, schedule.copies) ||
+      !inside(part.pulled, schedule.halves) || !inside(part.pushed, schedule.halves) ||
       !inside(part.pack_steps, schedule.pack_steps)) {
     return "items outside of the lists";
   }
@@ -136,6 +137,13 @@ std::string prove_part(const Schedule& schedule, const Part& part, std::uint64_t
     if (segment.contiguous_source()) sent.emplace_back(segment);
   }
   if (!same_bytes(std::move(executed), planned)) return "copies and tasks differ from the segments";
+  if (part.pulled.count + part.pushed.count != 0) {
+    const auto pulled = part.pulled.of(schedule.halves), pushed = part.pushed.of(schedule.halves);
+    std::vector<Walk> halves(pulled.begin(), pulled.end());
+    halves.insert(halves.end(), pushed.begin(), pushed.end());
+    if (!same_bytes(std::move(halves), {copies.begin(), copies.end()}))
+      return "what is pulled and pushed differs from the copies";
+  }
   for (const auto& step : part.pack_steps.of(schedule.pack_steps)) {
     if (!inside(step, schedule.packed)) return "a pack step outside of the list";
   }

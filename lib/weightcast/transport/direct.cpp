@@ -5,13 +5,13 @@ namespace {
 
 constexpr int tag = 1;
 
+}  // namespace
+
 std::vector<Mapping> map_all(std::span<const ShareHandle> handles, int gpu) {
   std::vector<Mapping> mappings;
   for (const auto& handle : handles) mappings.emplace_back(handle, gpu);
   return mappings;
 }
-
-}  // namespace
 
 std::optional<std::string> refuse_direct(const Peers& peers, int rank, int other) {
   if (peers.place(rank).host == peers.place(other).host) return std::nullopt;
@@ -37,16 +37,16 @@ void Upstream::attach(const Peers& peers, const TransferPlan& plan, const Endpoi
     schedule_ = &plan.ranks[tp_rank].schedule;
     from_ = 0;
   }
-  if (peers.roster.dp == 1) return;
+  if (peers.roster.dp == 1 && peers.placement().kind == MemoryKind::host) return;
   comm_ = peers.group->split(0, peers.group->rank(), deadline);
-  const auto all = comm_.all_gather_values(std::span<const ShareHandle>(endpoints.shared_sinks), deadline);
+  sinks_ = comm_.all_gather_values(std::span<const ShareHandle>(endpoints.shared_sinks), deadline);
   if (peers.trainer()) return;
   const auto replica = peers.replica();
   if (replica + 1 < peers.roster.dp) to_ = peers.roster.engine_rank(replica + 1, tp_rank);
   if (replica == 0) return;
   from_ = peers.roster.engine_rank(replica - 1, tp_rank);
   mappings_.clear();
-  mappings_ = map_all(all.at(static_cast<std::size_t>(from_)), gpu);
+  mappings_ = map_all(sinks_of(from_), gpu);
   schedule_ = &plan.ranks[tp_rank].relay;
 }
 

@@ -16,6 +16,9 @@ std::optional<std::string> refuse_direct(const Peers& peers, int rank, int other
 std::vector<Mapping> map_sources(const Communicator& group, const std::vector<const Buffer*>& sources, int gpu,
                                  Deadline deadline);
 
+/// Handles as mapped from that GPU, or on the host.
+std::vector<Mapping> map_all(std::span<const ShareHandle> handles, int gpu);
+
 /// Where an engine rank pulls from, and whom it tells what has arrived.
 class Upstream {
  public:
@@ -27,6 +30,10 @@ class Upstream {
   const std::byte* base(const Batch& batch) const;
   /// Of the rank that is pulled from.
   int rank() const noexcept { return from_; }
+  /// Between these two roles; none where nobody needs it.
+  const Communicator& comm() const noexcept { return comm_; }
+  /// By which a rank's sinks are mapped, if it has told the others.
+  const std::vector<ShareHandle>& sinks_of(int rank) const { return sinks_.at(static_cast<std::size_t>(rank)); }
 
   /// Starts a run of `parts` parts, pulled and announced in this order.
   void begin(std::size_t parts);
@@ -41,8 +48,9 @@ class Upstream {
 
  private:
   std::vector<Mapping> mappings_;
+  std::vector<std::vector<ShareHandle>> sinks_;  // by rank
   const Schedule* schedule_ = nullptr;
-  Communicator comm_;  // of its own, so that no message outlives a failed run; only with dp > 1
+  Communicator comm_;  // of its own, so that no message outlives a failed run; with dp > 1 or on GPUs
   int from_ = -1, to_ = -1;
   std::size_t arrived_ = 0, announced_ = 0;
   std::optional<Message> incoming_;

@@ -4,7 +4,7 @@
 
 #include "weightcast/transport/bound_transport.hpp"
 #include "weightcast/transport/copy_tasks.hpp"
-#include "weightcast/transport/direct.hpp"
+#include "weightcast/transport/push.hpp"
 
 namespace weightcast {
 namespace {
@@ -22,13 +22,31 @@ class DirectGpu final : public BoundTransport {
     return refuse_direct(peers, rank, other);
   }
 
+  /// Whether the trainer pushes to that engine rank: one across a link, which receives from it.
+  bool pushes_to(int rank) const {
+    return peers_->roster.replica(rank) == 0 && !same_gpu(peers_->place(0), peers_->place(rank)) &&
+           !upstream_.sinks_of(rank).empty();
+  }
+
   void bind(Deadline deadline) override {
     upstream_.attach(*peers_, *plan_, *endpoints_, deadline);
-    if (peers_->trainer()) return;
     const auto placement = peers_->placement();
+    if (peers_->trainer()) {
+      for (std::size_t t = 0; t < plan_->tp; ++t) {
+        const int rank = peers_->roster.engine_rank(0, t);
+        if (pushes_to(rank))
+          pushes_.emplace_back(upstream_.comm(), rank, plan_->ranks[t].schedule, upstream_.sinks_of(rank),
+                               placement.gpu);
+      }
+      return;
+    }
     stream_ = gpu::Stream(placement.gpu);
     beside_trainer_ = upstream_.rank() == 0 && !upstream_.announces() &&
                       same_gpu(peers_->place(upstream_.rank()), peers_->place(peers_->rank()));
+    if (pushes_to(peers_->rank())) {
+      pushed_.emplace(upstream_.comm(), upstream_.rank());
+      landed_ = gpu::Stream(placement.gpu);
+    }
     const auto& schedule = upstream_.schedule();
     for (const auto& part : schedule.single) {
       first_task_.push_back(tasks_.count());
@@ -38,44 +56,49 @@ class DirectGpu final : public BoundTransport {
     }
     first_task_.push_back(tasks_.count());
     tasks_.upload(placement, "the copy plan");
-    std::size_t most = 0;
-    for (const auto* parts : {&schedule.single, &schedule.whole}) {
-      std::size_t copies = 0;
-      for (const auto& part : *parts) copies += part.copies.count;
-      most = std::max(most, copies);
-    }
+    const auto most = schedule.copies.size() + schedule.halves.size();
     from_.resize(most);
     to_.resize(most);
     sizes_.resize(most);
-    if (upstream_.announces()) {
+    if (upstream_.announces() || pushed_) {
       for (std::size_t i = 0; i < std::max(schedule.single.size(), schedule.whole.size()); ++i)
         arrivals_.emplace_back(placement.gpu);
     }
   }
 
   void move(const Batch& batch, Deadline deadline) override {
-    if (peers_->trainer()) {
-      work(batch);
-      egress_bytes_ = plan_->egress_bytes(batch.parameters.first, batch.parameters.count);
-      return;
-    }
+    if (peers_->trainer()) return push(batch, deadline);
     if (beside_trainer_ && batch.digests != nullptr) {
       copy_and_digest(batch, *batch.digests);
       return stream_.synchronize(deadline, "copying weights");
     }
+    try {
+      pull(batch, deadline);
+    } catch (...) {
+      drain(stream_);
+      throw;
+    }
+  }
+
+  void pull(const Batch& batch, Deadline deadline) {
     const std::byte* const source = upstream_.base(batch);
     const auto parts = upstream_.schedule().parts(batch.parameters);
+    const bool halves = pushed_ && Schedule::pushes(parts), watched = upstream_.announces() || halves;
     upstream_.begin(parts.size());
-    std::size_t queued = 0, announced = 0, used = 0;
-    while (queued < parts.size() || (upstream_.announces() && announced < queued)) {
+    if (halves) pushed_->begin(parts, batch.sink_index);
+    std::size_t queued = 0, arrived = 0, used = 0;
+    while (queued < parts.size() || (watched && arrived < queued)) {
       bool progress = false;
       for (; queued < parts.size() && upstream_.ready(queued); ++queued, progress = true) {
-        used = queue(parts[queued], source, sink(batch), used);
-        if (upstream_.announces()) arrivals_[queued].record(stream_);
-        if (batch.gpu_observer != nullptr) batch.gpu_observer->landed(stream_, parts[queued].parameters);
+        used = queue(parts[queued], halves, source, sink(batch), used);
+        if (watched) arrivals_[queued].record(stream_);
+        if (!halves && batch.gpu_observer != nullptr) batch.gpu_observer->landed(stream_, parts[queued].parameters);
       }
-      for (; upstream_.announces() && announced < queued && arrivals_[announced].done(); ++announced, progress = true)
+      for (; watched && arrived < queued && arrivals_[arrived].done() && (!halves || pushed_->there(arrived));
+           ++arrived, progress = true) {
+        if (halves && batch.gpu_observer != nullptr) batch.gpu_observer->landed(landed_, parts[arrived].parameters);
         upstream_.announce();
+      }
       if (deadline.passed())
         fail(ExitCode::deadline, "pulling weights from rank {} did not finish in time", upstream_.rank());
       if (!progress) ::sched_yield();
@@ -84,10 +107,30 @@ class DirectGpu final : public BoundTransport {
     upstream_.finish(deadline);
   }
 
+  void push(const Batch& batch, Deadline deadline) {
+    for (auto& push : pushes_) push.begin(batch.parameters, source(batch));
+    work(batch);
+    egress_bytes_ = plan_->egress_bytes(batch.parameters.first, batch.parameters.count);
+    try {
+      for (bool done = false; !done;) {
+        done = true;
+        for (auto& push : pushes_) done = push.advance() && done;
+        if (done) break;
+        if (deadline.passed()) fail(ExitCode::deadline, "pushing weights did not finish in time");
+        ::sched_yield();
+      }
+    } catch (...) {
+      for (auto& push : pushes_) push.drain();
+      throw;
+    }
+  }
+
   /// Queues one part; its pointers stay in from_ and to_ until the stream is done. Returns how many are in use.
-  std::size_t queue(const Part& part, const std::byte* source, std::byte* sink, std::size_t used) {
+  std::size_t queue(const Part& part, bool half, const std::byte* source, std::byte* sink, std::size_t used) {
     const auto first = used;
-    for (const auto& copy : part.copies.of(upstream_.schedule().copies)) {
+    const auto& schedule = upstream_.schedule();
+    for (const auto& copy :
+         half&& part.pushed.count != 0 ? part.pulled.of(schedule.halves) : part.copies.of(schedule.copies)) {
       from_[used] = source + copy.source_offset;
       to_[used] = sink + copy.destination_offset;
       sizes_[used++] = copy.size_bytes;
@@ -112,15 +155,18 @@ class DirectGpu final : public BoundTransport {
     digests.stream->after(stream_);
   }
 
-  Upstream upstream_;  // on engines, as are all below
-  gpu::Stream stream_;
+  Upstream upstream_;
+  std::vector<Push> pushes_;  // on the trainer
+  // On engines:
+  std::optional<Pushed> pushed_;
   bool beside_trainer_ = false;          // on its GPU, and no other replica waits
   CopyTasks tasks_;                      // of what is strided
   std::vector<std::size_t> first_task_;  // of each parameter, and the end
-  std::vector<gpu::Event> arrivals_;     // of parts that are announced
+  std::vector<gpu::Event> arrivals_;     // of parts that somebody waits for
   std::vector<const void*> from_;
   std::vector<void*> to_;
   std::vector<std::size_t> sizes_;
+  gpu::Stream stream_, landed_;  // on the latter nothing is queued: what is announced by it is there
 };
 
 }  // namespace

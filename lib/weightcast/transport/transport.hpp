@@ -57,7 +57,8 @@ struct Peers {
 struct Endpoints {
   std::vector<const Buffer*> sources;
   std::vector<Region> sinks;
-  std::vector<ShareHandle> shared_sinks = {};  ///< with dp > 1: by which the next replica maps the sinks
+  /// By which others map the sinks: with dp > 1 the next replica, on GPUs the trainer.
+  std::vector<ShareHandle> shared_sinks = {};
 };
 
 /// Engine, host memory: sees what arrives. May neither throw nor block.

@@ -11,7 +11,7 @@ class EngineEnd final : public Participant {
  public:
   EngineEnd(const TransferPlan& plan, const GroupOptions& options, std::size_t tp_rank, ParameterStore& store)
       : plan_(&plan), tp_rank_(tp_rank), store_(&store), endpoints_{.sources = {}, .sinks = store.slots()} {
-    if (options.dp > 1) endpoints_.shared_sinks = store.share();
+    if (options.dp > 1 || options.placement.kind == MemoryKind::cuda) endpoints_.shared_sinks = store.share();
     if (options.proof == Proof::digests) witness_ = make_slot_witness(plan, tp_rank, options.placement);
   }
 

@@ -47,7 +47,8 @@ class GpuSlotWitness final : public SlotWitness, public GpuObserver {
   }
   void landed(const gpu::Stream& stream, const Range& parameters) noexcept override {
     try {
-      gpu_.queue(parameters, &stream);
+      announced_ += parameters.count;
+      gpu_.queue(parameters, announced_ < parameters_.count ? gpu::Share::half : gpu::Share::all, &stream);
     } catch (...) {
       error_ = std::current_exception();
     }
@@ -59,18 +60,20 @@ class GpuSlotWitness final : public SlotWitness, public GpuObserver {
   }
   void digest(const Region& slot, Deadline deadline) override {
     begin(slot, {0, digests_.size()});
-    gpu_.queue(parameters_, nullptr);
+    gpu_.queue(parameters_, gpu::Share::all, nullptr);
     finish(deadline);
   }
 
  private:
   void begin(const Region& slot, const Range& parameters) {
     parameters_ = parameters;
+    announced_ = 0;
     error_ = nullptr;
     gpu_.begin(slot.data);
   }
 
   Range parameters_;
+  std::size_t announced_ = 0;  // of them
   GpuDigests gpu_;
   gpu::DigestTarget target_;
   std::exception_ptr error_;  // of landed(), which may not throw
@@ -101,10 +104,10 @@ class GpuSourceWitness final : public SourceWitness {
   void begin(const Region& source, Batch& batch) override {
     parameters_ = batch.parameters;
     gpu_.begin(source.data);
-    if (!crowded_) gpu_.queue(parameters_, nullptr);
+    if (!crowded_) gpu_.queue(parameters_, gpu::Share::half, nullptr);
   }
   void finish(Deadline deadline) override {
-    if (crowded_) gpu_.queue(parameters_, nullptr);
+    if (crowded_) gpu_.queue(parameters_, gpu::Share::all, nullptr);
     const auto results = gpu_.finish(deadline);
     const auto count = plan_->model.parameters.size();
     for (auto p = parameters_.first; p < parameters_.end(); ++p) {

@@ -61,11 +61,11 @@ void GpuDigests::begin(const std::byte* base) {
   gpu::zero(sums_.region().data, sums_.region().size_bytes, stream_);
 }
 
-void GpuDigests::queue(const Range& parameters, const gpu::Stream* after) {
+void GpuDigests::queue(const Range& parameters, gpu::Share share, const gpu::Stream* after) {
   if (after != nullptr) stream_.after(*after);
   const auto begin = first_task_[parameters.first], end = first_task_[parameters.end()];
   gpu::digest(reinterpret_cast<const gpu::DigestTask*>(tasks_.region().data) + begin, end - begin, base_,
-              reinterpret_cast<std::uint64_t*>(sums_.region().data), stream_);
+              reinterpret_cast<std::uint64_t*>(sums_.region().data), share, stream_);
 }
 
 gpu::DigestTarget GpuDigests::target() noexcept {

@@ -25,7 +25,7 @@ class GpuDigests {
   /// Starts over; the memory to digest is at `base`.
   void begin(const std::byte* base);
   /// Queues these parameters, behind what `after` has been given so far (nullptr: at once).
-  void queue(const Range& parameters, const gpu::Stream* after);
+  void queue(const Range& parameters, gpu::Share share, const gpu::Stream* after);
   /// Of a slot: lets whoever copies its shards there from the trainer's source digest them on the way, item by
   /// parameter, in place of queue(). Between begin() and finish().
   gpu::DigestTarget target() noexcept;

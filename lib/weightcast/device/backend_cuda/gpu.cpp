@@ -262,11 +262,11 @@ void scatter(const StridedElements& elements, std::byte* matrix, const std::byte
   check(launch_scatter(elements, matrix, source, cuda(stream)), "scatter kernel");
 }
 
-void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
+void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results, Share share,
             const Stream& stream) {
   if (count == 0) return;
   use(stream.gpu());
-  check(launch_digest(tasks, count, base, results, cuda(stream)), "digest kernel");
+  check(launch_digest(tasks, count, base, results, share, cuda(stream)), "digest kernel");
 }
 
 void copy_and_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* source, std::byte* base,

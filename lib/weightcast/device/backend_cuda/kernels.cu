@@ -248,8 +248,15 @@ cudaError_t launch_narrow(NarrowFloat to, std::byte* destination, const std::byt
 }
 
 cudaError_t launch_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
-                          cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(std::min<std::uint64_t>(count, 132 * 8));
+                          Share share, cudaStream_t stream) {
+  int gpu = 0, multiprocessors = 0;
+  if (const auto status = cudaGetDevice(&gpu); status != cudaSuccess) return status;
+  if (const auto status = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, gpu);
+      status != cudaSuccess)
+    return status;
+  // All: eight blocks of 256 threads fill a multiprocessor. Half: a block on every second one, 64 of an H100's 132.
+  const auto most = static_cast<std::uint64_t>(share == Share::all ? 8 * multiprocessors : (multiprocessors + 1) / 2);
+  const auto blocks = static_cast<unsigned>(std::min(count, most));
   digest_kernel<false><<<blocks, 256, 0, stream>>>(tasks, count, nullptr, base, results);
   return cudaGetLastError();
 }

@@ -22,7 +22,7 @@ cudaError_t launch_scatter(const StridedElements& elements, std::byte* matrix, c
                            cudaStream_t stream);
 
 cudaError_t launch_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
-                          cudaStream_t stream);
+                          Share share, cudaStream_t stream);
 cudaError_t launch_copy_and_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* source,
                                    std::byte* base, std::uint64_t* results, cudaStream_t stream);
 

@@ -78,7 +78,7 @@ void gather(const StridedElements&, std::optional<Rounding>, std::byte*, const s
 void scatter(const StridedElements&, std::byte*, const std::byte*, const Stream&) {
   none();
 }
-void digest(const DigestTask*, std::uint64_t, const std::byte*, std::uint64_t*, const Stream&) {
+void digest(const DigestTask*, std::uint64_t, const std::byte*, std::uint64_t*, Share, const Stream&) {
   none();
 }
 void copy_and_digest(const DigestTask*, std::uint64_t, const std::byte*, std::byte*, std::uint64_t*, const Stream&) {
