@@ -1,9 +1,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 
+#include "commands/plain_copies.hpp"
 #include "options/bench_options.hpp"
 #include "output/versions.hpp"
 #include "weightcast/core/bytes.hpp"
@@ -15,7 +15,6 @@
 #include "weightcast/job/stop.hpp"
 #include "weightcast/telemetry/statistics.hpp"
 #include "weightcast/telemetry/stopwatch.hpp"
-#include "weightcast/transport/direct.hpp"
 
 namespace weightcast {
 namespace {
@@ -45,41 +44,6 @@ class ModelBench {
     side_.load({sources_[0].get(), sources_[1].get()}, *sources_[1]);
   }
 
-  /// The ceiling: every engine rank pulls its share of the trainer's memory in one plain copy (memcpy, or the copy
-  /// engine), all at once, a barrier on both sides. Seconds of each of a few tries.
-  std::vector<double> plain_copies() {
-    const auto buffers = side_.trainer() != nullptr ? side_.trainer()->buffers() : std::vector<const Buffer*>();
-    std::vector<Mapping> sources;
-    gpu::Stream stream;
-    agree(job_.world(), "ceiling", job_.deadline(), [&](Deadline work) {
-      sources = map_sources(job_.world(), buffers, placement_.gpu, work);
-      if (!job_.trainer() && placement_.kind == MemoryKind::cuda) stream = gpu::Stream(placement_.gpu);
-    });
-    std::vector<double> seconds;
-    constexpr std::size_t tries = 7;  // a median that one slow try does not move
-    for (std::size_t i = 0; i < tries; ++i) {
-      job_.world().barrier(job_.deadline());
-      Stopwatch watch;
-      if (!job_.trainer()) {
-        auto& store = side_.engine()->store();
-        const auto slot = store.slots()[store.stage(job_.deadline())];
-        const auto share = std::min(sources[0].bytes().size() / roster_.tp, slot.size_bytes);
-        const void* from = sources[i % 2].bytes().data() + side_.tp_rank() * share;
-        void* to = slot.data;
-        if (placement_.kind == MemoryKind::host) {
-          std::memcpy(to, from, share);
-        } else {
-          gpu::copy_batch(&to, &from, &share, 1, stream);
-          stream.synchronize(job_.deadline(), "a plain copy");
-        }
-        store.drop();
-      }
-      job_.world().barrier(job_.deadline());
-      seconds.push_back(watch.elapsed_s());
-    }
-    return seconds;
-  }
-
   ReportRow run(const Combination& what) {
     side_.form_group({.transport = std::string(name_of(what.transport)),
                       .method = what.method,
@@ -101,7 +65,7 @@ class ModelBench {
                   .group_warmup = options_.group_warmup,
                   .path = {},
                   .readers = {}};
-    auto plain = options_.ceiling ? plain_copies() : std::vector<double>();
+    auto plain = options_.ceiling ? plain_copies(job_, side_, roster_, placement_) : std::vector<double>();
     LayerStudy study(what.granularity == Granularity::model ? 1 : plan_.model.parameters.size());
     const auto first = version_, served = source_index_;
     std::vector<double> seconds;
@@ -138,7 +102,7 @@ class ModelBench {
     row.p99_s = p99(seconds);
     row.model_GBps = static_cast<double>(size_bytes) / row.median_s / 1e9;
     if (options_.ceiling) {  // taken before and after, because machines drift
-      const auto after = plain_copies();
+      const auto after = plain_copies(job_, side_, roster_, placement_);
       plain.insert(plain.end(), after.begin(), after.end());
       row.ceiling_GBps = static_cast<double>(size_bytes) / median(plain) / 1e9;
       row.ratio_to_ceiling = row.model_GBps / row.ceiling_GBps;
@@ -188,7 +152,9 @@ void print_header(const BenchOptions& options, const Roster& roster, MemoryKind 
              roster.dp, roster.tp, name(memory), options.repeat, options.warmup);
   if (!options.group_warmup) fmt::print("# no warm-up when a group is formed: the cold update pays for it\n");
   if (options.ceiling) {
-    fmt::print("# ceiling: GB/s when every engine rank pulls its share of the trainer's memory in one plain copy\n");
+    fmt::print(
+        "# ceiling: GB/s when a replica takes its shares of the trainer's memory in plain copies, from both ends of a "
+        "link\n");
   }
   fmt::print(
       "# times in ms from before PREPARE to after COMMIT, as rank 0 sees them; GB/s are bytes of the model / median\n");

@@ -62,8 +62,7 @@ class PlanHasher {
   void add(const PackedRows& rows) { integers(rows.segment_index, rows.first_row, rows.row_count, rows.pack_offset); }
   void add(const Range& range) { integers(range.first, range.count); }
   void add(const Part& part) {
-    for (const auto& range :
-         {part.parameters, part.segments, part.copies, part.pulled, part.pushed, part.pack_steps})
+    for (const auto& range : {part.parameters, part.segments, part.copies, part.pulled, part.pushed, part.pack_steps})
       add(range);
   }
   void add(const Schedule& schedule) {

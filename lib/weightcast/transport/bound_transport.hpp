@@ -65,7 +65,9 @@ class BoundTransport : public Transport {
 /// One host, see direct.hpp. For host memory: engines copy.
 std::unique_ptr<Transport> make_direct_host();
 /// For device memory: engines queue copies on their GPU, contiguous segments by copy engine, strided ones by a kernel.
-/// On the trainer's own GPU, where the batch wants digests, one kernel copies and digests in the same pass.
+/// Across a link the trainer's GPU pushes half of each part into their slots meanwhile: two copy engines hide each
+/// other's page walks. On the trainer's own GPU, where the batch wants digests, one kernel copies and digests in the
+/// same pass.
 std::unique_ptr<Transport> make_direct_gpu();
 
 /// Host memory, any hosts, exact shards: each leaves the trainer once for each tp rank; with dp > 1 a replica passes

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <vector>
+
+#include "weightcast/job/job.hpp"
+#include "weightcast/job/side.hpp"
+
+namespace weightcast {
+
+/// The ceiling of `bench`: a replica takes its shares of the trainer's memory in plain copies, all ranks at once, a
+/// barrier on both sides: by memcpy; on one GPU by its copy engine; across a link half pulled by the engine's GPU and
+/// half pushed by the trainer's, which is what the link can do. Further replicas could at best have theirs at the same
+/// time. Seconds of each of a few tries, the same number on all ranks. Collective.
+std::vector<double> plain_copies(Job& job, Side& side, const Roster& roster, Placement placement);
+
+}  // namespace weightcast
