@@ -97,7 +97,11 @@ row() {
   [[ -z $dry_run ]] || return 0
   rm -f "$report"
   "${command[@]}" </dev/null || status=$?
-  ((status == 0)) || failed+=("$name (exit status $status)")
+  if ((status == 124 || status == 137)); then
+    failed+=("$name (cut off after $limit_s s: give it more with --limit)")
+  elif ((status != 0)); then
+    failed+=("$name (exit status $status)")
+  fi
   [[ ! -e $report ]] || reports+=("$report")
 }
 
