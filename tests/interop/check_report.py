@@ -50,6 +50,8 @@ COMMANDS = {
         "device": TEXT, "transport": TEXT, "method": TEXT, "granularity": TEXT, "commit": TEXT,
         "model": {"family": TEXT, "parameters": COUNT, "bytes": COUNT},
         "group": {"init_s": NUMBER, "warmup_s": NUMBER},
+        "phases": {"load_s": NUMBER, "group_s": NUMBER, "updates_s": NUMBER, "check_s": NUMBER, "snapshot_s": NUMBER,
+                   "total_s": NUMBER},
         "notes": absent([TEXT]),
         "updates": [UPDATE],
         "summary": {"cold_s": NUMBER, "median_s": NUMBER, "min_s": NUMBER, "max_s": NUMBER, "p99_s": NUMBER,

@@ -20,6 +20,7 @@
 #include "weightcast/job/side.hpp"
 #include "weightcast/job/stop.hpp"
 #include "weightcast/snapshot/snapshot.hpp"
+#include "weightcast/telemetry/stopwatch.hpp"
 #include "weightcast/trainer/weight_source.hpp"
 
 namespace weightcast {
@@ -36,17 +37,34 @@ class Update {
       : options_(options), outputs_(outputs), job_(job), report_(report), trace_(trace) {}
 
   void run() {
+    auto& phases = report_.phases;
     join();
-    load();
-    form_group();
-    while_serving(job_, side_->engine(), [&](const Communicator& callers) { serve_and_update(callers); });
-    show_load();
-    if (options_.verify == VerifyChoice::all) check_reference();
-    if (!options_.snapshot.empty()) snapshot();
+    watch_.lap();
+    timed(phases.load_s, [&] { load(); });
+    timed(phases.group_s, [&] { form_group(); });
+    timed(phases.updates_s, [&] {
+      while_serving(job_, side_->engine(), [&](const Communicator& callers) { serve_and_update(callers); });
+      show_load();
+    });
+    if (options_.verify == VerifyChoice::all) timed(phases.check_s, [&] { check_reference(); });
+    if (!options_.snapshot.empty()) timed(phases.snapshot_s, [&] { snapshot(); });
+    phases.total_s = begun_.elapsed_s();
     if (job_.trainer()) print_update_summary(report_, options_.verify);
   }
 
  private:
+  /// Notes how long a phase took, also one that fails.
+  void timed(double& seconds, FunctionRef<void()> phase) {
+    try {
+      phase();
+    } catch (...) {
+      seconds = watch_.lap();
+      report_.phases.total_s = begun_.elapsed_s();
+      throw;
+    }
+    seconds = watch_.lap();
+  }
+
   void join() {
     agree(job_.world(), "start", job_.deadline(), [&] {
       roster_ = form_roster(options_.tp, options_.dp, job_.world().size());
@@ -246,6 +264,7 @@ class Update {
   Job& job_;
   Report& report_;
   Trace& trace_;
+  Stopwatch begun_, watch_;
   Roster roster_;
   Placement placement_;
   TransferPlan plan_;

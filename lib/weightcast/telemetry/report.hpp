@@ -123,6 +123,11 @@ struct Report {
   struct {
     double init_s = unknown, warmup_s = unknown;
   } group;
+  /// The whole job on this rank, in its order; total_s from the start to here.
+  struct {
+    double load_s = unknown, group_s = unknown, updates_s = unknown, check_s = unknown, snapshot_s = unknown;
+    double total_s = unknown;
+  } phases;
   std::vector<ReportUpdate> updates;
   ReportSummary summary;
   struct {
