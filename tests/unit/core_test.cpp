@@ -275,6 +275,26 @@ TEST(ParallelFor, TheCallerWorksToo) {
   parallel_for(3, 1, [&](std::size_t) { EXPECT_EQ(std::this_thread::get_id(), caller); });
 }
 
+TEST(ParallelFor, EachThreadHasItsOwn) {
+  for (const std::size_t threads : {0, 1, 3}) {
+    std::atomic<std::size_t> made{0}, sum{0};
+    parallel_for(
+        100, threads, [&] { return made++; },
+        [&](std::size_t own, std::size_t i) {
+          EXPECT_LT(own, std::max<std::size_t>(threads, 1));
+          sum += i;
+        });
+    EXPECT_EQ(made, std::max<std::size_t>(threads, 1));
+    EXPECT_EQ(sum, 4950u);
+    EXPECT_THROW(parallel_for(
+                     100, threads, [] { return 0; },
+                     [](int, std::size_t i) {
+                       if (i == 7) fail(ExitCode::bad_data, "seven");
+                     }),
+                 Error);
+  }
+}
+
 TEST(ParallelFor, RethrowsAndBeginsNoLaterTask) {
   std::vector<std::size_t> begun;
   const auto error = error_of([&] {

@@ -124,6 +124,10 @@ TEST(ShardDigests, OfARangeOfParametersLeaveTheOthers) {
   }
 }
 
+Region on_host(std::vector<std::byte>& slot) {
+  return {slot.data(), slot.size(), MemoryKind::host, -1};
+}
+
 RC_GTEST_PROP(Reference, FillsWhatThePlanMoves, ()) {
   const auto model = random_model();
   const auto parameters = harness::model_bytes(model, 3);
@@ -133,10 +137,11 @@ RC_GTEST_PROP(Reference, FillsWhatThePlanMoves, ()) {
     std::vector<std::byte> slot(plan.slot_bytes);
     for (const auto& range : plan.ranks[t].padding) slot[range.offset + range.size_bytes - 1] = std::byte{1};
     std::atomic<std::uint64_t> filled = 0;
-    fill_from_reference(plan, t, slot, reader(parameters), t % 3, [&](std::uint64_t bytes) { filled += bytes; });
+    fill_from_reference(plan, t, on_host(slot), reader(parameters), t % 3,
+                        [&](std::uint64_t bytes) { filled += bytes; });
     RC_ASSERT(slot == harness::slot_of(plan, t, parameters));
     RC_ASSERT(filled == plan.ranks[t].received_bytes);
-    const auto check = check_against_reference(plan, t, slot, reader(parameters));
+    const auto check = check_against_reference(plan, t, on_host(slot), reader(parameters), 3);
     RC_ASSERT(check.mismatched.empty());
     RC_ASSERT(!check.first);
   }
@@ -153,7 +158,7 @@ void find_flips(const TransferPlan& plan, const Parameters& parameters, std::uin
       for (std::uint64_t i = 0; i < last; i = i + 1 == last ? last : std::min(i + stride, last - 1)) {
         const auto at = shard.destination_offset + i / shard.row_bytes * shard.destination_pitch + i % shard.row_bytes;
         slot[at] ^= std::byte{0x10};
-        const auto check = check_against_reference(plan, t, slot, reader(parameters));
+        const auto check = check_against_reference(plan, t, on_host(slot), reader(parameters), 3);
         ASSERT_EQ(check.mismatched, std::vector<std::size_t>{p}) << info.name << " byte " << i << " of rank " << t;
         const auto width = static_cast<std::uint64_t>(bits(info.dtype)) / 8;
         ASSERT_TRUE(check.first);
@@ -162,7 +167,7 @@ void find_flips(const TransferPlan& plan, const Parameters& parameters, std::uin
         slot[at] ^= std::byte{0x10};
       }
     }
-    ASSERT_FALSE(check_against_reference(plan, t, slot, reader(parameters)).first);
+    ASSERT_FALSE(check_against_reference(plan, t, on_host(slot), reader(parameters), 3).first);
   }
 }
 
@@ -187,7 +192,7 @@ TEST(Reference, ShowsBothValues) {
   parameters[p][7] = std::byte{0x3f};
   auto slot = harness::slot_of(plan, 0, parameters);
   slot[plan.ranks[0].shards[p].destination_offset + 7] = std::byte{0xbf};
-  const auto check = check_against_reference(plan, 0, slot, reader(parameters));
+  const auto check = check_against_reference(plan, 0, on_host(slot), reader(parameters), 1);
   ASSERT_TRUE(check.first);
   EXPECT_EQ(*check.first,
             fmt::format("model.norm.weight: byte {} of the slot holds 0xbf80 (-1), the reference 0x3f80 (1)",
@@ -198,7 +203,8 @@ TEST(Reference, NamesTheFirstAndListsAll) {
   const auto model = build_model(load_model_config("tiny"));
   const auto plan = make_plan(model, 2, 1);
   const auto parameters = harness::model_bytes(model, 1), others = harness::model_bytes(model, 2);
-  const auto check = check_against_reference(plan, 1, harness::slot_of(plan, 1, others), reader(parameters));
+  auto slot = harness::slot_of(plan, 1, others);
+  const auto check = check_against_reference(plan, 1, on_host(slot), reader(parameters), 4);
   EXPECT_EQ(check.mismatched.size(), parameters.size());
   ASSERT_TRUE(check.first);
   EXPECT_THAT(*check.first, HasSubstr(model.parameters[0].info.name));
@@ -217,14 +223,14 @@ TEST(Reference, PaddingMustBeZero) {
       padding_bytes += range.size_bytes;
       for (const auto at : {range.offset, range.offset + range.size_bytes - 1}) {
         slot[at] = std::byte{1};
-        const auto check = check_against_reference(plan, t, slot, reader(parameters));
+        const auto check = check_against_reference(plan, t, on_host(slot), reader(parameters), 3);
         EXPECT_TRUE(check.mismatched.empty());
         ASSERT_TRUE(check.first) << "rank " << t << " byte " << at;
         EXPECT_THAT(*check.first, HasSubstr("padding"));
         slot[at] = std::byte{0};
       }
     }
-    EXPECT_FALSE(check_against_reference(plan, t, slot, reader(parameters)).first);
+    EXPECT_FALSE(check_against_reference(plan, t, on_host(slot), reader(parameters), 3).first);
   }
   EXPECT_EQ(padding_bytes, 2u * 63 * 4 * 2) << "63 rows of 4 elements of 2 bytes, in the embedding and in the head";
 }
@@ -236,8 +242,8 @@ TEST(Reference, AReaderThatFailsIsHeard) {
   const ReadReference broken = [](std::size_t p, std::uint64_t, std::span<std::byte>) {
     if (p == 3) fail(ExitCode::bad_data, "the file ends too early");
   };
-  EXPECT_EQ(error_of([&] { fill_from_reference(plan, 0, slot, broken, 4); }).code(), ExitCode::bad_data);
-  EXPECT_EQ(error_of([&] { check_against_reference(plan, 0, slot, broken); }).code(), ExitCode::bad_data);
+  EXPECT_EQ(error_of([&] { fill_from_reference(plan, 0, on_host(slot), broken, 4); }).code(), ExitCode::bad_data);
+  EXPECT_EQ(error_of([&] { check_against_reference(plan, 0, on_host(slot), broken, 4); }).code(), ExitCode::bad_data);
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <functional>
@@ -16,6 +18,22 @@ namespace weightcast {
 /// order. Returns when all are done; the first exception is rethrown after the others have finished (later tasks are
 /// not begun).
 void parallel_for(std::size_t count, std::size_t threads, const std::function<void(std::size_t)>& task);
+
+/// The same with something of its own for each thread, made by it: task(own, index).
+template <typename Make, typename Task>
+void parallel_for(std::size_t count, std::size_t threads, const Make& make, const Task& task) {
+  std::atomic<std::size_t> next{0};
+  const auto used = std::max<std::size_t>(std::min(threads, count), 1);
+  parallel_for(used, used, [&](std::size_t) {
+    auto own = make();
+    try {
+      for (std::size_t i = next++; i < count; i = next++) task(own, i);
+    } catch (...) {
+      next = count;
+      throw;
+    }
+  });
+}
 
 /// Threads that are started once, for work that comes again and again: parked in between.
 class Workers {

@@ -229,6 +229,15 @@ HostView::HostView(const Region& region) : bytes_(region.bytes()) {
   bytes_ = copy_.region().bytes();
 }
 
+Staging::Staging(const Region& region, std::uint64_t size_bytes)
+    : memory_(region.kind == MemoryKind::cuda ? gpu::allocate_pinned(size_bytes) : new std::byte[size_bytes],
+              Release{region.kind == MemoryKind::cuda}) {}
+
+void Staging::Release::operator()(std::byte* memory) const noexcept {
+  if (pinned) return gpu::release_pinned(memory);
+  delete[] memory;
+}
+
 void copy_rows(std::byte* destination, std::uint64_t destination_pitch, const std::byte* source,
                std::uint64_t source_pitch, std::uint64_t row_bytes, std::uint64_t rows) noexcept {
   if (destination_pitch == row_bytes && source_pitch == row_bytes) {

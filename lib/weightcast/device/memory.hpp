@@ -111,6 +111,21 @@ class HostView {
   std::span<const std::byte> bytes_;
 };
 
+/// Host memory for what is on its way to or from a region: pinned where that is on a GPU, whose driver else copies once
+/// more.
+class Staging {
+ public:
+  Staging(const Region& region, std::uint64_t size_bytes);
+  std::span<std::byte> first(std::uint64_t size_bytes) const noexcept { return {memory_.get(), size_bytes}; }
+
+ private:
+  struct Release {
+    bool pinned = false;
+    void operator()(std::byte* memory) const noexcept;
+  };
+  std::unique_ptr<std::byte, Release> memory_;
+};
+
 /// Copies `rows` runs of `row_bytes` on the host; one memcpy where both sides are contiguous.
 void copy_rows(std::byte* destination, std::uint64_t destination_pitch, const std::byte* source,
                std::uint64_t source_pitch, std::uint64_t row_bytes, std::uint64_t rows) noexcept;

@@ -21,12 +21,7 @@ void ModelRunner::load(std::uint64_t version, const ReadReference& read, std::si
                        const std::function<void(std::uint64_t)>& progress) {
   const auto slot = store_.stage(Deadline::after(1));
   try {
-    const auto region = store_.slots()[slot];
-    // Weights for a GPU are put together on the host.
-    const bool direct = region.kind == MemoryKind::host;
-    const auto host = direct ? Buffer() : Buffer::host(region.size_bytes, false, "loading weights");
-    fill_from_reference(*plan_, tp_rank_, direct ? region.bytes() : host.region().bytes(), read, threads, progress);
-    if (!direct) write_region(region, 0, host.region().bytes());
+    fill_from_reference(*plan_, tp_rank_, store_.slots()[slot], read, threads, progress);
   } catch (...) {
     store_.drop();
     throw;

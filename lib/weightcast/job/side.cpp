@@ -87,12 +87,12 @@ UpdateResult Side::update(std::size_t source_index, std::uint64_t version, Granu
 
 ReferenceCheck Side::check(const ReadReference& reference) const {
   ReferenceCheck result;
+  const auto threads = threads_per_rank(job_->world(), job_->deadline());
   const auto ranks = static_cast<std::uint64_t>(job_->world().size());
   job_->agree_patiently("reference", plan_->model.size_bytes() * ranks, [&](const Pulse& pulse) {
     if (!engine_) return;
     const auto pin = engine_->store().pin();
-    const HostView slot(pin.slot());
-    result = check_against_reference(*plan_, tp_rank(), slot.bytes(), attentive(reference, pulse));
+    result = check_against_reference(*plan_, tp_rank(), pin.slot(), attentive(reference, pulse), threads);
   });
   return result;
 }

@@ -1,5 +1,7 @@
 #include "weightcast/trainer/trainer.hpp"
 
+#include <atomic>
+
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/parallel.hpp"
 
@@ -20,18 +22,30 @@ std::size_t Trainer::load(const WeightSource& source, std::size_t threads,
   auto added = make_source(fmt::format("the trainer's copy of {}", source.describe()));
   added->claimed.resize(parameters.size());
   const auto region = added->buffer.region();
-  parallel_for(parameters.size(), threads, [&](std::size_t p) {
+  const bool on_host = region.kind == MemoryKind::host;
+  struct Block {
+    std::size_t parameter;
+    std::uint64_t offset, size_bytes;
+  };
+  std::vector<Block> blocks;
+  for (std::size_t p = 0; p < parameters.size(); ++p) {
     const auto size_bytes = *parameters[p].info.size_bytes();
-    std::vector<std::byte> staging(region.kind == MemoryKind::host ? 0 : std::min(block_bytes, size_bytes));
-    for (std::uint64_t offset = 0; offset < size_bytes; offset += block_bytes) {
-      const auto count = std::min(block_bytes, size_bytes - offset), at = plan_->source_offset(p) + offset;
-      const auto block = staging.empty() ? region.bytes().subspan(at, count) : std::span(staging).first(count);
-      source.read(p, offset, block);
-      added->claimed[p] += digest_bytes(block, offset);
-      if (!staging.empty()) write_region(region, at, block);
-      if (progress) progress(block.size());
-    }
-  });
+    for (std::uint64_t offset = 0; offset < size_bytes; offset += block_bytes)
+      blocks.push_back({p, offset, std::min(block_bytes, size_bytes - offset)});
+  }
+  const auto bring = [&](const Staging& staging, std::size_t index) {
+    const auto& [p, offset, size_bytes] = blocks[index];
+    const auto at = plan_->source_offset(p) + offset;
+    const auto block = on_host ? region.bytes().subspan(at, size_bytes) : staging.first(size_bytes);
+    source.read(p, offset, block);
+    const auto digest = digest_bytes(block, offset);
+    std::atomic_ref(added->claimed[p].first) += digest.first;
+    std::atomic_ref(added->claimed[p].second) += digest.second;
+    if (!on_host) write_region(region, at, block);
+    if (progress) progress(size_bytes);
+  };
+  parallel_for(
+      blocks.size(), threads, [&] { return Staging(region, on_host ? 0 : block_bytes); }, bring);
   sources_.push_back(std::move(added));
   return sources_.size() - 1;
 }

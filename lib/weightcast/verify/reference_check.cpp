@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <mutex>
 
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/parallel.hpp"
@@ -11,34 +12,37 @@ namespace {
 
 constexpr std::uint64_t block_bytes = 4 * 1024 * 1024;
 
-/// Calls visit(slot_offset, reference, size_bytes) for every contiguous piece of a shard.
-/// Whole rows of the parameter are read, because a reference is fastest in one piece.
-template <typename Visit>
-void for_each_block(const TransferPlan& plan, std::size_t tp_rank, std::size_t parameter, const ReadReference& read,
-                    const Visit& visit) {
-  const auto& shard = plan.ranks[tp_rank].shards[parameter];
-  if (shard.size_bytes() == 0) return;
-  std::vector<std::byte> block;
-  const auto offset = shard.parameter_offset;
-  if (shard.contiguous_parameter() && shard.contiguous_destination()) {
-    for (std::uint64_t first = 0; first < shard.size_bytes(); first += block_bytes) {
-      block.resize(std::min(block_bytes, shard.size_bytes() - first));
-      read(parameter, offset + first, block);
-      visit(shard.destination_offset + first, block.data(), block.size());
-    }
-    return;
+/// A rank's shards in pieces that one read brings: whole rows of the parameter, because a reference is fastest in one
+/// piece, or a part of a run. By parameter, and in the order of their bytes.
+std::vector<Segment> blocks_of(const RankPlan& rank) {
+  std::vector<Segment> blocks;
+  for (const auto& shard : rank.shards) {
+    if (shard.size_bytes() == 0) continue;
+    const Segment whole{shard, 0, shard.parameter_offset, shard.parameter_pitch};
+    const auto kept = std::max<std::uint64_t>(block_bytes / shard.parameter_pitch, 1) * shard.row_bytes;
+    for (BlockCursor cursor(whole, whole.contiguous() ? block_bytes : kept); !cursor.done(); cursor.next())
+      blocks.push_back(cursor.block());
   }
-  const auto step = std::max<std::uint64_t>(block_bytes / shard.parameter_pitch, 1);
-  for (std::uint64_t row = 0; row < shard.rows; row += step) {
-    const auto rows = std::min(step, shard.rows - row);
-    block.resize((rows - 1) * shard.parameter_pitch + shard.row_bytes);
-    read(parameter, offset + row * shard.parameter_pitch, block);
-    for (std::uint64_t i = 0; i < rows; ++i) {
-      visit(shard.destination_offset + (row + i) * shard.destination_pitch, block.data() + i * shard.parameter_pitch,
-            shard.row_bytes);
-    }
-  }
+  return blocks;
 }
+
+/// From the first byte of the first row to the last of the last one.
+std::uint64_t extent(const Segment& block, std::uint64_t pitch) noexcept {
+  return (block.rows - 1) * pitch + block.row_bytes;
+}
+
+/// A thread's memory for a block of the reference, and of a slot that the host cannot read.
+struct Blocks {
+  Staging reference, held;
+  Blocks(const Region& slot, const std::vector<Segment>& blocks)
+      : reference({}, longest(blocks, &Segment::parameter_pitch)),
+        held(slot, slot.kind == MemoryKind::host ? 0 : longest(blocks, &Segment::destination_pitch)) {}
+  static std::uint64_t longest(const std::vector<Segment>& blocks, std::uint64_t Segment::*pitch) {
+    std::uint64_t bytes = 0;
+    for (const auto& block : blocks) bytes = std::max(bytes, extent(block, block.*pitch));
+    return bytes;
+  }
+};
 
 std::string describe_difference(const TransferPlan& plan, std::size_t parameter, std::uint64_t slot_offset,
                                 const std::byte* held, const std::byte* reference, std::uint64_t size_bytes) {
@@ -59,22 +63,46 @@ std::string describe_difference(const TransferPlan& plan, std::size_t parameter,
 
 }  // namespace
 
-ReferenceCheck check_against_reference(const TransferPlan& plan, std::size_t tp_rank, std::span<const std::byte> slot,
-                                       const ReadReference& read) {
-  ReferenceCheck result;
-  for (std::size_t p = 0; p < plan.model.parameters.size(); ++p) {
-    bool same = true;
-    for_each_block(plan, tp_rank, p, read,
-                   [&](std::uint64_t offset, const std::byte* reference, std::uint64_t row_bytes) {
-                     if (std::memcmp(slot.data() + offset, reference, row_bytes) == 0) return;
-                     same = false;
-                     if (!result.first)
-                       result.first = describe_difference(plan, p, offset, slot.data() + offset, reference, row_bytes);
-                   });
-    if (!same) result.mismatched.push_back(p);
+ReferenceCheck check_against_reference(const TransferPlan& plan, std::size_t tp_rank, const Region& slot,
+                                       const ReadReference& read, std::size_t threads) {
+  const auto blocks = blocks_of(plan.ranks[tp_rank]);
+  std::vector<char> differs(plan.model.parameters.size());
+  std::optional<std::string> first;
+  std::size_t first_block = blocks.size();
+  std::mutex mutex;
+  const auto compare = [&](const Blocks& own, std::size_t index) {
+    const auto& block = blocks[index];
+    const auto reference = own.reference.first(extent(block, block.parameter_pitch));
+    read(block.parameter_index, block.parameter_offset, reference);
+    const std::byte* held = slot.data + block.destination_offset;
+    if (slot.kind != MemoryKind::host) {
+      const auto copy = own.held.first(extent(block, block.destination_pitch));
+      read_region(slot, block.destination_offset, copy);
+      held = copy.data();
+    }
+    for (std::uint64_t row = 0; row < block.rows; ++row) {
+      const auto* const theirs = reference.data() + row * block.parameter_pitch;
+      const auto* const mine = held + row * block.destination_pitch;
+      if (std::memcmp(mine, theirs, block.row_bytes) == 0) continue;
+      const std::scoped_lock lock(mutex);
+      differs[block.parameter_index] = 1;
+      if (index >= first_block) return;
+      first_block = index;
+      first = describe_difference(plan, block.parameter_index, block.destination_offset + row * block.destination_pitch,
+                                  mine, theirs, block.row_bytes);
+      return;
+    }
+  };
+  parallel_for(
+      blocks.size(), threads, [&] { return Blocks(slot, blocks); }, compare);
+  ReferenceCheck result{.mismatched = {}, .first = std::move(first)};
+  for (std::size_t p = 0; p < differs.size(); ++p) {
+    if (differs[p] != 0) result.mismatched.push_back(p);
   }
+  std::vector<std::byte> padding;
   for (const auto& range : plan.ranks[tp_rank].padding) {
-    const auto padding = slot.subspan(range.offset, range.size_bytes);
+    padding.resize(range.size_bytes);
+    read_region(slot, range.offset, padding);
     if (std::all_of(padding.begin(), padding.end(), [](std::byte b) { return b == std::byte{0}; })) continue;
     if (!result.first)
       result.first = fmt::format("vocabulary padding at byte {} of the slot is not zero", range.offset);
@@ -82,17 +110,34 @@ ReferenceCheck check_against_reference(const TransferPlan& plan, std::size_t tp_
   return result;
 }
 
-void fill_from_reference(const TransferPlan& plan, std::size_t tp_rank, std::span<std::byte> slot,
-                         const ReadReference& read, std::size_t threads,
-                         const std::function<void(std::uint64_t)>& progress) {
-  parallel_for(plan.model.parameters.size(), threads, [&](std::size_t p) {
-    for_each_block(plan, tp_rank, p, read,
-                   [&](std::uint64_t offset, const std::byte* reference, std::uint64_t row_bytes) {
-                     std::memcpy(slot.data() + offset, reference, row_bytes);
-                     if (progress) progress(row_bytes);
-                   });
-  });
-  for (const auto& range : plan.ranks[tp_rank].padding) std::memset(slot.data() + range.offset, 0, range.size_bytes);
+void fill_from_reference(const TransferPlan& plan, std::size_t tp_rank, const Region& slot, const ReadReference& read,
+                         std::size_t threads, const std::function<void(std::uint64_t)>& progress) {
+  const auto blocks = blocks_of(plan.ranks[tp_rank]);
+  const bool on_host = slot.kind == MemoryKind::host;
+  const auto bring = [&](const Blocks& own, std::size_t index) {
+    const auto& block = blocks[index];
+    const bool straight = on_host && block.contiguous();
+    const auto size_bytes = extent(block, block.parameter_pitch);
+    const auto reference =
+        straight ? slot.bytes().subspan(block.destination_offset, size_bytes) : own.reference.first(size_bytes);
+    read(block.parameter_index, block.parameter_offset, reference);
+    if (on_host && !straight) {
+      copy_rows(slot.data + block.destination_offset, block.destination_pitch, reference.data(), block.parameter_pitch,
+                block.row_bytes, block.rows);
+    } else if (!on_host) {
+      const auto packed = own.held.first(block.size_bytes());
+      copy_rows(packed.data(), block.row_bytes, reference.data(), block.parameter_pitch, block.row_bytes, block.rows);
+      const auto runs = block.contiguous_destination() ? 1 : block.rows, run_bytes = block.size_bytes() / runs;
+      for (std::uint64_t run = 0; run < runs; ++run)
+        write_region(slot, block.destination_offset + run * block.destination_pitch,
+                     packed.subspan(run * run_bytes, run_bytes));
+    }
+    if (progress) progress(block.size_bytes());
+  };
+  parallel_for(
+      blocks.size(), threads, [&] { return Blocks(slot, blocks); }, bring);
+  for (const auto& range : plan.ranks[tp_rank].padding)
+    write_region(slot, range.offset, std::vector<std::byte>(range.size_bytes));
 }
 
 }  // namespace weightcast

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "weightcast/device/memory.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 
 namespace weightcast {
@@ -22,14 +23,13 @@ struct ReferenceCheck {
 };
 
 /// Compares every byte of a tp rank's slot with the reference: an independent reader of the same weights, not a digest.
-/// Vocabulary padding must be zero. Reads the reference in bounded blocks. Local.
-ReferenceCheck check_against_reference(const TransferPlan& plan, std::size_t tp_rank, std::span<const std::byte> slot,
-                                       const ReadReference& read);
+/// Vocabulary padding must be zero. Reads both in bounded blocks, on up to `threads` threads. Local.
+ReferenceCheck check_against_reference(const TransferPlan& plan, std::size_t tp_rank, const Region& slot,
+                                       const ReadReference& read, std::size_t threads);
 
 /// Fills a tp rank's slot from the reference, in bounded blocks, on up to `threads` threads; `progress(bytes)` may be
 /// empty.
-void fill_from_reference(const TransferPlan& plan, std::size_t tp_rank, std::span<std::byte> slot,
-                         const ReadReference& read, std::size_t threads,
-                         const std::function<void(std::uint64_t)>& progress = {});
+void fill_from_reference(const TransferPlan& plan, std::size_t tp_rank, const Region& slot, const ReadReference& read,
+                         std::size_t threads, const std::function<void(std::uint64_t)>& progress = {});
 
 }  // namespace weightcast
