@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -25,7 +26,7 @@ namespace weightcast::gpu {
 namespace {
 
 std::recursive_mutex mutex;  // of all below: what is queued runs in whichever thread waits for it
-std::uint64_t allocated = 0;
+std::atomic<std::uint64_t> allocated{0};
 
 [[noreturn]] void stop(const char* what) {
   std::fprintf(stderr, "emulated GPU: %s\n", what);
@@ -323,7 +324,8 @@ void zero(std::byte* device, std::uint64_t size_bytes, const Stream& stream) {
 void fetch(std::byte* pinned, const std::byte* device, std::uint64_t size_bytes, const Stream& stream) {
   queue_of(stream).add([=] { std::memcpy(pinned, at(device, size_bytes), size_bytes); });
 }
-std::byte* allocate_pinned(std::uint64_t size_bytes) {
+std::byte* allocate_pinned(int gpu, std::uint64_t size_bytes) {
+  expect_gpu(gpu);
   ++allocated;
   return new std::byte[size_bytes];
 }

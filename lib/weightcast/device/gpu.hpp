@@ -147,7 +147,7 @@ struct DigestTarget {
 void zero(std::byte* device, std::uint64_t size_bytes, const Stream& stream);
 void fetch(std::byte* pinned, const std::byte* device, std::uint64_t size_bytes, const Stream& stream);
 /// Pinned host memory.
-std::byte* allocate_pinned(std::uint64_t size_bytes);
+std::byte* allocate_pinned(int gpu, std::uint64_t size_bytes);
 void release_pinned(std::byte* memory) noexcept;
 
 /// How often this process has called allocate() and allocate_pinned() so far.

@@ -230,7 +230,8 @@ HostView::HostView(const Region& region) : bytes_(region.bytes()) {
 }
 
 Staging::Staging(const Region& region, std::uint64_t size_bytes)
-    : memory_(region.kind == MemoryKind::cuda ? gpu::allocate_pinned(size_bytes) : new std::byte[size_bytes],
+    : memory_(region.kind == MemoryKind::cuda ? gpu::allocate_pinned(region.gpu, std::max<std::uint64_t>(size_bytes, 1))
+                                              : new std::byte[size_bytes],
               Release{region.kind == MemoryKind::cuda}) {}
 
 void Staging::Release::operator()(std::byte* memory) const noexcept {

@@ -53,7 +53,7 @@ GpuDigests::GpuDigests(std::size_t results, const std::vector<std::vector<gpu::D
   tasks_ = Buffer::allocate(placement, tasks.size() * sizeof(gpu::DigestTask), false, "the digest plan");
   if (!tasks.empty()) write_region(tasks_.region(), 0, std::as_bytes(std::span(tasks)));
   sums_ = Buffer::allocate(placement, results * sizeof(Digest), false, "digests");
-  pinned_.reset(gpu::allocate_pinned(results * sizeof(Digest)));
+  pinned_.reset(gpu::allocate_pinned(gpu, results * sizeof(Digest)));
 }
 
 void GpuDigests::begin(const std::byte* base) {

@@ -216,7 +216,8 @@ void fetch(std::byte* pinned, const std::byte* device, std::uint64_t size_bytes,
   check(cudaMemcpyAsync(pinned, device, size_bytes, cudaMemcpyDeviceToHost, cuda(stream)), "cudaMemcpyAsync");
 }
 
-std::byte* allocate_pinned(std::uint64_t size_bytes) {
+std::byte* allocate_pinned(int gpu, std::uint64_t size_bytes) {
+  use(gpu);  // else a thread's first call takes memory of GPU 0
   ++allocated;
   void* memory = nullptr;
   check(cudaMallocHost(&memory, size_bytes), "cudaMallocHost");

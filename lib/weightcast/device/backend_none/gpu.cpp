@@ -90,7 +90,7 @@ void zero(std::byte*, std::uint64_t, const Stream&) {
 void fetch(std::byte*, const std::byte*, std::uint64_t, const Stream&) {
   none();
 }
-std::byte* allocate_pinned(std::uint64_t) {
+std::byte* allocate_pinned(int, std::uint64_t) {
   none();
 }
 void release_pinned(std::byte*) noexcept {}
