@@ -9,9 +9,9 @@
 namespace weightcast {
 namespace {
 
-/// What a rank copies in a try.
+/// What a rank copies in a try, from the trainer's two source regions in turn.
 struct PlainCopy {
-  const void* from;
+  const void* from[2];
   void* to;
   std::size_t size_bytes;
   const gpu::Stream* stream;  // none on the host
@@ -27,7 +27,7 @@ std::vector<double> plain_copies(Job& job, Side& side, const Roster& roster, Pla
   const auto peers = Peers::meet(world, roster, placement, job.deadline());
   std::vector<Mapping> sources, slots;  // of the trainer, of engines
   std::vector<gpu::Stream> streams;
-  std::vector<PlainCopy> even, odd;  // tries take the trainer's sources in turn
+  std::vector<PlainCopy> copies;
   agree(world, "ceiling", job.deadline(), [&](Deadline work) {
     sources = map_sources(world, buffers, placement.gpu, work);
     std::vector<ShareHandle> own;
@@ -43,9 +43,6 @@ std::vector<double> plain_copies(Job& job, Side& side, const Roster& roster, Pla
     const auto share_of = [&](std::uint64_t source_bytes, std::uint64_t slot_bytes) {
       return std::min(source_bytes / roster.tp, slot_bytes);
     };
-    const auto add = [&](std::vector<PlainCopy>& list, const std::byte* from, std::byte* to, std::uint64_t size) {
-      list.push_back({from, to, size, on_gpu ? &streams.back() : nullptr});
-    };
     streams.reserve(roster.tp);
     for (std::size_t t = 0; t < roster.tp; ++t) {
       const int engine = roster.engine_rank(0, t);
@@ -56,26 +53,25 @@ std::vector<double> plain_copies(Job& job, Side& side, const Roster& roster, Pla
         const auto& handle = handles.at(static_cast<std::size_t>(engine)).at(0);
         slots.emplace_back(handle, placement.gpu);
         const auto share = share_of(buffers[0]->region().size_bytes, handle.size_bytes), half = share / 2;
-        add(even, buffers[0]->region().data + t * share + half, slots.back().writable() + half, share - half);
-        add(odd, buffers[1]->region().data + t * share + half, slots.back().writable() + half, share - half);
+        const auto from = [&](std::size_t source) { return buffers[source]->region().data + t * share + half; };
+        copies.push_back({{from(0), from(1)}, slots.back().writable() + half, share - half, &streams.back()});
       } else {
         const auto share = share_of(sources[0].bytes().size(), slot.size_bytes), half = pushes ? share / 2 : share;
-        add(even, sources[0].bytes().data() + t * share, slot.data, half);
-        add(odd, sources[1].bytes().data() + t * share, slot.data, half);
+        const auto from = [&](std::size_t source) { return sources[source].bytes().data() + t * share; };
+        copies.push_back({{from(0), from(1)}, slot.data, half, on_gpu ? &streams.back() : nullptr});
       }
     }
   });
   std::vector<double> seconds;
   constexpr std::size_t tries = 7;  // a median that one slow try does not move
   for (std::size_t i = 0; i < tries; ++i) {
-    auto& copies = i % 2 == 0 ? even : odd;
     world.barrier(job.deadline());
     Stopwatch watch;
     for (auto& copy : copies) {
       if (copy.stream == nullptr) {
-        std::memcpy(copy.to, copy.from, copy.size_bytes);
+        std::memcpy(copy.to, copy.from[i % 2], copy.size_bytes);
       } else {
-        gpu::copy_batch(&copy.to, &copy.from, &copy.size_bytes, 1, *copy.stream);
+        gpu::copy_batch(&copy.to, &copy.from[i % 2], &copy.size_bytes, 1, *copy.stream);
       }
     }
     for (const auto& stream : streams) stream.synchronize(job.deadline(), "a plain copy");

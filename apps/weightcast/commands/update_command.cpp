@@ -48,21 +48,23 @@ class Update {
     });
     if (options_.verify == VerifyChoice::all) timed(phases.check_s, [&] { check_reference(); });
     if (!options_.snapshot.empty()) timed(phases.snapshot_s, [&] { snapshot(); });
-    phases.total_s = begun_.elapsed_s();
     if (job_.trainer()) print_update_summary(report_, options_.verify);
   }
 
  private:
   /// Notes how long a phase took, also one that fails.
   void timed(double& seconds, FunctionRef<void()> phase) {
+    const auto note = [&] {
+      seconds = watch_.lap();
+      report_.phases.total_s = begun_.elapsed_s();
+    };
     try {
       phase();
     } catch (...) {
-      seconds = watch_.lap();
-      report_.phases.total_s = begun_.elapsed_s();
+      note();
       throw;
     }
-    seconds = watch_.lap();
+    note();
   }
 
   void join() {

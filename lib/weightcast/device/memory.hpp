@@ -115,12 +115,13 @@ class HostView {
 /// more.
 class Staging {
  public:
+  Staging() = default;
   Staging(const Region& region, std::uint64_t size_bytes);
   std::span<std::byte> first(std::uint64_t size_bytes) const noexcept { return {memory_.get(), size_bytes}; }
 
  private:
   struct Release {
-    bool pinned = false;
+    bool pinned;
     void operator()(std::byte* memory) const noexcept;
   };
   std::unique_ptr<std::byte, Release> memory_;

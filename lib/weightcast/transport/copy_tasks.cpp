@@ -25,4 +25,15 @@ void CopyTasks::queue(const Range& tasks, const std::byte* source, std::byte* de
   gpu::copy_strided(first, tasks.count, source, destination, stream);
 }
 
+void CopyBatch::queue(std::span<const Copy> copies, const std::byte* source, std::byte* destination,
+                      const gpu::Stream& stream) {
+  const auto first = used_;
+  for (const auto& copy : copies) {
+    from_[used_] = source + copy.source_offset;
+    to_[used_] = destination + copy.destination_offset;
+    sizes_[used_++] = copy.size_bytes;
+  }
+  gpu::copy_batch(to_.data() + first, from_.data() + first, sizes_.data() + first, used_ - first, stream);
+}
+
 }  // namespace weightcast

@@ -56,10 +56,7 @@ class DirectGpu final : public BoundTransport {
     }
     first_task_.push_back(tasks_.count());
     tasks_.upload(placement, "the copy plan");
-    const auto most = schedule.copies.size() + schedule.halves.size();
-    from_.resize(most);
-    to_.resize(most);
-    sizes_.resize(most);
+    copies_ = CopyBatch(schedule.copies.size() + schedule.halves.size());
     if (upstream_.announces() || pushed_) {
       for (std::size_t i = 0; i < std::max(schedule.single.size(), schedule.whole.size()); ++i)
         arrivals_.emplace_back(placement.gpu);
@@ -86,11 +83,12 @@ class DirectGpu final : public BoundTransport {
     const bool halves = pushed_ && Schedule::pushes(parts), watched = upstream_.announces() || halves;
     upstream_.begin(parts.size());
     if (halves) pushed_->begin(parts, batch.sink_index);
-    std::size_t queued = 0, arrived = 0, used = 0;
+    std::size_t queued = 0, arrived = 0;
+    copies_.begin();
     while (queued < parts.size() || (watched && arrived < queued)) {
       bool progress = false;
       for (; queued < parts.size() && upstream_.ready(queued); ++queued, progress = true) {
-        used = queue(parts[queued], halves, source, sink(batch), used);
+        queue(parts[queued], halves, source, sink(batch));
         if (watched) arrivals_[queued].record(stream_);
         if (!halves && batch.gpu_observer != nullptr) batch.gpu_observer->landed(stream_, parts[queued].parameters);
       }
@@ -125,20 +123,13 @@ class DirectGpu final : public BoundTransport {
     }
   }
 
-  /// Queues one part; its pointers stay in from_ and to_ until the stream is done. Returns how many are in use.
-  std::size_t queue(const Part& part, bool half, const std::byte* source, std::byte* sink, std::size_t used) {
-    const auto first = used;
+  /// Queues one part, or the half of it that is pulled.
+  void queue(const Part& part, bool halves, const std::byte* source, std::byte* sink) {
     const auto& schedule = upstream_.schedule();
-    for (const auto& copy :
-         half&& part.pushed.count != 0 ? part.pulled.of(schedule.halves) : part.copies.of(schedule.copies)) {
-      from_[used] = source + copy.source_offset;
-      to_[used] = sink + copy.destination_offset;
-      sizes_[used++] = copy.size_bytes;
-    }
-    gpu::copy_batch(to_.data() + first, from_.data() + first, sizes_.data() + first, used - first, stream_);
+    const bool half = halves && part.pushed.count != 0;
+    copies_.queue(half ? part.pulled.of(schedule.halves) : part.copies.of(schedule.copies), source, sink, stream_);
     const auto task = first_task_[part.parameters.first];
     tasks_.queue({task, first_task_[part.parameters.end()] - task}, source, sink, stream_);
-    return used;
   }
 
   /// Queued in pieces, so that whoever else uses the GPU gets in between.
@@ -163,10 +154,8 @@ class DirectGpu final : public BoundTransport {
   CopyTasks tasks_;                      // of what is strided
   std::vector<std::size_t> first_task_;  // of each parameter, and the end
   std::vector<gpu::Event> arrivals_;     // of parts that somebody waits for
-  std::vector<const void*> from_;
-  std::vector<void*> to_;
-  std::vector<std::size_t> sizes_;
-  gpu::Stream stream_, landed_;  // on the latter nothing is queued: what is announced by it is there
+  CopyBatch copies_;                     // of what is contiguous
+  gpu::Stream stream_, landed_;          // on the latter nothing is queued: what is announced by it is there
 };
 
 }  // namespace

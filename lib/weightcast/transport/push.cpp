@@ -19,13 +19,15 @@ void drain(const gpu::Stream& stream) noexcept {
 }
 
 Push::Push(const Communicator& comm, int rank, const Schedule& schedule, std::span<const ShareHandle> sinks, int gpu)
-    : comm_(&comm), rank_(rank), schedule_(&schedule), sinks_(map_all(sinks, gpu)), stream_(gpu) {
+    : comm_(&comm),
+      rank_(rank),
+      schedule_(&schedule),
+      sinks_(map_all(sinks, gpu)),
+      copies_(schedule.halves.size()),
+      stream_(gpu) {
   const auto most = std::max(schedule.whole.size(), schedule.single.size());
   told_.resize(most);
   for (std::size_t i = 0; i < most; ++i) done_.emplace_back(gpu);
-  to_.resize(schedule.halves.size());
-  from_.resize(schedule.halves.size());
-  sizes_.resize(schedule.halves.size());
 }
 
 void Push::begin(const Range& parameters, const std::byte* source) {
@@ -49,16 +51,10 @@ bool Push::advance() {
 
 void Push::queue() {
   std::byte* const sink = sinks_.at(sink_index_).writable();
-  std::size_t used = 0;
+  copies_.begin();
   for (const auto& part : parts_) {
     if (part.pushed.count == 0) continue;
-    const auto first = used;
-    for (const auto& copy : part.pushed.of(schedule_->halves)) {
-      from_[used] = source_ + copy.source_offset;
-      to_[used] = sink + copy.destination_offset;
-      sizes_[used++] = copy.size_bytes;
-    }
-    gpu::copy_batch(to_.data() + first, from_.data() + first, sizes_.data() + first, used - first, stream_);
+    copies_.queue(part.pushed.of(schedule_->halves), source_, sink, stream_);
     done_[queued_++].record(stream_);
   }
 }

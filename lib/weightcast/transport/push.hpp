@@ -1,6 +1,7 @@
 #pragma once
 
 #include "weightcast/comm/message.hpp"
+#include "weightcast/transport/copy_tasks.hpp"
 #include "weightcast/transport/direct.hpp"
 
 /// Half of what direct moves across a link, by the GPU that has it. Messages say when: the receiver that its slot may
@@ -28,9 +29,7 @@ class Push {
   int rank_;
   const Schedule* schedule_;
   std::vector<Mapping> sinks_;
-  std::vector<void*> to_;
-  std::vector<const void*> from_;
-  std::vector<std::size_t> sizes_;
+  CopyBatch copies_;
   gpu::Stream stream_;            // ends before what its work points to
   std::vector<gpu::Event> done_;  // of the parts that are pushed, in their order
   std::vector<Message> told_;

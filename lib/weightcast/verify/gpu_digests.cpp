@@ -53,7 +53,7 @@ GpuDigests::GpuDigests(std::size_t results, const std::vector<std::vector<gpu::D
   tasks_ = Buffer::allocate(placement, tasks.size() * sizeof(gpu::DigestTask), false, "the digest plan");
   if (!tasks.empty()) write_region(tasks_.region(), 0, std::as_bytes(std::span(tasks)));
   sums_ = Buffer::allocate(placement, results * sizeof(Digest), false, "digests");
-  pinned_.reset(gpu::allocate_pinned(gpu, results * sizeof(Digest)));
+  fetched_ = Staging(sums_.region(), results * sizeof(Digest));
 }
 
 void GpuDigests::begin(const std::byte* base) {
@@ -74,9 +74,10 @@ gpu::DigestTarget GpuDigests::target() noexcept {
 }
 
 std::span<const Digest> GpuDigests::finish(Deadline deadline) {
-  gpu::fetch(pinned_.get(), sums_.region().data, sums_.region().size_bytes, stream_);
+  auto* const fetched = fetched_.first(sums_.region().size_bytes).data();
+  gpu::fetch(fetched, sums_.region().data, sums_.region().size_bytes, stream_);
   stream_.synchronize(deadline, "digesting weights");
-  return {reinterpret_cast<const Digest*>(pinned_.get()), results_};
+  return {reinterpret_cast<const Digest*>(fetched), results_};
 }
 
 }  // namespace weightcast

@@ -4,7 +4,6 @@
 #include <span>
 #include <vector>
 
-#include "weightcast/core/unique_handle.hpp"
 #include "weightcast/device/gpu.hpp"
 #include "weightcast/device/memory.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
@@ -37,12 +36,7 @@ class GpuDigests {
 
   std::vector<std::size_t> first_task_;  // by parameter, and the end
   Buffer tasks_, sums_;
-  struct PinnedTraits {
-    using Type = std::byte*;
-    static constexpr Type null() noexcept { return nullptr; }
-    static void close(Type memory) noexcept { gpu::release_pinned(memory); }
-  };
-  UniqueHandle<PinnedTraits> pinned_;
+  Staging fetched_;
   std::size_t results_ = 0;
   gpu::Stream stream_;
   const std::byte* base_ = nullptr;

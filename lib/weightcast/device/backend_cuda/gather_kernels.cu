@@ -46,7 +46,8 @@ __global__ void __launch_bounds__(512)
 constexpr unsigned elements_block = 512;
 
 unsigned element_blocks(const StridedElements& elements) {
-  return static_cast<unsigned>(std::clamp<std::uint64_t>(elements.count / (4 * elements_block), 1, 132 * 8));
+  return static_cast<unsigned>(
+      std::clamp<std::uint64_t>(elements.count / (4 * elements_block), 1, std::uint64_t{8} * multiprocessors()));
 }
 
 /// Calls `launch` with an element of that width.

@@ -236,7 +236,9 @@ cudaError_t launch_copy(const CopyTask* tasks, std::uint64_t count, const std::b
 cudaError_t launch_narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count,
                           cudaStream_t stream) {
   constexpr unsigned block = 512;
-  const auto blocks = static_cast<unsigned>(std::clamp<std::uint64_t>(count / (16 * block), 1, 132 * 4));
+  // Four of them fill a multiprocessor; with fewer than 16 elements for each thread there is nothing to overlap.
+  const auto blocks =
+      static_cast<unsigned>(std::clamp<std::uint64_t>(count / (16 * block), 1, std::uint64_t{4} * multiprocessors()));
   auto* const out = reinterpret_cast<std::uint16_t*>(destination);
   const auto* const in = reinterpret_cast<const std::uint32_t*>(source);
   if (to == NarrowFloat::bf16) {
@@ -249,13 +251,8 @@ cudaError_t launch_narrow(NarrowFloat to, std::byte* destination, const std::byt
 
 cudaError_t launch_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
                           Share share, cudaStream_t stream) {
-  int gpu = 0, multiprocessors = 0;
-  if (const auto status = cudaGetDevice(&gpu); status != cudaSuccess) return status;
-  if (const auto status = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, gpu);
-      status != cudaSuccess)
-    return status;
-  // All: eight blocks of 256 threads fill a multiprocessor. Half: a block on every second one, 64 of an H100's 132.
-  const auto most = static_cast<std::uint64_t>(share == Share::all ? 8 * multiprocessors : (multiprocessors + 1) / 2);
+  // All: eight blocks of 256 threads fill a multiprocessor. Half: a block on every second one, 66 of an H100's 132.
+  const std::uint64_t most = share == Share::all ? 8 * multiprocessors() : (multiprocessors() + 1) / 2;
   const auto blocks = static_cast<unsigned>(std::min(count, most));
   digest_kernel<false><<<blocks, 256, 0, stream>>>(tasks, count, nullptr, base, results);
   return cudaGetLastError();

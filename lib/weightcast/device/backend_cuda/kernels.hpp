@@ -8,6 +8,14 @@
 /// fmt's headers, so errors come back as codes.
 namespace weightcast::gpu {
 
+/// Of the GPU in use: what a grid is sized by. 1 when it cannot be asked: then the launch will say why.
+inline unsigned multiprocessors() noexcept {
+  int gpu = 0, count = 0;
+  const bool known = cudaGetDevice(&gpu) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, gpu) == cudaSuccess;
+  return known ? static_cast<unsigned>(count) : 1;
+}
+
 cudaError_t launch_copy(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination,
                         cudaStream_t stream);
 
