@@ -102,14 +102,19 @@ TEST(BitFlipSource, InTheTargetFileAfterItsDigestWasTakenIsRefused) {
   UpdateRig rig({.transport = "mpi"});
   const auto& parameters = rig.plan.model.parameters;
   const auto folder = std::filesystem::temp_directory_path() / fmt::format("weightcast-flip-{}", ::getpid());
-  std::vector<Digest> taken;
+  SourceClaim taken(rig.plan);
   std::uint64_t data_offset = 0;
   if (rig.trainer) {
     CheckpointContent content;
     for (const auto& rule : parameters) content.tensors.push_back(rule.info);
     content.fill = [&](std::size_t p, std::uint64_t offset, std::span<std::byte> to) { rig.seed2.read(p, offset, to); };
     write_checkpoint(folder.string(), content, 1 << 30, {}, 1);
-    for (std::size_t p = 0; p < parameters.size(); ++p) taken.push_back(digest_bytes(rig.seed2.bytes(p), 0));
+    for (std::size_t p = 0; p < parameters.size(); ++p) {
+      const auto shape = matrix_of(parameters[p].info);
+      const auto row_bytes = shape.columns * element_bytes(parameters[p].info.dtype);
+      taken.add({p, {0, 0, shape.rows, shape.columns}, 0, row_bytes}, rig.seed2.bytes(p).data());
+      taken.complete(p);
+    }
     data_offset = std::filesystem::file_size(folder / "model.safetensors") - rig.plan.model.size_bytes();
   }
   std::mt19937_64 random(9);
@@ -132,7 +137,7 @@ TEST(BitFlipSource, InTheTargetFileAfterItsDigestWasTakenIsRefused) {
           source.read(p, 0, memory.bytes().subspan(rig.plan.source_offset(p), *parameters[p].info.size_bytes()));
         }
         toggle();
-        rig.trainer->group().publish({1, 2, 0, taken, 0, parameters.size()});
+        rig.trainer->group().publish({1, 2, 0, &taken, 0, parameters.size()});
       } else {
         rig.engine->update_weights().throw_if_refused();
       }

@@ -145,11 +145,12 @@ class SoftFailure : public testing::TestWithParam<Setting> {
     if (taken) rig->engine->store().reserve(Deadline::after(1));
     const auto error = rig->together([&] {
       if (rig->trainer && failure.request == Request::impossible) {
-        rig->trainer->group().publish({version, next, source_of(next), {}, rig->plan.model.parameters.size(), 1});
+        rig->trainer->group().publish({version, next, source_of(next), nullptr, rig->plan.model.parameters.size(), 1});
       } else if (rig->trainer && failure.request == Request::false_claim) {
         auto claimed = rig->trainer->claimed(source_of(next));
-        claimed[claimed.size() / 2].first ^= 1;
-        rig->trainer->group().publish({version, next, source_of(next), claimed, 0, claimed.size()});
+        const auto parameters = rig->plan.model.parameters.size();
+        claimed.add(0, parameters / 2, Digest{1, 0});
+        rig->trainer->group().publish({version, next, source_of(next), &claimed, 0, parameters});
       } else if (rig->trainer) {
         rig->trainer->update_weights(source_of(next), next);
       } else {

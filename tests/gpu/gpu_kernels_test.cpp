@@ -62,7 +62,7 @@ void expect_equal_digests(std::uint64_t hidden, std::uint64_t intermediate, std:
     for (std::size_t t = 0; t < tp; ++t) {
       for (std::size_t p = 0; p < parameters; ++p) {
         if (plan.copy(t, p)) continue;
-        ASSERT_EQ(results[t * parameters + p], expected.shard(t, p))
+        ASSERT_EQ(results[t * parameters + p], expected.claim().shard(t, p))
             << plan.model.parameters[p].info.name << " rank " << t;
       }
     }
@@ -83,7 +83,7 @@ void expect_equal_digests(std::uint64_t hidden, std::uint64_t intermediate, std:
       const auto target = held.target();
       stream.after(*target.stream);
       const auto first = target.first_task[p], end = target.first_task[std::min(p + 2, parameters)];
-      gpu::copy_and_digest(target.tasks + first, end - first, source_buffer.region().data, slot_buffer.region().data,
+      gpu::copy_and_digest(target.tasks + first, end - first, {source_buffer.region().data}, slot_buffer.region().data,
                            target.sums, stream);
       target.stream->after(stream);
     }

@@ -27,6 +27,8 @@ TEST_F(GpuFill, TheKernelRoundsAsTheHostDoes) {
   const auto source = random_bytes(4 * most, 1);
   const auto from = Buffer::allocate(on_gpu, source.size(), false, "a test");
   const auto to = Buffer::allocate(on_gpu, 2 * most + 16, false, "a test");
+  const auto task_memory = Buffer::allocate(on_gpu, sizeof(gpu::DigestTask), false, "a test"),
+             sums = Buffer::allocate(on_gpu, sizeof(Digest), false, "a test");
   write_region(from.region(), 0, source);
   gpu::Stream stream(0);
   for (const auto format : {NarrowFloat::bf16, NarrowFloat::f16}) {
@@ -34,11 +36,20 @@ TEST_F(GpuFill, TheKernelRoundsAsTheHostDoes) {
       for (const std::uint64_t skip : {0, 1, 3}) {  // elements: 0 is the aligned way
         std::vector<std::byte> expected(2 * most + 16, std::byte{0x5a}), held(expected.size());
         write_region(to.region(), 0, expected);
-        gpu::narrow(format, to.region().data + 2 * skip, from.region().data + 4 * skip, count, stream);
+        const gpu::DigestTask task{
+            .data = 2 * skip, .source = 2 * skip, .row_bytes = static_cast<std::uint32_t>(2 * count), .rows = 1};
+        write_region(task_memory.region(), 0, std::as_bytes(std::span(&task, 1)));
+        gpu::zero(sums.region().data, sizeof(Digest), stream);
+        gpu::copy_and_digest(reinterpret_cast<const gpu::DigestTask*>(task_memory.region().data), 1,
+                             {from.region().data, 0, format}, to.region().data,
+                             reinterpret_cast<std::uint64_t*>(sums.region().data), stream);
         stream.synchronize(Deadline::after(10), "a test");
         narrow(format, expected.data() + 2 * skip, source.data() + 4 * skip, count);
         read_region(to.region(), 0, held);
         ASSERT_EQ(std::memcmp(held.data(), expected.data(), held.size()), 0) << count << " " << skip;
+        Digest digest;
+        read_region(sums.region(), 0, std::as_writable_bytes(std::span(&digest, 1)));
+        ASSERT_EQ(digest, digest_bytes(std::span(expected).subspan(2 * skip, 2 * count), 0)) << count << " " << skip;
       }
     }
   }

@@ -239,11 +239,6 @@ void copy_batch(void* const* destinations, const void* const* sources, const std
   });
 }
 
-void narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count,
-            const Stream& stream) {
-  queue_of(stream).add([=] { weightcast::narrow(to, at(destination, 2 * count), at(source, 4 * count), count); });
-}
-
 namespace {
 
 /// Each element by itself, looked up, and held against its alignment.
@@ -284,8 +279,8 @@ void scatter(const StridedElements& elements, std::byte* matrix, const std::byte
 
 namespace {
 
-/// With a source: copied first.
-void queue_digests(const DigestTask* tasks, std::uint64_t count, const std::byte* source, const std::byte* base,
+/// With a source: copied, or rounded, first.
+void queue_digests(const DigestTask* tasks, std::uint64_t count, const CopySource& source, const std::byte* base,
                    std::uint64_t* results, const Stream& stream) {
   queue_of(stream).add([=] {
     for (std::uint64_t t = 0; t < count; ++t) {
@@ -295,9 +290,16 @@ void queue_digests(const DigestTask* tasks, std::uint64_t count, const std::byte
           reinterpret_cast<std::uint64_t*>(at(reinterpret_cast<const std::byte*>(results + 2ull * task.result), 16));
       for (std::uint64_t row = 0; row < task.rows; ++row) {
         auto* const data = at(base + task.data + row * task.pitch, task.row_bytes);
-        if (source != nullptr) {
-          const auto* const from = at(source + task.source + row * task.source_pitch, task.row_bytes);
-          std::memcpy(data, from, task.row_bytes);
+        if (source.data != nullptr) {
+          const auto offset = task.source + row * task.source_pitch - source.offset;
+          const std::uint64_t width = source.rounding ? 2 : 1;
+          const auto* const from = at(source.data + width * offset, width * task.row_bytes);
+          if (source.rounding) {
+            if (reinterpret_cast<std::uintptr_t>(from) % 4 != 0) stop("a float that is not aligned");
+            weightcast::narrow(*source.rounding, data, from, task.row_bytes / 2);
+          } else {
+            std::memcpy(data, from, task.row_bytes);
+          }
         }
         const auto digest = digest_bytes({data, task.row_bytes}, task.offset + row * task.parameter_pitch);
         sums[0] += digest.first;
@@ -311,9 +313,9 @@ void queue_digests(const DigestTask* tasks, std::uint64_t count, const std::byte
 
 void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results, Share,
             const Stream& stream) {
-  queue_digests(tasks, count, nullptr, base, results, stream);
+  queue_digests(tasks, count, {}, base, results, stream);
 }
-void copy_and_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* source, std::byte* base,
+void copy_and_digest(const DigestTask* tasks, std::uint64_t count, const CopySource& source, std::byte* base,
                      std::uint64_t* results, const Stream& stream) {
   queue_digests(tasks, count, source, base, results, stream);
 }

@@ -85,7 +85,7 @@ TEST_F(UpdateTest, AnOlderBaseIsRefusedAndTheNextUpdateSucceeds) {
   ASSERT_FALSE(rig.update(0, 2));
   const auto error = rig.together([&] {
     if (rig.trainer) {
-      rig.trainer->group().publish({1, 3, 1, {}, 0, rig.plan.model.parameters.size()});
+      rig.trainer->group().publish({1, 3, 1, nullptr, 0, rig.plan.model.parameters.size()});
     } else {
       rig.engine->update_weights().throw_if_refused();
     }
@@ -173,10 +173,12 @@ TEST_F(UpdateTest, InPlaceServesNothingAfterAFailureUntilAFullUpdate) {
   ASSERT_FALSE(rig.update(0, 2));
   EXPECT_TRUE(rig.serves(2, rig.seed2));
   // A claim that the sent bytes cannot meet fails in VERIFY, when the only slot has been overwritten.
-  std::vector<Digest> wrong(rig.plan.model.parameters.size());
+  const auto parameters = rig.plan.model.parameters.size();
+  SourceClaim wrong(rig.plan);
+  for (std::size_t p = 0; p < parameters; ++p) wrong.complete(p);
   const auto error = rig.together([&] {
     if (rig.trainer) {
-      rig.trainer->group().publish({2, 3, 1, wrong, 0, wrong.size()});
+      rig.trainer->group().publish({2, 3, 1, &wrong, 0, parameters});
     } else {
       rig.engine->update_weights().throw_if_refused();
     }

@@ -14,6 +14,7 @@
 #include "harness/training_plan.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/trainer/trainer.hpp"
+#include "weightcast/verify/shard_digests.hpp"
 
 namespace {
 std::atomic<std::uint64_t> allocations{0};  // of all threads
@@ -129,7 +130,6 @@ TEST(TrainerFill, MastersAreRoundedAndOwnTypesCopied) {
       const Loop loop(plan.model, given, static_cast<std::uint64_t>(given));
       trainer.fill(1, loop.tensors);
       expect_filled(plan, loop, trainer.source(1));
-      EXPECT_TRUE(trainer.claimed(1).empty());
     }
   }
 }
@@ -315,13 +315,51 @@ TEST(TrainerFill, TensorsComeOneByOneInAnyOrderBetweenTables) {
   EXPECT_THROW(trainer.fill(0, {}), Error) << "nothing at all";
 }
 
-TEST(TrainerFill, AFilledCopyReplacesWhatWasClaimedOfALoadedOne) {
+/// What is claimed of a region is what is there.
+void expect_claimed(const TransferPlan& plan, const Trainer& trainer, std::size_t source_index) {
+  SourceDigests held(plan);
+  held.begin(trainer.source(source_index).data, {0, plan.model.parameters.size()});
+  held.finish();
+  const auto& claimed = trainer.claimed(source_index);
+  EXPECT_TRUE(claimed.knows_all());
+  for (std::size_t p = 0; p < plan.model.parameters.size(); ++p) {
+    for (std::size_t t = 0; t < plan.tp; ++t)
+      EXPECT_EQ(claimed.shard(t, p), held.claim().shard(t, p)) << plan.model.parameters[p].info.name << " rank " << t;
+  }
+  EXPECT_EQ(claimed.model(), held.claim().model());
+}
+
+TEST(TrainerFill, IsClaimedAsItGetsThere) {
+  for (const auto wire : {DType::BF16, DType::F16, DType::F32}) {
+    for (const std::uint64_t tp : {1, 2, 4}) {
+      const auto plan = make_plan(training_plan(wire).model, tp, 1);
+      Trainer trainer(plan);
+      trainer.load(*make_synthetic_source(plan.model, 1), 2);
+      trainer.reserve();
+      EXPECT_FALSE(trainer.claimed(1).knows({0, 1}));
+      expect_claimed(plan, trainer, 0);
+      for (const std::size_t region : {0, 1}) {
+        const Loop loop(plan.model, region == 0 ? DType::F32 : wire, region);
+        trainer.fill(region, loop.tensors);
+        expect_claimed(plan, trainer, region);
+      }
+      const Loop other(plan.model, wire, 9);
+      trainer.put(0, other.tensors.at(2));
+      expect_claimed(plan, trainer, 0);
+    }
+  }
+}
+
+TEST(TrainerFill, WhatIsRefusedLeavesTheClaim) {
   const auto plan = training_plan(DType::BF16);
   Trainer trainer(plan);
-  trainer.load(*make_synthetic_source(plan.model, 1), 1);
-  EXPECT_FALSE(trainer.claimed(0).empty());
-  trainer.fill(0, Loop(plan.model, DType::F32).tensors);
-  EXPECT_TRUE(trainer.claimed(0).empty());
+  trainer.reserve();
+  const Loop loop(plan.model, DType::F32);
+  const auto put = trainer.put(0, loop.tensors.at(1));
+  EXPECT_FALSE(trainer.claimed(0).knows_all());
+  EXPECT_TRUE(trainer.claimed(0).knows({put, 1}));
+  EXPECT_THROW(trainer.fill(0, {}), Error);
+  EXPECT_TRUE(trainer.claimed(0).knows({put, 1}));
 }
 
 }  // namespace

@@ -65,7 +65,7 @@ std::string check_plan(const TransferPlan& plan, const Parameters& parameters) {
     for (std::size_t p = 0; p < parameters.size(); ++p) {
       const auto& shard = plan.ranks[t].shards[p];
       const auto held = digest_of_shard(plan, t, p, slot.data());
-      if (held != sent.shard(t, p))
+      if (held != sent.claim().shard(t, p))
         return fmt::format("rank {} holds another {} than was sent", t, plan.model.parameters[p].info.name);
       if (!plan.copy(t, p)) sums[p] += held;
       // In the blocks in which it arrives.
@@ -82,7 +82,7 @@ std::string check_plan(const TransferPlan& plan, const Parameters& parameters) {
     const auto whole = digest_bytes(parameters[p], 0);
     if (sums[p] != whole)
       return fmt::format("the shards of {} do not add up to it", plan.model.parameters[p].info.name);
-    if (sent.parameter(p) != whole)
+    if (sent.claim().parameter(p) != whole)
       return fmt::format("the digest of {} as sent is wrong", plan.model.parameters[p].info.name);
   }
   return {};
@@ -119,7 +119,7 @@ TEST(ShardDigests, OfARangeOfParametersLeaveTheOthers) {
   digests.begin(new_source.data(), {2, 3});
   digests.finish();
   for (std::size_t p = 0; p < before.size(); ++p) {
-    EXPECT_EQ(digests.parameter(p), digest_bytes(p >= 2 && p < 5 ? after[p] : before[p], 0))
+    EXPECT_EQ(digests.claim().parameter(p), digest_bytes(p >= 2 && p < 5 ? after[p] : before[p], 0))
         << model.parameters[p].info.name;
   }
 }

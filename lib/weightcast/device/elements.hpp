@@ -70,7 +70,8 @@ WEIGHTCAST_HOST_DEVICE constexpr std::uint64_t width_bytes(WideFloat format) noe
   return format == WideFloat::f32 ? 4 : 2;
 }
 
-/// Rounds `count` elements at `source` on the host; any alignment, no overlap. For device memory: gpu::narrow().
+/// Rounds `count` elements at `source` on the host; any alignment, no overlap. For device memory:
+/// gpu::copy_and_digest().
 void narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count,
             WideFloat from = WideFloat::f32) noexcept;
 

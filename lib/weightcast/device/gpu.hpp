@@ -102,10 +102,6 @@ void copy_strided(const CopyTask* tasks, std::uint64_t count, const std::byte* s
 void copy_batch(void* const* destinations, const void* const* sources, const std::size_t* sizes, std::size_t count,
                 const Stream& stream);
 
-/// Queues the rounding of `count` floats to 16 bits each, both on the stream's GPU; source at a multiple of 4 bytes,
-/// destination of 2, fastest at 16. Nothing for count 0.
-void narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count, const Stream& stream);
-
 /// Queue the copies of a matrix's elements to a dense destination, and from a dense source, by one kernel, all on the
 /// stream's GPU; everything at multiples of its element's size. A gather also rounds, then elements are `rounding`'s.
 /// Nothing for count 0.
@@ -128,10 +124,17 @@ struct DigestTask {
 /// 1] (on the GPU, see verify/digest.md). Any alignment, fastest at 16 bytes. Nothing for count 0.
 void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results, Share share,
             const Stream& stream);
+/// Where copy_and_digest() takes rows from: a task's `source` bytes from `data`, once `offset` is subtracted.
+struct CopySource {
+  const std::byte* data = nullptr;
+  std::uint64_t offset = 0;
+  /// There are F32, at a multiple of 4 bytes, twice as far apart as the elements of this type that they are rounded to.
+  std::optional<NarrowFloat> rounding = {};
+};
 /// The same, of rows that it first copies from `source` to `base`: it digests what it reads back from there. The
 /// tasks' rows must not overlap. For a source in the stream's GPU's own memory: in one pass a copy's time, where a copy
 /// and digest() read everything twice.
-void copy_and_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* source, std::byte* base,
+void copy_and_digest(const DigestTask* tasks, std::uint64_t count, const CopySource& source, std::byte* base,
                      std::uint64_t* results, const Stream& stream);
 
 /// Where copy_and_digest() may leave the digests of what it writes: tasks [first_task[i], first_task[i + 1]) are those

@@ -1,51 +1,40 @@
 #include "weightcast/trainer/trainer.hpp"
 
-#include <atomic>
+#include <algorithm>
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/parallel.hpp"
+#include "weightcast/plan/chunks.hpp"
 
 namespace weightcast {
 
 std::unique_ptr<Trainer::Source> Trainer::make_source(const std::string& purpose) const {
   if (group_)
     fail(ExitCode::config, "weights must be there before the update group is formed: their memory is registered then");
-  auto added = std::make_unique<Source>();
-  added->buffer = Buffer::allocate(placement_, plan_->source_bytes(), true, purpose);
-  return added;
+  return std::make_unique<Source>(
+      Source{Buffer::allocate(placement_, plan_->source_bytes(), true, purpose), SourceClaim(*plan_)});
 }
 
 std::size_t Trainer::load(const WeightSource& source, std::size_t threads,
                           const std::function<void(std::uint64_t)>& progress) {
   constexpr std::uint64_t block_bytes = 4 * mebibyte;
-  const auto& parameters = plan_->model.parameters;
   auto added = make_source(fmt::format("the trainer's copy of {}", source.describe()));
-  added->claimed.resize(parameters.size());
   const auto region = added->buffer.region();
   const bool on_host = region.kind == MemoryKind::host;
-  struct Block {
-    std::size_t parameter;
-    std::uint64_t offset, size_bytes;
-  };
-  std::vector<Block> blocks;
-  for (std::size_t p = 0; p < parameters.size(); ++p) {
-    const auto size_bytes = *parameters[p].info.size_bytes();
-    for (std::uint64_t offset = 0; offset < size_bytes; offset += block_bytes)
-      blocks.push_back({p, offset, std::min(block_bytes, size_bytes - offset)});
-  }
+  const auto blocks = chunks_of(*plan_, block_bytes);
+  std::uint64_t longest = 0;
+  for (const auto& block : blocks) longest = std::max(longest, block.size_bytes);
   const auto bring = [&](const Staging& staging, std::size_t index) {
-    const auto& [p, offset, size_bytes] = blocks[index];
-    const auto at = plan_->source_offset(p) + offset;
+    const auto& [from, at, size_bytes, rows] = blocks[index];
     const auto block = on_host ? region.bytes().subspan(at, size_bytes) : staging.first(size_bytes);
-    source.read(p, offset, block);
-    const auto digest = digest_bytes(block, offset);
-    std::atomic_ref(added->claimed[p].first) += digest.first;
-    std::atomic_ref(added->claimed[p].second) += digest.second;
+    source.read(rows.parameter_index, at - plan_->source_offset(rows.parameter_index), block);
+    added->claimed.add(rows, block.data());
     if (!on_host) write_region(region, at, block);
     if (progress) progress(size_bytes);
   };
   parallel_for(
-      blocks.size(), threads, [&] { return Staging(region, on_host ? 0 : block_bytes); }, bring);
+      blocks.size(), threads, [&] { return Staging(region, on_host ? 0 : longest); }, bring);
+  for (std::size_t p = 0; p < plan_->model.parameters.size(); ++p) added->claimed.complete(p);
   sources_.push_back(std::move(added));
   return sources_.size() - 1;
 }
@@ -64,16 +53,13 @@ Trainer::Source& Trainer::to_fill(std::size_t source_index) {
 void Trainer::fill(std::size_t source_index, std::span<const TrainingTensor> tensors, Deadline deadline) {
   auto& source = to_fill(source_index);
   const auto ticket = admission_.enter(any_version);  // not while it is sent
-  fill_.run(tensors, source.buffer.region(), deadline);
-  source.claimed.clear();
+  fill_.run(tensors, source.buffer.region(), source.claimed, deadline);
 }
 
 std::size_t Trainer::put(std::size_t source_index, const TrainingTensor& tensor, Deadline deadline) {
   auto& source = to_fill(source_index);
   const auto ticket = admission_.enter(any_version);
-  const auto index = fill_.put(tensor, source.buffer.region(), deadline);
-  source.claimed.clear();
-  return index;
+  return fill_.put(tensor, source.buffer.region(), source.claimed, deadline);
 }
 
 void Trainer::expect_held(std::size_t source_index, const TrainingTensor& tensor, std::string_view other,
@@ -129,7 +115,7 @@ UpdateResult Trainer::update(std::size_t source_index, std::uint64_t version, st
                 fmt::format("weights {} were never loaded: there are {}", source_index, sources_.size()),
                 "load them before the update group is formed");
   const auto ticket = admission_.enter(version);
-  const auto result = group().publish({served_version_, version, source_index, claimed(source_index), first, count});
+  const auto result = group().publish({served_version_, version, source_index, &claimed(source_index), first, count});
   if (result.committed) served_version_ = version;
   return result;
 }

@@ -32,8 +32,7 @@ class Trainer {
   /// init_parameter_update_group().
   std::size_t reserve();
   /// Puts the tensors of a training loop into a source region, rounding masters to the model's dtype (see SourceFill
-  /// for what it takes and refuses). Nothing is claimed of them: what is sent is what counts. Local. Error(busy) during
-  /// an update.
+  /// for what it takes and refuses), and digests them as they get there. Local. Error(busy) during an update.
   void fill(std::size_t source_index, std::span<const TrainingTensor> tensors, Deadline deadline = Deadline::after(60));
 
   /// One tensor of them, for loops that never have all at hand (see SourceFill::put()). Its index in the model.
@@ -62,15 +61,15 @@ class Trainer {
   Region source(std::size_t source_index) const { return sources_.at(source_index)->buffer.region(); }
   /// The memory of all source regions, for mapping it elsewhere.
   std::vector<const Buffer*> buffers() const;
-  /// Digest of each parameter of a loaded source region, as it was read; empty for a filled one.
-  const std::vector<Digest>& claimed(std::size_t source_index) const { return sources_.at(source_index)->claimed; }
+  /// What a source region was given, as it was read or filled.
+  const SourceClaim& claimed(std::size_t source_index) const { return sources_.at(source_index)->claimed; }
   /// Error(config) before init_parameter_update_group().
   UpdateGroup& group() const;
 
  private:
   struct Source {
     Buffer buffer;
-    std::vector<Digest> claimed;
+    SourceClaim claimed;
   };
   std::unique_ptr<Source> make_source(const std::string& purpose) const;
   /// Error(config) when there is no such source region.

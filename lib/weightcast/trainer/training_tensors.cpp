@@ -11,7 +11,7 @@
 namespace weightcast {
 namespace {
 
-constexpr std::uint64_t step_elements = 256 * 1024;
+constexpr std::uint64_t step_bytes = 512 * kibibyte;
 
 /// How elements of type `given` become those of a parameter of type `wire`, to nearest, ties to even: F32 and F16 for
 /// BF16, F32 and BF16 for F16. Nothing for any other pair: equal ones are copied, and the others are not taken.
@@ -47,15 +47,11 @@ bool same_memory(const TrainingTensor& a, const TrainingTensor& b) {
 }  // namespace
 
 SourceFill::SourceFill(const TransferPlan& plan) : plan_(&plan) {
-  const auto& parameters = plan.model.parameters;
-  for (std::size_t p = 0; p < parameters.size(); ++p) {
-    const auto elements = parameters[p].info.elements().value();
-    for (std::uint64_t first = 0; first < elements; first += step_elements)
-      steps_.push_back({p, first, std::min(step_elements, elements - first)});
+  for (const auto& [from, offset, size_bytes, rows] : chunks_of(plan, step_bytes)) {
+    const auto columns = rows.slice.columns;
+    steps_.push_back({rows.parameter_index, rows.slice.row * columns, rows.slice.rows * columns, rows});
+    step_elements_ = std::max(step_elements_, steps_.back().count);
   }
-  from_.reserve(parameters.size());
-  to_.reserve(parameters.size());
-  sizes_.reserve(parameters.size());
 }
 
 void SourceFill::match(std::span<const TrainingTensor> tensors) {
@@ -114,7 +110,7 @@ void SourceFill::bring(const Step& step, const TrainingTensor& tensor, std::byte
     const Placement placement(MemoryKind::cuda, tensor.placement.gpu);
     const std::scoped_lock turn(gatherer_.mutex);
     if (gatherer_.stream.gpu() != placement.gpu) {
-      gatherer_.memory = Buffer::allocate(placement, 8 * step_elements, false, "bringing strided tensors together");
+      gatherer_.memory = Buffer::allocate(placement, 8 * step_elements_, false, "bringing strided tensors together");
       gatherer_.stream = gpu::Stream(placement.gpu);
     }
     auto* const dense = gatherer_.memory.region().data;
@@ -125,7 +121,7 @@ void SourceFill::bring(const Step& step, const TrainingTensor& tensor, std::byte
   const std::byte* from = layout.dense() ? bytes_of(tensor) + step.first * layout.element_bytes : bytes_of(tensor);
   std::byte* given = to;
   if (rounding && (on_gpu(tensor) || !layout.dense())) {
-    staging.given.resize(4 * step_elements);
+    staging.given.resize(4 * step_elements_);
     given = staging.given.data();
   }
   if (on_gpu(tensor)) {
@@ -140,51 +136,63 @@ void SourceFill::bring(const Step& step, const TrainingTensor& tensor, std::byte
   if (rounding) narrow(rounding->to, to, given, step.count, rounding->from);
 }
 
-void SourceFill::fill_by_host(const Step& step, const TrainingTensor& tensor, const Region& region, Staging& staging) {
+void SourceFill::fill_by_host(const Step& step, const TrainingTensor& tensor, const Region& region, SourceClaim& claim,
+                              Staging& staging) {
   const auto wire = plan_->model.parameters[step.parameter].info.dtype;
   const bool to_gpu = region.kind == MemoryKind::cuda;
   if (on_gpu(tensor) && to_gpu) return;  // fill_by_gpu()'s
   const auto at = plan_->source_offset(step.parameter) + step.first * element_bytes(wire);
   const auto size_bytes = step.count * element_bytes(wire);
-  if (!to_gpu) return bring(step, tensor, region.data + at, staging);
-  if (tensor.info.dtype == wire && layout_of(tensor).dense())
-    return write_region(region, at, {bytes_of(tensor) + step.first * element_bytes(wire), size_bytes});
-  staging.sent.resize(8 * step_elements);
-  bring(step, tensor, staging.sent.data(), staging);
-  write_region(region, at, std::span(staging.sent).first(size_bytes));
+  const std::byte* given = nullptr;
+  if (to_gpu && tensor.info.dtype == wire && layout_of(tensor).dense()) {
+    given = bytes_of(tensor) + step.first * element_bytes(wire);
+  } else {
+    if (to_gpu) staging.sent.resize(8 * step_elements_);
+    auto* const to = to_gpu ? staging.sent.data() : region.data + at;
+    bring(step, tensor, to, staging);
+    given = to;
+  }
+  claim.add(step.rows, given);
+  if (to_gpu) write_region(region, at, {given, size_bytes});
 }
 
-void SourceFill::fill_by_gpu(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline) {
+void SourceFill::fill_by_gpu(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim,
+                             Deadline deadline) {
   if (region.kind != MemoryKind::cuda) return;
-  if (stream_.gpu() != region.gpu) stream_ = gpu::Stream(region.gpu);
-  from_.clear();
-  to_.clear();
-  sizes_.clear();
+  if (stream_.gpu() != region.gpu) {
+    stream_ = gpu::Stream(region.gpu);
+    digests_ = GpuDigests::of_source(*plan_, region.gpu);
+  }
+  digests_->begin(region.data);
+  const auto filled = [&](std::size_t p) {
+    return match_.tensor_index[p] >= 0 && on_gpu(tensors[static_cast<std::size_t>(match_.tensor_index[p])]);
+  };
   for (std::size_t p = 0; p < match_.tensor_index.size(); ++p) {
-    if (match_.tensor_index[p] < 0) continue;
+    if (!filled(p)) continue;
     const auto& tensor = tensors[static_cast<std::size_t>(match_.tensor_index[p])];
     const auto& info = plan_->model.parameters[p].info;
-    std::byte* const to = region.data + plan_->source_offset(p);
-    if (!on_gpu(tensor) || *info.size_bytes() == 0) continue;
     const auto layout = layout_of(tensor);
     const auto rounding = rounding_of(tensor.info.dtype, info.dtype);
-    if (layout.dense() && rounding && rounding->from == WideFloat::f32) {
-      gpu::narrow(rounding->to, to, bytes_of(tensor), *info.elements(), stream_);
-    } else if (rounding || !layout.dense()) {
-      gpu::gather(elements_of(layout, 0, *info.elements()), rounding, to, bytes_of(tensor), stream_);
-    } else {
-      from_.push_back(tensor.data);
-      to_.push_back(to);
-      sizes_.push_back(*info.size_bytes());
+    if (layout.dense() && (!rounding || rounding->from == WideFloat::f32)) {
+      digests_->fill(p,
+                     {bytes_of(tensor), plan_->source_offset(p), rounding ? std::optional(rounding->to) : std::nullopt},
+                     region.data);
+      continue;
     }
+    gpu::gather(elements_of(layout, 0, *info.elements()), rounding, region.data + plan_->source_offset(p),
+                bytes_of(tensor), stream_);
+    digests_->queue({p, 1}, gpu::Share::all, &stream_);
   }
-  gpu::copy_batch(to_.data(), from_.data(), sizes_.data(), sizes_.size(), stream_);
-  stream_.synchronize(deadline, "filling the trainer's weights");
+  const auto results = digests_->finish(deadline);
+  for (std::size_t p = 0; p < match_.tensor_index.size(); ++p) {
+    if (filled(p)) claim.add(p, results);
+  }
 }
 
-void SourceFill::run(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline) {
+void SourceFill::run(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim,
+                     Deadline deadline) {
   match(tensors);
-  fill(tensors, region, deadline);
+  fill(tensors, region, claim, deadline);
 }
 
 std::size_t SourceFill::match_one(const TrainingTensor& tensor) {
@@ -205,9 +213,9 @@ std::size_t SourceFill::match_one(const TrainingTensor& tensor) {
   return index;
 }
 
-std::size_t SourceFill::put(const TrainingTensor& tensor, const Region& region, Deadline deadline) {
+std::size_t SourceFill::put(const TrainingTensor& tensor, const Region& region, SourceClaim& claim, Deadline deadline) {
   const auto index = match_one(tensor);
-  fill({&tensor, 1}, region, deadline);
+  fill({&tensor, 1}, region, claim, deadline);
   return index;
 }
 
@@ -228,8 +236,8 @@ void SourceFill::expect_tied(std::size_t parameter, const TrainingTensor& tensor
   std::atomic<bool> equal{true};
   for_each_step([&](const Step& step, Staging& staging) {
     if (step.parameter != parameter || !equal) return;
-    staging.sent.resize(8 * step_elements);
-    staging.compared.resize(8 * step_elements);
+    staging.sent.resize(8 * step_elements_);
+    staging.compared.resize(8 * step_elements_);
     const auto compared = std::span(staging.compared).first(step.count * width);
     bring(step, tensor, staging.sent.data(), staging);
     bring_other(step, compared, staging);
@@ -240,7 +248,8 @@ void SourceFill::expect_tied(std::size_t parameter, const TrainingTensor& tensor
               "tied weights are sent once: give one of the two, or the same values as both");
 }
 
-void SourceFill::fill(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline) {
+void SourceFill::fill(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim,
+                      Deadline deadline) {
   check_memory(tensors, region);
   gatherer_.deadline = deadline;
   if (match_.alias >= 0) {
@@ -252,11 +261,18 @@ void SourceFill::fill(std::span<const TrainingTensor> tensors, const Region& reg
       });
     }
   }
+  const auto each = [&](auto&& act) {
+    for (std::size_t p = 0; p < match_.tensor_index.size(); ++p) {
+      if (match_.tensor_index[p] >= 0) act(p);
+    }
+  };
+  each([&](std::size_t p) { claim.forget(p); });
   for_each_step([&](const Step& step, Staging& staging) {
     const auto source = match_.tensor_index[step.parameter];
-    if (source >= 0) fill_by_host(step, tensors[static_cast<std::size_t>(source)], region, staging);
+    if (source >= 0) fill_by_host(step, tensors[static_cast<std::size_t>(source)], region, claim, staging);
   });
-  fill_by_gpu(tensors, region, deadline);
+  fill_by_gpu(tensors, region, claim, deadline);
+  each([&](std::size_t p) { claim.complete(p); });
 }
 
 void SourceFill::for_each_step(FunctionRef<void(const Step&, Staging&)> work) {

@@ -12,8 +12,10 @@
 #include "weightcast/core/parallel.hpp"
 #include "weightcast/device/memory.hpp"
 #include "weightcast/model/match_checkpoint.hpp"
-#include "weightcast/plan/transfer_plan.hpp"
+#include "weightcast/plan/chunks.hpp"
 #include "weightcast/tensor/matrix_layout.hpp"
+#include "weightcast/verify/gpu_digests.hpp"
+#include "weightcast/verify/source_claim.hpp"
 
 namespace weightcast {
 
@@ -26,32 +28,35 @@ struct TrainingTensor {
 };
 
 /// Brings a training loop's tensors into a source region, parameters at plan.source_offset(): the parameter's own dtype
-/// is copied; F32 and F16 are rounded for BF16, F32 and BF16 for F16; any other pair is refused. Memory and threads
-/// that it needs are made by the first run() and kept.
+/// is copied; F32 and F16 are rounded for BF16, F32 and BF16 for F16; any other pair is refused. Everything is digested
+/// on its way, on a GPU by the kernel that copies or rounds. Memory and threads that it needs are made by the first
+/// run() and kept.
 class SourceFill {
  public:
   /// `plan` must outlive it.
   explicit SourceFill(const TransferPlan& plan);
 
   /// `tensors` in any order. Host work runs on all cores of this process; a GPU works on tensors of its own only.
-  /// Whatever writes the tensors must be done, also on GPUs. Returns when the region holds them. An lm_head.weight that
+  /// Whatever writes the tensors must be done, also on GPUs. Returns when the region holds them and `claim`, the
+  /// region's, has their digests; after an error it does not know what was to be filled. An lm_head.weight that
   /// is tied to the embedding may be left out; one with memory of its own must hold the same.
   /// Error(bad_data) listing every missing, unknown, duplicate, mis-shaped and mistyped tensor (at most 20, then a
   /// count), or those whose memory cannot be read, or a head that differs from its embedding; then the region is
   /// untouched. Error(deadline) from a GPU.
-  void run(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline);
+  void run(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim, Deadline deadline);
   /// The same for one tensor, under its own name or one that is tied to it; the other parameters stay as they are. Its
   /// index in the model.
-  std::size_t put(const TrainingTensor& tensor, const Region& region, Deadline deadline);
+  std::size_t put(const TrainingTensor& tensor, const Region& region, SourceClaim& claim, Deadline deadline);
   /// Error(bad_data) naming the tensor and the parameter that it is tied to when the region holds something else for
   /// it; the same errors as put() for what cannot be read.
   void expect_held(const TrainingTensor& tensor, std::string_view other, const Region& region, Deadline deadline);
 
  private:
-  /// A piece of a parameter, in elements.
+  /// A piece of a parameter, in elements, and as it lies in memory of its own.
   struct Step {
     std::size_t parameter = 0;
     std::uint64_t first = 0, count = 0;
+    Piece rows;
   };
   /// A thread's memory for what is on its way.
   struct Staging {
@@ -66,14 +71,16 @@ class SourceFill {
   };
   void match(std::span<const TrainingTensor> tensors);
   std::size_t match_one(const TrainingTensor& tensor);
-  void fill(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline);
+  void fill(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim, Deadline deadline);
   void check_memory(std::span<const TrainingTensor> tensors, const Region& region) const;
   /// Calls `work` for every step on all cores; rethrows the first exception.
   void for_each_step(FunctionRef<void(const Step&, Staging&)> work);
   /// A step's elements as they are sent, in host memory at `to`.
   void bring(const Step& step, const TrainingTensor& tensor, std::byte* to, Staging& staging);
-  void fill_by_host(const Step& step, const TrainingTensor& tensor, const Region& region, Staging& staging);
-  void fill_by_gpu(std::span<const TrainingTensor> tensors, const Region& region, Deadline deadline);
+  void fill_by_host(const Step& step, const TrainingTensor& tensor, const Region& region, SourceClaim& claim,
+                    Staging& staging);
+  void fill_by_gpu(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim,
+                   Deadline deadline);
   /// Error(bad_data) unless a tensor holds what `bring_other` brings under the `other` name of that parameter.
   void expect_tied(std::size_t parameter, const TrainingTensor& tensor, std::string_view other,
                    FunctionRef<void(const Step&, std::span<std::byte>, Staging&)> bring_other);
@@ -85,10 +92,9 @@ class SourceFill {
   std::vector<Staging> staging_;     // by thread
   std::optional<Workers> workers_;
   Gatherer gatherer_;
-  gpu::Stream stream_;             // of the last region's GPU
-  std::vector<const void*> from_;  // what copy engines are given
-  std::vector<void*> to_;
-  std::vector<std::size_t> sizes_;
+  std::uint64_t step_elements_ = 0;  // of the largest step
+  gpu::Stream stream_;               // of the last region's GPU
+  std::optional<GpuDigests> digests_;
 };
 
 }  // namespace weightcast

@@ -139,7 +139,7 @@ class DirectGpu final : public BoundTransport {
     const auto end = digests.first_task[batch.parameters.end()];
     for (std::size_t begin = digests.first_task[batch.parameters.first], i = 0; begin < end;
          begin += digests_at_once, ++i) {
-      gpu::copy_and_digest(digests.tasks + begin, std::min(digests_at_once, end - begin), upstream_.base(batch),
+      gpu::copy_and_digest(digests.tasks + begin, std::min(digests_at_once, end - begin), {upstream_.base(batch)},
                            sink(batch), digests.sums, *streams[i % 2]);
     }
     stream_.after(*digests.stream);

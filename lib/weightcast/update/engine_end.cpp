@@ -57,7 +57,7 @@ class EngineEnd final : public Participant {
                     : "the other slot was overwritten since; publish it again");
   }
 
-  void stage(const UpdateClaim& claim, Transport& transport, Deadline deadline) override {
+  void stage(const UpdateClaim& claim, const SourceClaim*, Transport& transport, Deadline deadline) override {
     Batch batch{claim.source_index, sink_, {claim.first_parameter, claim.parameters}};
     if (witness_) witness_->begin(store_->slots()[sink_], batch);
     // Only now: until PREPARE was agreed on, requests of other ranks could still need what the slot holds.
@@ -69,7 +69,7 @@ class EngineEnd final : public Participant {
     if (witness_) witness_->finish(deadline);
   }
 
-  void compare(const UpdateClaim& claim, std::span<const Digest> sent, std::span<const Digest>) const override {
+  void compare(const UpdateClaim& claim, std::span<const Digest> sent) const override {
     if (!witness_) return;
     for (std::size_t i = 0; i < claim.parameters; ++i) {
       const auto parameter = claim.first_parameter + i;
@@ -81,6 +81,8 @@ class EngineEnd final : public Participant {
                   "the link, a buffer or this host's memory is faulty; check its error counters, then publish again");
     }
   }
+
+  void prove_source(const UpdateClaim&, Deadline) override {}
 
   void prove_held(const UpdateClaim& claim, Deadline deadline) override {
     if (!witness_) return;

@@ -51,10 +51,12 @@ struct UpdateGroup::State {
   /// Holds a claim against what this rank knows. Local.
   void prepare(const UpdateClaim& claim, Deadline deadline);
   /// Trainer: offers the claim, and when all engines have taken it goes through the stages with them.
-  UpdateResult offer(const UpdateClaim& claim, std::span<const Digest> loaded);
+  UpdateResult offer(const UpdateClaim& claim, const SourceClaim* claimed);
   /// All ranks, once they have agreed on PREPARE, which began with `watch`: the other stages.
-  UpdateResult run(const UpdateClaim& claim, std::span<const Digest> loaded, Stopwatch& watch);
-  void run_weights(const UpdateClaim& claim, std::span<const Digest> loaded, Stopwatch& watch, UpdateResult& result);
+  UpdateResult run(const UpdateClaim& claim, const SourceClaim* claimed, Stopwatch& watch);
+  void run_weights(const UpdateClaim& claim, const SourceClaim* claimed, Stopwatch& watch, UpdateResult& result);
+  /// VERIFY of weights, and the VOTE over it.
+  void prove(const UpdateClaim& claim, bool completes, Stopwatch& watch, UpdateResult& result);
   void run_rollback(const UpdateClaim& claim, Stopwatch& watch, UpdateResult& result);
   void abort() noexcept;
 };

@@ -27,15 +27,15 @@ class Participant {
   /// PREPARE of the first call of an update, or of a rollback: refuses by throwing what does not fit what is held here.
   /// Then nothing has changed.
   virtual void prepare(const UpdateClaim& claim, Deadline deadline) = 0;
-  /// STAGE: takes part in moving the parameters of this call.
-  virtual void stage(const UpdateClaim& claim, Transport& transport, Deadline deadline) = 0;
+  /// STAGE: takes part in moving the parameters of this call. `claimed`: see UpdateRequest, nullptr on engines.
+  virtual void stage(const UpdateClaim& claim, const SourceClaim* claimed, Transport& transport, Deadline deadline) = 0;
   /// VERIFY, first half: digests of what was moved. The trainer writes into `sent` those of all shards, by tp rank and
-  /// then parameter, and last that of the model if the call completes it.
+  /// then parameter, as they were claimed or else as they are, and last that of the model if the call completes it.
   virtual void digest(const UpdateClaim& claim, bool completes, std::span<Digest> sent, Deadline deadline) = 0;
-  /// VERIFY, second half: Error(mismatch) naming the parameter that is not what was `sent`, or not what was `loaded`
-  /// (by parameter; the trainer's, may be empty).
-  virtual void compare(const UpdateClaim& claim, std::span<const Digest> sent,
-                       std::span<const Digest> loaded) const = 0;
+  /// VERIFY, second half: Error(mismatch) naming the parameter that is not what was `sent`.
+  virtual void compare(const UpdateClaim& claim, std::span<const Digest> sent) const = 0;
+  /// After a mismatch: Error(mismatch) from the trainer when its source is not what was claimed, naming the parameter.
+  virtual void prove_source(const UpdateClaim& claim, Deadline deadline) = 0;
   /// VERIFY of a rollback: Error(mismatch) when what is held is not what was committed.
   virtual void prove_held(const UpdateClaim& claim, Deadline deadline) = 0;
   /// COMMIT: `version` is served from now on; by a rollback, again.

@@ -29,16 +29,17 @@ class TrainerEnd final : public Participant {
       fail(ExitCode::config, "there is no version {}: there are {}", claim.source_index, endpoints_.sources.size());
   }
 
-  void stage(const UpdateClaim& claim, Transport& transport, Deadline deadline) override {
+  void stage(const UpdateClaim& claim, const SourceClaim* claimed, Transport& transport, Deadline deadline) override {
     Batch batch{claim.source_index, 0, {claim.first_parameter, claim.parameters}};
-    if (witness_) witness_->begin(endpoints_.sources[claim.source_index]->region(), batch);
+    claimed_ = claimed != nullptr && claimed->knows(batch.parameters) ? claimed : nullptr;
+    if (witness_ && claimed_ == nullptr) witness_->begin(region(claim), batch);
     transport.run(batch, deadline);
   }
 
   void digest(const UpdateClaim& claim, bool completes, std::span<Digest> sent, Deadline deadline) override {
     if (!witness_) return;
-    witness_->finish(deadline);
-    const auto& digests = witness_->digests();
+    if (claimed_ == nullptr) witness_->finish(deadline);
+    const auto& digests = claimed_ != nullptr ? *claimed_ : witness_->claim();
     const auto first = claim.first_parameter, count = claim.parameters;
     for (std::size_t i = 0; i < count; ++i) {
       for (std::size_t t = 0; t < plan_->tp; ++t) sent[t * count + i] = digests.shard(t, first + i);
@@ -47,13 +48,18 @@ class TrainerEnd final : public Participant {
     sent.back() = completes ? model_digest_->of(parameter_digests_) : Digest{};
   }
 
-  void compare(const UpdateClaim& claim, std::span<const Digest>, std::span<const Digest> loaded) const override {
-    if (!witness_ || loaded.empty()) return;
+  void compare(const UpdateClaim&, std::span<const Digest>) const override {}
+
+  void prove_source(const UpdateClaim& claim, Deadline deadline) override {
+    Batch batch{claim.source_index, 0, {claim.first_parameter, claim.parameters}};
+    witness_->begin(region(claim), batch);
+    witness_->finish(deadline);
     for (auto p = claim.first_parameter; p < claim.first_parameter + claim.parameters; ++p) {
-      if (loaded[p] == parameter_digests_[p]) continue;
+      const auto is = witness_->claim().parameter(p);
+      if (is == parameter_digests_[p]) continue;
       throw Error(ExitCode::mismatch,
                   fmt::format("{} changed between loading and sending: its digest was {} and is {}",
-                              plan_->model.parameters[p].info.name, loaded[p].hex(), parameter_digests_[p].hex()),
+                              plan_->model.parameters[p].info.name, parameter_digests_[p].hex(), is.hex()),
                   "the trainer's memory or its file was overwritten; publish again");
     }
   }
@@ -64,9 +70,12 @@ class TrainerEnd final : public Participant {
   void drop() noexcept override {}
 
  private:
+  Region region(const UpdateClaim& claim) const { return endpoints_.sources[claim.source_index]->region(); }
+
   const TransferPlan* plan_;
   Endpoints endpoints_;
   std::unique_ptr<SourceWitness> witness_;  // with proof
+  const SourceClaim* claimed_ = nullptr;    // of the open call, when it knows all its parameters
   std::optional<ModelDigest> model_digest_;
   std::vector<Digest> parameter_digests_;  // of whole parameters, as sent in the open update
 };

@@ -43,24 +43,24 @@ void UpdateGroup::State::abort() noexcept {
   open.reset();
 }
 
-UpdateResult UpdateGroup::State::run(const UpdateClaim& claim, std::span<const Digest> loaded, Stopwatch& watch) {
+UpdateResult UpdateGroup::State::run(const UpdateClaim& claim, const SourceClaim* claimed, Stopwatch& watch) {
   UpdateResult result;
   result.version = claim.version;
   result.prepare_s = watch.lap();
   switch (claim.kind) {
     case UpdateKind::unchanged: result.committed = result.no_op = true; break;
     case UpdateKind::rollback: run_rollback(claim, watch, result); break;
-    case UpdateKind::weights: run_weights(claim, loaded, watch, result); break;
+    case UpdateKind::weights: run_weights(claim, claimed, watch, result); break;
   }
   if (result.committed) result.digest = last.digest;
   return result;
 }
 
-void UpdateGroup::State::run_weights(const UpdateClaim& claim, std::span<const Digest> loaded, Stopwatch& watch,
+void UpdateGroup::State::run_weights(const UpdateClaim& claim, const SourceClaim* claimed, Stopwatch& watch,
                                      UpdateResult& result) {
   if (transport_failed) replace_transport();
   transport_failed = true;  // unless all ranks come through
-  agree(group, "stage", deadline(), [&](Deadline work) { end->stage(claim, *transport, work); });
+  agree(group, "stage", deadline(), [&](Deadline work) { end->stage(claim, claimed, *transport, work); });
   transport_failed = false;
   for (std::size_t p = claim.first_parameter; p < claim.first_parameter + claim.parameters; ++p) {
     if (!arrived[p]) --open->missing;
@@ -68,18 +68,7 @@ void UpdateGroup::State::run_weights(const UpdateClaim& claim, std::span<const D
   }
   const bool completes = open->missing == 0;
   result.stage_s = watch.lap();
-  // The verdict over VERIFY is the VOTE.
-  agree(group, "verify", deadline(), [&](Deadline work) {
-    if (options.proof == Proof::digests) {
-      const auto digests = std::span(sent).first(options.tp * claim.parameters + 1);
-      end->digest(claim, completes, digests, work);
-      group.broadcast(std::as_writable_bytes(digests), 0, work);
-      end->compare(claim, digests, loaded);
-      sent.back() = digests.back();
-    }
-    result.verify_s = watch.lap();
-  });
-  result.vote_s = watch.lap();
+  prove(claim, completes, watch, result);
   if (completes) {
     const HeldVersion version{open->version, options.proof == Proof::none ? std::nullopt : std::optional(sent.back())};
     open.reset();
@@ -90,6 +79,28 @@ void UpdateGroup::State::run_weights(const UpdateClaim& claim, std::span<const D
   result.commit_s = watch.lap();
   result.egress_bytes = transport->traffic().egress_bytes;
   result.staging_bytes = transport->traffic().staging_bytes;
+}
+
+void UpdateGroup::State::prove(const UpdateClaim& claim, bool completes, Stopwatch& watch, UpdateResult& result) {
+  try {
+    // The verdict over VERIFY is the VOTE.
+    agree(group, "verify", deadline(), [&](Deadline work) {
+      if (options.proof == Proof::digests) {
+        const auto digests = std::span(sent).first(options.tp * claim.parameters + 1);
+        end->digest(claim, completes, digests, work);
+        group.broadcast(std::as_writable_bytes(digests), 0, work);
+        end->compare(claim, digests);
+        sent.back() = digests.back();
+      }
+      result.verify_s = watch.lap();
+    });
+  } catch (const Error& error) {
+    // What arrived is not what was claimed: was it ever there?
+    if (error.code() == ExitCode::mismatch && error.reach() == Error::Reach::everybody)
+      agree(group, "verify", deadline(), [&](Deadline work) { end->prove_source(claim, work); });
+    throw;
+  }
+  result.vote_s = watch.lap();
 }
 
 // A rollback is a transaction in which nothing moves: PREPARE asks whether the version is still held, VERIFY whether it
@@ -107,12 +118,12 @@ void UpdateGroup::State::run_rollback(const UpdateClaim& claim, Stopwatch& watch
   result.committed = true;
 }
 
-UpdateResult UpdateGroup::State::offer(const UpdateClaim& claim, std::span<const Digest> loaded) {
+UpdateResult UpdateGroup::State::offer(const UpdateClaim& claim, const SourceClaim* claimed) {
   Stopwatch watch;
   const bool opened = open.has_value();
   try {
     offers->offer(claim, deadline(), [&](Deadline work) { prepare(claim, work); });
-    return run(claim, loaded, watch);
+    return run(claim, claimed, watch);
   } catch (const Error& error) {
     // A refused newcomer leaves the update alone that it collided with, and so does an offer that engines had no time
     // for.
@@ -132,8 +143,8 @@ UpdateResult UpdateGroup::publish(const UpdateRequest& request) {
   claim.first_parameter = request.first_parameter;
   claim.parameters = request.parameters;
   // The same version with the same content again is not an error and moves nothing.
-  if (!s.open && request.version == s.last.id && s.last.digest && !request.claimed.empty() &&
-      ModelDigest(s.plan->model).of(request.claimed) == s.last.digest) {
+  if (!s.open && request.version == s.last.id && s.last.digest && request.claimed != nullptr &&
+      request.claimed->knows_all() && request.claimed->model() == *s.last.digest) {
     claim.kind = UpdateKind::unchanged;
   }
   return s.offer(claim, request.claimed);
@@ -146,7 +157,7 @@ UpdateResult UpdateGroup::roll_back(std::uint64_t base_version, std::uint64_t ve
   auto claim = s.claim(base_version, version);
   claim.parameters = s.plan->model.parameters.size();
   claim.kind = UpdateKind::rollback;
-  return s.offer(claim, {});
+  return s.offer(claim, nullptr);
 }
 
 std::optional<UpdateResult> UpdateGroup::receive(Deadline wait, FunctionRef<void(const UpdateClaim&)> check,
@@ -170,7 +181,7 @@ std::optional<UpdateResult> UpdateGroup::receive(Deadline wait, FunctionRef<void
   try {
     const auto claim = s.offers->accept(wait, s.options.timeout_s, prepare, undo, give_up);
     if (!claim) return std::nullopt;
-    return s.run(*claim, {}, watch);
+    return s.run(*claim, nullptr, watch);
   } catch (const Error& error) {
     s.lost = s.lost || error.reach() == Error::Reach::lost;
     if (s.open && s.open->version == offered.version) s.abort();

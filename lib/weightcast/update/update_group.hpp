@@ -13,7 +13,7 @@
 #include "weightcast/store/parameter_store.hpp"
 #include "weightcast/transport/transport.hpp"
 #include "weightcast/update/manifest.hpp"
-#include "weightcast/verify/digest.hpp"
+#include "weightcast/verify/source_claim.hpp"
 
 /// The update group and its transaction: the only room that knows the whole road of the bytes.
 ///
@@ -48,9 +48,9 @@ struct GroupOptions {
 struct UpdateRequest {
   std::uint64_t base_version = 0, version = 0;
   std::size_t source_index = 0;  ///< which of its source regions
-  /// Digest of each parameter as the source claims it (taken when it was loaded), or empty: then what is sent is what
-  /// counts.
-  std::span<const Digest> claimed;
+  /// What the source region holds, or nullptr. Parameters that this does not know are digested while they are sent:
+  /// then what is sent is what counts.
+  const SourceClaim* claimed = nullptr;
   /// Parameters to move in this call. An update is complete, and commits, when each has been moved once.
   std::size_t first_parameter = 0, parameters = 0;
 };

@@ -81,8 +81,7 @@ class GpuSlotWitness final : public SlotWitness, public GpuObserver {
 
 class HostSourceWitness final : public SourceWitness {
  public:
-  HostSourceWitness(const TransferPlan& plan, bool crowded)
-      : SourceWitness(plan, available_cores()), crowded_(crowded) {}
+  HostSourceWitness(const TransferPlan& plan, bool crowded) : crowded_(crowded), digests_(plan, available_cores()) {}
 
   void begin(const Region& source, Batch& batch) override {
     digests_.begin(source.data, batch.parameters);
@@ -91,15 +90,17 @@ class HostSourceWitness final : public SourceWitness {
   /// A piece of work.
   bool operator()() noexcept { return digests_.work(); }
   void finish(Deadline) override { digests_.finish(); }
+  const SourceClaim& claim() const noexcept override { return digests_.claim(); }
 
  private:
   bool crowded_;
+  SourceDigests digests_;
 };
 
 class GpuSourceWitness final : public SourceWitness {
  public:
   GpuSourceWitness(const TransferPlan& plan, int gpu, bool crowded)
-      : SourceWitness(plan, 1), plan_(&plan), crowded_(crowded), gpu_(GpuDigests::of_source(plan, gpu)) {}
+      : crowded_(crowded), gpu_(GpuDigests::of_source(plan, gpu)), claim_(plan) {}
 
   void begin(const Region& source, Batch& batch) override {
     parameters_ = batch.parameters;
@@ -109,17 +110,18 @@ class GpuSourceWitness final : public SourceWitness {
   void finish(Deadline deadline) override {
     if (crowded_) gpu_.queue(parameters_, gpu::Share::all, nullptr);
     const auto results = gpu_.finish(deadline);
-    const auto count = plan_->model.parameters.size();
     for (auto p = parameters_.first; p < parameters_.end(); ++p) {
-      for (std::size_t t = 0; t < plan_->tp; ++t) digests_.set(t, p, results[t * count + p]);
+      claim_.forget(p);
+      claim_.add(p, results);
     }
   }
+  const SourceClaim& claim() const noexcept override { return claim_; }
 
  private:
-  const TransferPlan* plan_;
   bool crowded_;
   Range parameters_;
   GpuDigests gpu_;
+  SourceClaim claim_;
 };
 
 }  // namespace

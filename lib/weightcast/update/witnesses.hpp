@@ -35,16 +35,12 @@ std::unique_ptr<SlotWitness> make_slot_witness(const TransferPlan& plan, std::si
 /// turn costs; an engine across a link takes so much longer that this does not matter).
 class SourceWitness {
  public:
-  SourceWitness(const TransferPlan& plan, std::size_t threads) : digests_(plan, threads) {}
   virtual ~SourceWitness() = default;
   /// Starts over for these parameters; may be the work that the batch has for whoever waits. It is run before finish().
   virtual void begin(const Region& source, Batch& batch) = 0;
   virtual void finish(Deadline deadline) = 0;
-  /// Complete after finish().
-  const SourceDigests& digests() const noexcept { return digests_; }
-
- protected:
-  SourceDigests digests_;
+  /// Of what was begun; complete after finish().
+  virtual const SourceClaim& claim() const noexcept = 0;
 };
 std::unique_ptr<SourceWitness> make_source_witness(const TransferPlan& plan, Placement placement, bool crowded);
 

@@ -68,6 +68,12 @@ void GpuDigests::queue(const Range& parameters, gpu::Share share, const gpu::Str
               reinterpret_cast<std::uint64_t*>(sums_.region().data), share, stream_);
 }
 
+void GpuDigests::fill(std::size_t parameter, const gpu::CopySource& source, std::byte* base) {
+  const auto begin = first_task_[parameter], end = first_task_[parameter + 1];
+  gpu::copy_and_digest(reinterpret_cast<const gpu::DigestTask*>(tasks_.region().data) + begin, end - begin, source,
+                       base, reinterpret_cast<std::uint64_t*>(sums_.region().data), stream_);
+}
+
 gpu::DigestTarget GpuDigests::target() noexcept {
   return {reinterpret_cast<const gpu::DigestTask*>(tasks_.region().data), first_task_,
           reinterpret_cast<std::uint64_t*>(sums_.region().data), &stream_};

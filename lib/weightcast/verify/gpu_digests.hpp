@@ -25,6 +25,9 @@ class GpuDigests {
   void begin(const std::byte* base);
   /// Queues these parameters, behind what `after` has been given so far (nullptr: at once).
   void queue(const Range& parameters, gpu::Share share, const gpu::Stream* after);
+  /// Of a source region, at `base` too: brings a parameter there, digesting it on the way. `source` counts offsets as
+  /// the region does; on the same GPU.
+  void fill(std::size_t parameter, const gpu::CopySource& source, std::byte* base);
   /// Of a slot: lets whoever copies its shards there from the trainer's source digest them on the way, item by
   /// parameter, in place of queue(). Between begin() and finish().
   gpu::DigestTarget target() noexcept;

@@ -15,8 +15,7 @@ Digest digest_of_shard(const Shard& shard, const std::byte* slot) noexcept {
                      shard.parameter_offset, shard.parameter_pitch);
 }
 
-SourceDigests::SourceDigests(const TransferPlan& plan, std::size_t threads, std::size_t trainer_rank)
-    : plan_(&plan), table_(plan.ranks.size() * plan.model.parameters.size()) {
+SourceDigests::SourceDigests(const TransferPlan& plan, std::size_t threads, std::size_t trainer_rank) : claim_(plan) {
   for (std::size_t p = 0; p < plan.model.parameters.size(); ++p) {
     first_step_.push_back(steps_.size());
     for (std::size_t t = 0; t < plan.ranks.size(); ++t) {
@@ -40,20 +39,16 @@ void SourceDigests::begin(const std::byte* source, const Range& parameters) noex
   source_ = source;
   next_ = first_step_[parameters.first];
   end_ = first_step_[parameters.end()];
-  for (std::size_t t = 0; t < plan_->ranks.size(); ++t) {
-    for (auto p = parameters.first; p < parameters.end(); ++p) set(t, p, Digest{});
-  }
+  for (auto p = parameters.first; p < parameters.end(); ++p) claim_.forget(p);
 }
 
 bool SourceDigests::work() noexcept {
   const auto index = next_.fetch_add(1);
   if (index >= end_) return false;
   const auto& [tp_rank, block] = steps_[index];
-  const auto part = digest_rows(source_ + block.source_offset, block.source_pitch, block.row_bytes, block.rows,
-                                block.parameter_offset, block.parameter_pitch);
-  auto& digest = table_[tp_rank * plan_->model.parameters.size() + block.parameter_index];
-  std::atomic_ref(digest.first) += part.first;
-  std::atomic_ref(digest.second) += part.second;
+  claim_.add(tp_rank, block.parameter_index,
+             digest_rows(source_ + block.source_offset, block.source_pitch, block.row_bytes, block.rows,
+                         block.parameter_offset, block.parameter_pitch));
   return true;
 }
 
@@ -65,19 +60,6 @@ void SourceDigests::finish() noexcept {
   const auto left = end_ - std::min(next_.load(), end_);
   if (workers_ && left >= 2 * steps_per_thread) return workers_->run(work_off);
   work_off();
-}
-
-Digest SourceDigests::shard(std::size_t tp_rank, std::size_t parameter) const noexcept {
-  while (plan_->copy(tp_rank, parameter)) --tp_rank;  // copies follow what they copy
-  return table_[tp_rank * plan_->model.parameters.size() + parameter];
-}
-
-Digest SourceDigests::parameter(std::size_t parameter) const noexcept {
-  Digest sum;
-  for (std::size_t t = 0; t < plan_->ranks.size(); ++t) {
-    if (!plan_->copy(t, parameter)) sum += shard(t, parameter);
-  }
-  return sum;
 }
 
 }  // namespace weightcast

@@ -7,7 +7,7 @@
 
 #include "weightcast/core/parallel.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
-#include "weightcast/verify/digest.hpp"
+#include "weightcast/verify/source_claim.hpp"
 
 /// The two sides of the proof: what the trainer sent, and what an engine rank's slot holds. Both are a digest for each
 /// shard, gathered block by block while the bytes are in cache. Memory is allocated by the constructors only.
@@ -32,14 +32,8 @@ class SourceDigests {
   bool work() noexcept;
   /// Does what is left, on all threads where there is enough of it.
   void finish() noexcept;
-  /// Of shard `parameter` of `tp_rank`; complete after finish().
-  Digest shard(std::size_t tp_rank, std::size_t parameter) const noexcept;
-  /// For digests that were computed elsewhere (on a GPU).
-  void set(std::size_t tp_rank, std::size_t parameter, const Digest& digest) noexcept {
-    table_[tp_rank * plan_->model.parameters.size() + parameter] = digest;
-  }
-  /// Of the whole parameter: the sum over its shards, copies counted once.
-  Digest parameter(std::size_t parameter) const noexcept;
+  /// Of what was begun; complete after finish().
+  const SourceClaim& claim() const noexcept { return claim_; }
 
  private:
   struct Step {
@@ -47,8 +41,7 @@ class SourceDigests {
     Segment block;
   };
 
-  const TransferPlan* plan_;
-  std::vector<Digest> table_;            // by tp rank, then parameter; copies stay zero
+  SourceClaim claim_;
   std::vector<Step> steps_;              // by parameter
   std::vector<std::size_t> first_step_;  // of each parameter, and the end
   const std::byte* source_ = nullptr;

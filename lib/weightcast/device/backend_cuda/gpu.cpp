@@ -240,13 +240,6 @@ void copy_strided(const CopyTask* tasks, std::uint64_t count, const std::byte* s
   check(launch_copy(tasks, count, source, destination, cuda(stream)), "copy kernel");
 }
 
-void narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count,
-            const Stream& stream) {
-  if (count == 0) return;
-  use(stream.gpu());
-  check(launch_narrow(to, destination, source, count, cuda(stream)), "narrow kernel");
-}
-
 void gather(const StridedElements& elements, std::optional<Rounding> rounding, std::byte* destination,
             const std::byte* matrix, const Stream& stream) {
   if (elements.count == 0) return;
@@ -270,7 +263,7 @@ void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base,
   check(launch_digest(tasks, count, base, results, share, cuda(stream)), "digest kernel");
 }
 
-void copy_and_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* source, std::byte* base,
+void copy_and_digest(const DigestTask* tasks, std::uint64_t count, const CopySource& source, std::byte* base,
                      std::uint64_t* results, const Stream& stream) {
   if (count == 0) return;
   use(stream.gpu());

@@ -49,35 +49,6 @@ __global__ void __launch_bounds__(512)
   }
 }
 
-// --- narrow ---------------------------------------------------------------------------------------------------------
-
-/// Eight floats become one 16-byte vector; two of them in flight for each thread. What no vector holds goes one by one.
-template <NarrowFloat to>
-__global__ void __launch_bounds__(512)
-    narrow_kernel(std::uint16_t* destination, const std::uint32_t* source, std::uint64_t count) {
-  const std::uint64_t threads = static_cast<std::uint64_t>(gridDim.x) * blockDim.x;
-  const std::uint64_t thread = static_cast<std::uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const bool aligned =
-      ((reinterpret_cast<std::uintptr_t>(source) | reinterpret_cast<std::uintptr_t>(destination)) % 16) == 0;
-  const std::uint64_t vectors = aligned ? count / 8 : 0;
-  const auto pair = [](std::uint32_t low, std::uint32_t high) {
-    return narrow(to, low) | static_cast<std::uint32_t>(narrow(to, high)) << 16;
-  };
-  const auto pack = [&](const uint4& a, const uint4& b) {
-    return make_uint4(pair(a.x, a.y), pair(a.z, a.w), pair(b.x, b.y), pair(b.z, b.w));
-  };
-  const auto* in = reinterpret_cast<const uint4*>(source);
-  auto* out = reinterpret_cast<uint4*>(destination);
-  std::uint64_t i = thread;
-  for (; i + threads < vectors; i += 2 * threads) {
-    const uint4 a = in[2 * i], b = in[2 * i + 1], c = in[2 * (i + threads)], d = in[2 * (i + threads) + 1];
-    out[i] = pack(a, b);
-    out[i + threads] = pack(c, d);
-  }
-  if (i < vectors) out[i] = pack(in[2 * i], in[2 * i + 1]);
-  for (i = 8 * vectors + thread; i < count; i += threads) destination[i] = narrow(to, source[i]);
-}
-
 // --- digest ---------------------------------------------------------------------------------------------------------
 
 struct Sums {
@@ -142,6 +113,23 @@ __device__ void copy_run(std::byte* to, const std::byte* from, unsigned size) {
   for (; first + lane < count; first += 4 * warp) copy_vectors<4, false>(out + first, in + first, count - first - lane);
 }
 
+/// A warp rounds one run of floats to `size` bytes, both ends at multiples of 16: eight floats become one vector, and
+/// four such are in flight for each thread.
+template <NarrowFloat to>
+__device__ void narrow_run(std::byte* destination, const std::byte* source, unsigned size) {
+  const unsigned lane = threadIdx.x % warp, count = size / 16;
+  const auto pair = [](std::uint32_t low, std::uint32_t high) {
+    return narrow(to, low) | static_cast<std::uint32_t>(narrow(to, high)) << 16;
+  };
+  auto* const out = reinterpret_cast<uint4*>(destination);
+  const auto* const in = reinterpret_cast<const uint4*>(source);
+#pragma unroll 4
+  for (unsigned i = lane; i < count; i += warp) {
+    const uint4 a = __ldcs(in + 2 * i), b = __ldcs(in + 2 * i + 1);
+    out[i] = make_uint4(pair(a.x, a.y), pair(a.z, a.w), pair(b.x, b.y), pair(b.z, b.w));
+  }
+}
+
 /// A warp digests one run of bytes, both ends at multiples of 16 in memory and in the parameter. The outer factors of
 /// 32 digest blocks are computed at a time, one by each lane.
 template <bool copied_here>
@@ -173,11 +161,17 @@ __device__ void digest_run(Sums& sums, const std::byte* data, std::uint64_t offs
   }
 }
 
-/// With a source: what the tasks say is first copied, run by run, by the warp that digests it.
-template <bool with_source>
-__global__ void __launch_bounds__(256, with_source ? 2 : 1)
-    digest_kernel(const DigestTask* tasks, std::uint64_t count, const std::byte* source,
-                  std::conditional_t<with_source, std::byte, const std::byte>* base, std::uint64_t* results) {
+/// Where what is digested comes from: it is there, or it is first copied, or rounded, by the warp that digests it.
+enum class From { base, copy, bf16, f16 };
+
+/// `source`: where an offset of zero would lie, in bytes as they were before any rounding.
+template <From from_where>
+__global__ void __launch_bounds__(256, from_where == From::base ? 1 : 2)
+    digest_kernel(const DigestTask* tasks, std::uint64_t count, std::uintptr_t source,
+                  std::conditional_t<from_where != From::base, std::byte, const std::byte>* base,
+                  std::uint64_t* results) {
+  constexpr bool with_source = from_where != From::base, rounds = with_source && from_where != From::copy;
+  constexpr unsigned width = rounds ? 2 : 1;  // bytes of the source for each
   __shared__ alignas(16) std::uint32_t keys[2][digest_keys::block_words];
   for (unsigned i = threadIdx.x; i < 2 * digest_keys::block_words; i += blockDim.x) {
     keys[i / digest_keys::block_words][i % digest_keys::block_words] =
@@ -189,19 +183,30 @@ __global__ void __launch_bounds__(256, with_source ? 2 : 1)
     const DigestTask task = tasks[t];
     const bool aligned =
         (((reinterpret_cast<std::uintptr_t>(base) + task.data) | task.offset | task.pitch | task.parameter_pitch |
-          task.row_bytes |
-          (with_source ? (reinterpret_cast<std::uintptr_t>(source) + task.source) | task.source_pitch : 0)) %
+          task.row_bytes | (with_source ? (source + width * task.source) | width * task.source_pitch : 0)) %
          16) == 0;
     Sums sums;
     for (unsigned row = threadIdx.x / warp; row < task.rows; row += warps) {
       auto* const data = base + task.data + row * task.pitch;
       const std::uint64_t offset = task.offset + row * task.parameter_pitch;
       if constexpr (with_source) {
-        const std::byte* const from = source + task.source + row * task.source_pitch;
-        if (aligned) {
-          copy_run(data, from, task.row_bytes);
+        const auto* const from =
+            reinterpret_cast<const std::byte*>(source + width * (task.source + row * task.source_pitch));
+        if constexpr (rounds) {
+          constexpr auto to = from_where == From::bf16 ? NarrowFloat::bf16 : NarrowFloat::f16;
+          const auto* const floats = reinterpret_cast<const std::uint32_t*>(from);
+          auto* const rounded = reinterpret_cast<std::uint16_t*>(data);
+          if (aligned) {
+            narrow_run<to>(data, from, task.row_bytes);
+          } else {
+            for (unsigned i = lane; i < task.row_bytes / 2; i += warp) rounded[i] = narrow(to, floats[i]);
+          }
         } else {
-          for (unsigned i = lane; i < task.row_bytes; i += warp) data[i] = from[i];
+          if (aligned) {
+            copy_run(data, from, task.row_bytes);
+          } else {
+            for (unsigned i = lane; i < task.row_bytes; i += warp) data[i] = from[i];
+          }
         }
         __syncwarp();
       }
@@ -233,37 +238,25 @@ cudaError_t launch_copy(const CopyTask* tasks, std::uint64_t count, const std::b
   return cudaGetLastError();
 }
 
-cudaError_t launch_narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count,
-                          cudaStream_t stream) {
-  constexpr unsigned block = 512;
-  // Four of them fill a multiprocessor; with fewer than 16 elements for each thread there is nothing to overlap.
-  const auto blocks =
-      static_cast<unsigned>(std::clamp<std::uint64_t>(count / (16 * block), 1, std::uint64_t{4} * multiprocessors()));
-  auto* const out = reinterpret_cast<std::uint16_t*>(destination);
-  const auto* const in = reinterpret_cast<const std::uint32_t*>(source);
-  if (to == NarrowFloat::bf16) {
-    narrow_kernel<NarrowFloat::bf16><<<blocks, block, 0, stream>>>(out, in, count);
-  } else {
-    narrow_kernel<NarrowFloat::f16><<<blocks, block, 0, stream>>>(out, in, count);
-  }
-  return cudaGetLastError();
-}
-
 cudaError_t launch_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
                           Share share, cudaStream_t stream) {
   // All: eight blocks of 256 threads fill a multiprocessor. Half: a block on every second one, 66 of an H100's 132.
   const std::uint64_t most = share == Share::all ? 8 * multiprocessors() : (multiprocessors() + 1) / 2;
   const auto blocks = static_cast<unsigned>(std::min(count, most));
-  digest_kernel<false><<<blocks, 256, 0, stream>>>(tasks, count, nullptr, base, results);
+  digest_kernel<From::base><<<blocks, 256, 0, stream>>>(tasks, count, 0, base, results);
   return cudaGetLastError();
 }
 
-cudaError_t launch_copy_and_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* source,
+cudaError_t launch_copy_and_digest(const DigestTask* tasks, std::uint64_t count, const CopySource& source,
                                    std::byte* base, std::uint64_t* results, cudaStream_t stream) {
   // A block for each task: 16 warps of a multiprocessor with 16 KiB each fit the L2 cache between write and read, and
   // the hardware starts the next block sooner than a loop the next task (1.73 ms for 2.47 GB on an H100, 2.00 so; a
   // copy alone 1.65).
-  digest_kernel<true><<<static_cast<unsigned>(count), 256, 0, stream>>>(tasks, count, source, base, results);
+  const auto kernel = !source.rounding                        ? digest_kernel<From::copy>
+                      : *source.rounding == NarrowFloat::bf16 ? digest_kernel<From::bf16>
+                                                              : digest_kernel<From::f16>;
+  const auto zero = reinterpret_cast<std::uintptr_t>(source.data) - (source.rounding ? 2 : 1) * source.offset;
+  kernel<<<static_cast<unsigned>(count), 256, 0, stream>>>(tasks, count, zero, base, results);
   return cudaGetLastError();
 }
 

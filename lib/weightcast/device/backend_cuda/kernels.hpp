@@ -4,7 +4,7 @@
 
 #include "weightcast/device/gpu.hpp"
 
-/// The kernels behind copy_strided(), narrow(), gather(), scatter(), digest() and copy_and_digest(). nvcc cannot read
+/// The kernels behind copy_strided(), gather(), scatter(), digest() and copy_and_digest(). nvcc cannot read
 /// fmt's headers, so errors come back as codes.
 namespace weightcast::gpu {
 
@@ -19,9 +19,6 @@ inline unsigned multiprocessors() noexcept {
 cudaError_t launch_copy(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination,
                         cudaStream_t stream);
 
-cudaError_t launch_narrow(NarrowFloat to, std::byte* destination, const std::byte* source, std::uint64_t count,
-                          cudaStream_t stream);
-
 cudaError_t launch_gather(const StridedElements& elements, std::byte* destination, const std::byte* matrix,
                           cudaStream_t stream);
 cudaError_t launch_gather_narrow(const StridedElements& elements, Rounding rounding, std::byte* destination,
@@ -31,7 +28,7 @@ cudaError_t launch_scatter(const StridedElements& elements, std::byte* matrix, c
 
 cudaError_t launch_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
                           Share share, cudaStream_t stream);
-cudaError_t launch_copy_and_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* source,
+cudaError_t launch_copy_and_digest(const DigestTask* tasks, std::uint64_t count, const CopySource& source,
                                    std::byte* base, std::uint64_t* results, cudaStream_t stream);
 
 }  // namespace weightcast::gpu

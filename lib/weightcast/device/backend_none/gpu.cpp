@@ -69,9 +69,6 @@ void copy_strided(const CopyTask*, std::uint64_t, const std::byte*, std::byte*, 
 void copy_batch(void* const*, const void* const*, const std::size_t*, std::size_t, const Stream&) {
   none();
 }
-void narrow(NarrowFloat, std::byte*, const std::byte*, std::uint64_t, const Stream&) {
-  none();
-}
 void gather(const StridedElements&, std::optional<Rounding>, std::byte*, const std::byte*, const Stream&) {
   none();
 }
@@ -81,7 +78,7 @@ void scatter(const StridedElements&, std::byte*, const std::byte*, const Stream&
 void digest(const DigestTask*, std::uint64_t, const std::byte*, std::uint64_t*, Share, const Stream&) {
   none();
 }
-void copy_and_digest(const DigestTask*, std::uint64_t, const std::byte*, std::byte*, std::uint64_t*, const Stream&) {
+void copy_and_digest(const DigestTask*, std::uint64_t, const CopySource&, std::byte*, std::uint64_t*, const Stream&) {
   none();
 }
 void zero(std::byte*, std::uint64_t, const Stream&) {

@@ -1,0 +1,63 @@
+#include "weightcast/verify/source_claim.hpp"
+
+#include <algorithm>
+#include <atomic>
+
+namespace weightcast {
+
+SourceClaim::SourceClaim(const TransferPlan& plan)
+    : plan_(&plan), table_(plan.ranks.size() * plan.model.parameters.size()), known_(plan.model.parameters.size()) {}
+
+void SourceClaim::forget(std::size_t parameter) noexcept {
+  known_[parameter] = false;
+  for (auto at = parameter; at < table_.size(); at += known_.size()) table_[at] = {};
+}
+
+void SourceClaim::add(const Piece& block, const std::byte* data) {
+  for (std::size_t t = 0; t < plan_->ranks.size(); ++t) {
+    if (plan_->copy(t, block.parameter_index)) continue;
+    const auto part = segment_of(*plan_, t, block);
+    if (part.rows == 0) continue;
+    add(t, block.parameter_index,
+        digest_rows(data + part.source_offset, part.source_pitch, part.row_bytes, part.rows, part.parameter_offset,
+                    part.parameter_pitch));
+  }
+}
+
+void SourceClaim::add(std::size_t tp_rank, std::size_t parameter, const Digest& digest) noexcept {
+  auto& sum = table_[tp_rank * known_.size() + parameter];
+  std::atomic_ref(sum.first) += digest.first;
+  std::atomic_ref(sum.second) += digest.second;
+}
+
+void SourceClaim::add(std::size_t parameter, std::span<const Digest> digests) noexcept {
+  for (std::size_t t = 0; t < plan_->ranks.size(); ++t) {
+    if (!plan_->copy(t, parameter)) add(t, parameter, digests[t * known_.size() + parameter]);
+  }
+}
+
+bool SourceClaim::knows(const Range& parameters) const noexcept {
+  const auto first = known_.begin() + static_cast<std::ptrdiff_t>(parameters.first);
+  return std::all_of(first, first + static_cast<std::ptrdiff_t>(parameters.count), [](bool known) { return known; });
+}
+
+Digest SourceClaim::shard(std::size_t tp_rank, std::size_t parameter) const noexcept {
+  while (plan_->copy(tp_rank, parameter)) --tp_rank;  // copies follow what they copy
+  return table_[tp_rank * known_.size() + parameter];
+}
+
+Digest SourceClaim::parameter(std::size_t parameter) const noexcept {
+  Digest sum;
+  for (std::size_t t = 0; t < plan_->ranks.size(); ++t) {
+    if (!plan_->copy(t, parameter)) sum += shard(t, parameter);
+  }
+  return sum;
+}
+
+Digest SourceClaim::model() const {
+  std::vector<Digest> parameters;
+  for (std::size_t p = 0; p < known_.size(); ++p) parameters.push_back(parameter(p));
+  return digest_of_model(plan_->model, parameters);
+}
+
+}  // namespace weightcast

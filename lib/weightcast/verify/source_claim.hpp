@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "weightcast/plan/transfer_plan.hpp"
+#include "weightcast/verify/digest.hpp"
+
+namespace weightcast {
+
+/// What a trainer rank says that a source region of its holds: the digest of its part of every shard of every tp rank,
+/// taken while the weights were brought there. It knows the parameters of which all was; of the others it says nothing.
+/// Memory is allocated by the constructor only.
+class SourceClaim {
+ public:
+  /// Knows nothing yet. `plan` must outlive it.
+  explicit SourceClaim(const TransferPlan& plan);
+
+  /// Starts over for a parameter.
+  void forget(std::size_t parameter) noexcept;
+  /// Adds the digests of a block of a parameter that lies at `data`, from where the offset of `block` is counted.
+  /// Thread-safe.
+  void add(const Piece& block, const std::byte* data);
+  /// The same of one shard, by whoever digests. Thread-safe.
+  void add(std::size_t tp_rank, std::size_t parameter, const Digest& digest) noexcept;
+  /// The same of all shards of a parameter, from digests by tp rank and then parameter.
+  void add(std::size_t parameter, std::span<const Digest> digests) noexcept;
+  /// All of a parameter was added.
+  void complete(std::size_t parameter) noexcept { known_[parameter] = true; }
+
+  bool knows(const Range& parameters) const noexcept;
+  bool knows_all() const noexcept { return knows({0, known_.size()}); }
+  /// Of shard `parameter` of `tp_rank`.
+  Digest shard(std::size_t tp_rank, std::size_t parameter) const noexcept;
+  /// Of the whole parameter: the sum over its shards, copies counted once.
+  Digest parameter(std::size_t parameter) const noexcept;
+  /// Of the model: digest_of_model().
+  Digest model() const;
+
+ private:
+  const TransferPlan* plan_;
+  std::vector<Digest> table_;  // by tp rank, then parameter; copies stay zero
+  std::vector<bool> known_;
+};
+
+}  // namespace weightcast
