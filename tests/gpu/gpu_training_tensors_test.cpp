@@ -32,7 +32,7 @@ TEST_F(GpuFill, TheKernelRoundsAsTheHostDoes) {
   write_region(from.region(), 0, source);
   gpu::Stream stream(0);
   for (const auto format : {NarrowFloat::bf16, NarrowFloat::f16}) {
-    for (const std::uint64_t count : {0ULL, 1ULL, 7ULL, 8ULL, 9ULL, 4095ULL, 70'001ULL, 2'500'000ULL, 3'000'000ULL}) {
+    for (const std::uint64_t count : {1ULL, 7ULL, 8ULL, 9ULL, 4095ULL, 70'001ULL, 2'500'000ULL, 3'000'000ULL}) {
       for (const std::uint64_t skip : {0, 1, 3}) {  // elements: 0 is the aligned way
         std::vector<std::byte> expected(2 * most + 16, std::byte{0x5a}), held(expected.size());
         write_region(to.region(), 0, expected);
