@@ -53,6 +53,7 @@ int run(const std::vector<std::string>& arguments, const Command* command) {
                 "start it without mpirun, or with mpirun -n 1");
   }
   if (command->spec.parallel) {
+    leave_default_binding();
     if (const auto reason = why_no_mpi()) throw *reason;
   }
   return command->run(options);

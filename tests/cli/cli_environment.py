@@ -30,6 +30,14 @@ def run(*command, **keywords):
     return workplace.run(command, **keywords)
 
 
+def parent_of(process):
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
 class Launching(workplace.Workplace):
     def one_block(self, text):
         self.assertEqual(text.count("weightcast: error:"), 1, text)
@@ -53,6 +61,31 @@ class Launching(workplace.Workplace):
         self.assertEqual(done.returncode, USAGE)
         self.assertIn("synth runs on one rank", self.one_block(done.stderr))
         self.assertFalse(os.path.exists(self.path("two")))
+
+    def cores_of_ranks(self, *binding):
+        """How many each of two ranks may use, once they are at work."""
+        policy = os.environ.pop("OMPI_MCA_hwloc_base_binding_policy", None)
+        bench = ["bench", "--model", "tiny", "--device", "host", "--repeat", 1000000, "--timeout", "5s"]
+        job = start([MPIEXEC, *binding, "-n", 2, PROGRAM, *bench])
+        if policy is not None:
+            os.environ["OMPI_MCA_hwloc_base_binding_policy"] = policy
+        try:
+            for line in job.stdout:  # they are at work when the table has its head
+                if "#wrong" in line:
+                    break
+            ranks = [int(name) for name in os.listdir("/proc") if name.isdigit() and parent_of(name) == job.pid]
+            return [len(os.sched_getaffinity(rank)) for rank in ranks]
+        finally:
+            job.terminate()
+            job.communicate()
+
+    def test_a_rank_is_bound_to_one_core_by_who_asks_for_it_only(self):
+        cores = len(os.sched_getaffinity(0))
+        if cores == 1:
+            self.skipTest("one core")
+        self.assertEqual(self.cores_of_ranks(), [cores, cores])
+        self.assertEqual(self.cores_of_ranks("--bind-to", "core"), [1, 1])
+        self.assertEqual(self.cores_of_ranks("--map-by", "slot"), [1, 1])
 
     def test_what_a_rank_starts_runs(self):
         script = f"""

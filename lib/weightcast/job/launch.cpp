@@ -1,5 +1,6 @@
 #include "weightcast/job/launch.hpp"
 
+#include <sched.h>
 #include <unistd.h>
 
 #include <array>
@@ -122,6 +123,16 @@ std::optional<int> stopped_rank() {
     }
   }
   return std::nullopt;
+}
+
+void leave_default_binding() noexcept {
+  const auto given = [](const char* variable) { return std::getenv(variable) != nullptr; };
+  // Open MPI 4 says in a rank's environment that it was bound, and --bind-to and --map-by as the parameters they set.
+  if (launch_size() > 2 || !given("OMPI_MCA_orte_bound_at_launch") || given("OMPI_MCA_hwloc_base_binding_policy") ||
+      given("OMPI_MCA_rmaps_base_mapping_policy") || !started_by_launcher())
+    return;
+  cpu_set_t cores;
+  if (::sched_getaffinity(::getppid(), sizeof(cores), &cores) == 0) ::sched_setaffinity(0, sizeof(cores), &cores);
 }
 
 void let_others_speak(double seconds) noexcept {

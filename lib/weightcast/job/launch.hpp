@@ -32,6 +32,10 @@ std::optional<Error> why_no_mpi();
 /// has started several, because launcher and MPI library do not belong together. Nothing when it was started alone.
 std::optional<Error> why_alone();
 
+/// Before any thread: takes the cores of the launcher's own process when Open MPI has bound this rank to one core
+/// because of their number alone (its default for up to two). A rank has several threads. What was asked for stays.
+void leave_default_binding() noexcept;
+
 /// Before a failing process speaks: leaves the word, and the end of the job, to a rank that should speak first.
 void let_others_speak(double seconds) noexcept;
 
