@@ -132,6 +132,26 @@ class Offline(workplace.Workplace):
         self.assertEqual(self.succeeds("plan", env={"WEIGHTCAST_CONFIG": config, "WEIGHTCAST_REPEAT": "3"}),
                          self.succeeds("plan", "--model", "tiny", "--tp", "2"))
 
+    def test_plan_of_several_trainer_ranks(self):
+        whole = self.succeeds("plan", "--model=tiny", "--tp=2")
+        self.assertEqual(self.succeeds("plan", "--model=tiny", "--tp=2", "--trainers=1", "--source-layout=fsdp"), whole)
+        self.assertNotIn("sent bytes", whole)
+        egress = re.search(r"trainer egress +(.+)", whole).group(1)
+        total = None
+        for layout, trainers in (("whole", 3), ("fsdp", 3), ("fsdp", 5), ("tp", 2)):
+            text = self.succeeds("plan", "--model=tiny", "--tp=2", f"--trainers={trainers}", f"--source-layout={layout}")
+            self.assertEqual(re.search(r"trainer egress +(.+)", text).group(1), egress)
+            table = text[text.index("sent bytes"):].splitlines()
+            rows = [re.match(r" *(\d+) +(\d+) +(\d+) +\d+(?: |$)", line) for line in table]
+            rows = [list(map(int, row.groups())) for row in rows if row]
+            self.assertEqual([row[0] for row in rows], list(range(trainers)))
+            sent = sum(row[2] for row in rows)
+            total = total or sent
+            self.assertEqual(sent, total, "who has it does not change how much is sent")
+        self.fails(CONFIG, "plan", "--model=tiny", "--trainers=7", "--source-layout=tp")
+        self.fails(USAGE, "plan", "--model=tiny", "--trainers=0")
+        self.fails(USAGE, "plan", "--model=tiny", "--source-layout=custom")
+
     def test_a_typo_in_the_file(self):
         config = self.write("settings.ini", "model = tiny\ntpp = 2\n")
         block = self.fails(CONFIG, "plan", "--config", config)

@@ -201,8 +201,7 @@ RC_GTEST_PROP(PlanProperty, ScatteredWeightsLieByTheRulesAndGatherBack, ()) {
 
 /// The schedule of other segments, in every part of the proof but the first consistent.
 void reschedule(const TransferPlan& plan, RankPlan& rank, std::vector<Segment> segments) {
-  std::vector<Range> parts;
-  for (const auto& part : rank.schedule.whole) parts.push_back(part.parameters);
+  std::vector<Cut> parts(rank.schedule.whole.begin(), rank.schedule.whole.end());
   std::erase_if(segments, [](const Segment& s) { return s.size_bytes() == 0; });
   rank.received_bytes = 0;
   for (const auto& s : segments) rank.received_bytes += s.size_bytes();
@@ -234,7 +233,7 @@ RC_GTEST_PROP(PlanProperty, ADefectInASegmentIsFound, ()) {
       break;
     }
     case 8: {  // what another rank reads
-      const auto theirs = plan.ranks[number(0, plan.tp - 1)].schedule.segments_of({segment.parameter_index, 1});
+      const auto theirs = plan.ranks[number(0, plan.tp - 1)].schedule.segments_of(0, {segment.parameter_index, 1});
       RC_PRE(!theirs.empty() && theirs[0].rows == segment.rows && theirs[0].source_offset != segment.source_offset);
       segment.source_offset = theirs[0].source_offset;
       break;

@@ -178,7 +178,7 @@ Segment segment(std::size_t index, std::uint64_t source, std::uint64_t destinati
 TEST(Schedule, MergesCopiesThatContinueOnBothSides) {
   const auto a = segment(0, 0, 100, 10, 1, 0), b = segment(1, 10, 110, 2, 3, 2), gap = segment(2, 16, 200, 4, 1, 0),
              strided = segment(3, 20, 204, 2, 4, 8);
-  const Range parts[] = {{0, 4}};
+  const Cut parts[] = {{0, {0, 4}}};
   const auto schedule = make_schedule({a, b, gap, strided}, 4, parts, 100);
   const auto& part = schedule.parts({0, 4}).front();
   const auto copies = part.copies.of(schedule.copies);
@@ -189,7 +189,7 @@ TEST(Schedule, MergesCopiesThatContinueOnBothSides) {
 }
 
 TEST(Schedule, PacksStridedRowsIntoBoundedSteps) {
-  const Range parts[] = {{0, 2}};
+  const Cut parts[] = {{0, {0, 2}}};
   const auto schedule =
       make_schedule({segment(0, 0, 0, 300, 4, 900), segment(1, 5000, 1200, 200, 1, 0)}, 2, parts, 1000);
   const auto steps = schedule.whole[0].pack_steps.of(schedule.pack_steps);
@@ -202,7 +202,7 @@ TEST(Schedule, PacksStridedRowsIntoBoundedSteps) {
 }
 
 TEST(Schedule, HalvesOfALargePartMeetBetweenPages) {
-  const Range parts[] = {{0, 3}};
+  const Cut parts[] = {{0, {0, 3}}};
   const auto schedule = make_schedule(
       {segment(0, 0, 0, 10 * mebibyte, 1, 0), segment(1, 10 * mebibyte, 10 * mebibyte, 2 * mebibyte, 3, 5 * mebibyte),
        segment(2, 25 * mebibyte, 16 * mebibyte, 100 * mebibyte, 1, 0)},
@@ -220,7 +220,7 @@ TEST(Schedule, HalvesOfALargePartMeetBetweenPages) {
 }
 
 TEST(Schedule, TasksMayCutTheRowsOfAWideSegment) {
-  const Range parts[] = {{0, 1}};
+  const Cut parts[] = {{0, {0, 1}}};
   const auto wide = segment(0, 0, 0, copy_block_bytes + 300, 4, 3 * copy_block_bytes);
   EXPECT_EQ(prove_schedule(make_schedule({wide}, 1, parts, 4 * copy_block_bytes), 1, 4 * copy_block_bytes), "");
 }

@@ -70,7 +70,7 @@ std::string check_plan(const TransferPlan& plan, const Parameters& parameters) {
       if (!plan.copy(t, p)) sums[p] += held;
       // In the blocks in which it arrives.
       Digest parts;
-      for (const auto& segment : plan.ranks[t].schedule.segments_of({p, 1})) {
+      for (const auto& segment : plan.ranks[t].schedule.segments_of(0, {p, 1})) {
         const auto third = std::max<std::uint64_t>(shard.size_bytes() / 3, 1);
         for (BlockCursor cursor(segment, third); !cursor.done(); cursor.next())
           parts += digest_of_shard(cursor.block(), slot.data());

@@ -8,13 +8,17 @@ namespace weightcast {
 CommandSpec plan_command() {
   return {
       .name = "plan",
-      .arguments = "--checkpoint DIR | --model SHAPE [--tp N] [--dp N] [--ignore PATTERNS]",
+      .arguments =
+          "--checkpoint DIR | --model SHAPE [--tp N] [--dp N] [--trainers R] [--source-layout LAYOUT] [--ignore "
+          "PATTERNS]",
       .summary =
           "Shows which bytes every engine rank would receive, and proves that nothing is missing or sent in vain.",
       .options = {{"checkpoint", "DIR", "a checkpoint folder with its config.json"},
                   {"model", "SHAPE", "a named shape or config.json"},
                   {"tp", "N", "tensor-parallel ranks of an engine", "1"},
                   {"dp", "N", "engines (replicas)", "1"},
+                  {"trainers", "R", "trainer ranks", "1"},
+                  {"source-layout", "whole|fsdp|tp", "what each trainer rank has", "whole"},
                   ignore_option()},
   };
 }
@@ -43,7 +47,10 @@ int run_plan(const Options& options) {
   }
   const Model model =
       checkpoint.empty() ? build_model(load_model_config(shape)) : model_of(checkpoint, options.list("ignore"));
-  const TransferPlan plan = make_plan(model, options.number("tp", 1, 1'000'000), options.number("dp", 1, 1'000'000));
+  constexpr std::uint64_t most_ranks = 1'000'000, most_trainers = 4096;  // each has an entry for every parameter
+  const TransferPlan plan = make_plan(
+      model, options.number("tp", 1, most_ranks), options.number("dp", 1, most_ranks),
+      make_layout(options.choice<LayoutKind>("source-layout"), model, options.number("trainers", 1, most_trainers)));
   fmt::print("{}", describe(plan));
   if (const std::string violation = prove_coverage(plan); !violation.empty()) {
     fail(ExitCode::internal, "the plan is wrong: {}", violation);

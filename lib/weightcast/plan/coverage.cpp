@@ -6,111 +6,14 @@
 #include <utility>
 
 #include "weightcast/core/bytes.hpp"
+#include "weightcast/plan/tiling.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 
 // The proof trusts nothing that make_plan() computed and shares no code with it: it takes the parameter table (names,
-// shapes, kinds) and the regions, and asks whether the segments are a tiling of them. Everything is a rectangle of
-// bytes in a matrix, so a column shard of thousands of rows costs no more than one of a single row.
+// shapes, kinds) and the regions, and asks whether the segments are a tiling of them.
 
 namespace weightcast {
 namespace {
-
-/// Rows, and bytes within a row.
-struct Rectangle {
-  std::uint64_t row = 0, column = 0, rows = 0, columns = 0;
-  auto operator<=>(const Rectangle&) const = default;
-};
-
-/// A region's part that holds a matrix of `rows` x `row_bytes` at `offset`.
-struct Matrix {
-  std::uint64_t offset = 0, rows = 0, row_bytes = 0;
-};
-
-/// One side of a segment.
-struct Runs {
-  std::uint64_t offset = 0, run_bytes = 0, runs = 0, pitch = 0;
-};
-
-/// Appends the rectangles of `matrix` that `runs` touch; false when they leave it or do not follow its rows.
-bool append_rectangles(const Matrix& matrix, const Runs& runs, std::vector<Rectangle>& rectangles) {
-  const auto total = checked_multiply(runs.run_bytes, runs.runs);
-  if (!total || *total == 0 || runs.offset < matrix.offset) return false;
-  std::uint64_t begin = runs.offset - matrix.offset, left = *total;
-  const std::uint64_t size = matrix.rows * matrix.row_bytes, column = begin % matrix.row_bytes;
-  if (begin > size || left > size - begin) return false;
-  if (runs.runs > 1 && runs.pitch != runs.run_bytes) {
-    const std::uint64_t row = begin / matrix.row_bytes;
-    if (runs.pitch != matrix.row_bytes || runs.run_bytes > matrix.row_bytes - column || runs.runs > matrix.rows - row) {
-      return false;
-    }
-    rectangles.push_back({row, column, runs.runs, runs.run_bytes});
-    return true;
-  }
-  // One run: the end of a row, whole rows, the beginning of a row.
-  const auto take = [&](std::uint64_t rows, std::uint64_t columns) {
-    if (rows * columns == 0) return;
-    rectangles.push_back({begin / matrix.row_bytes, begin % matrix.row_bytes, rows, columns});
-    begin += rows * columns;
-    left -= rows * columns;
-  };
-  if (column > 0) take(1, std::min(left, matrix.row_bytes - column));
-  take(left / matrix.row_bytes, matrix.row_bytes);
-  take(1, left);
-  return true;
-}
-
-/// What is wrong with `rectangles`, all inside the matrix, as a cover that has every byte exactly once; empty when
-/// nothing.
-///
-/// How often a point is covered is, modulo 2, fixed by the corners: where every corner but the four of the matrix
-/// occurs an even number of times, every point is covered an odd number of times, hence at least once; and with areas
-/// that add up to the matrix, exactly once.
-std::string tiling_defect(const std::vector<Rectangle>& rectangles, std::uint64_t rows, std::uint64_t row_bytes) {
-  using Point = std::pair<std::uint64_t, std::uint64_t>;
-  const std::uint64_t size = rows * row_bytes;
-  std::uint64_t area = 0;
-  std::vector<Point> corners;
-  for (const auto& r : rectangles) {
-    const auto sum = checked_add(area, r.rows * r.columns);
-    if (!sum) return "overlaps beyond measure";
-    area = *sum;
-    for (const auto row : {r.row, r.row + r.rows}) {
-      for (const auto column : {r.column, r.column + r.columns}) corners.emplace_back(row, column);
-    }
-  }
-  if (area < size) return fmt::format("{} of {} bytes are left out", size - area, size);
-  if (area > size) return fmt::format("{} bytes too many for {}", area - size, size);
-  std::sort(corners.begin(), corners.end());
-  std::vector<Point> odd;
-  for (const auto& corner : corners) {
-    if (!odd.empty() && odd.back() == corner) {
-      odd.pop_back();
-    } else {
-      odd.push_back(corner);
-    }
-  }
-  const std::vector<Point> expected{{0, 0}, {0, row_bytes}, {rows, 0}, {rows, row_bytes}};
-  return odd == expected ? "" : "some bytes are taken twice and others left out";
-}
-
-/// True when the ranges are disjoint and inside a region of `region_bytes`.
-bool ranges_fit(std::vector<ByteRange> ranges, std::uint64_t region_bytes) {
-  std::sort(ranges.begin(), ranges.end(), [](const auto& a, const auto& b) { return a.offset < b.offset; });
-  std::uint64_t end = 0;
-  for (const auto& range : ranges) {
-    if (range.offset < end || range.offset > region_bytes || range.size_bytes > region_bytes - range.offset)
-      return false;
-    end = range.offset + range.size_bytes;
-  }
-  return true;
-}
-
-/// Bytes from row to row of a parameter.
-std::uint64_t row_bytes_of(const TensorInfo& info) {
-  std::uint64_t bytes = static_cast<std::uint64_t>(bits(info.dtype)) / 8;
-  for (std::size_t i = 1; i < info.shape.size(); ++i) bytes *= info.shape[i];
-  return bytes;
-}
 
 /// How many ranks must read every byte of the parameter.
 std::uint64_t multiplicity(const ParameterRule& rule, std::uint64_t tp) {
@@ -246,9 +149,10 @@ bool brings_what_it_says(const TransferPlan& plan, const Shard& shard, const Seg
          own->row == piece.slice.row + in_piece->row && own->column == piece.slice.column * element + in_piece->column;
 }
 
-/// Segments bring every byte of every shard exactly once, from where it is.
+/// Segments bring every byte of every shard exactly once, each from a trainer rank that has it.
 std::string prove_segments(const TransferPlan& plan, const RankPlan& rank) {
-  const auto& segments = rank.schedule.segments;
+  std::vector<Segment> segments = rank.schedule.segments;
+  std::ranges::stable_sort(segments, {}, &Segment::parameter_index);
   std::uint64_t received = 0;
   auto next = segments.begin();
   for (const auto& shard : rank.shards) {
@@ -269,58 +173,21 @@ std::string prove_segments(const TransferPlan& plan, const RankPlan& rank) {
   return {};
 }
 
-/// A later replica takes every shard from where it takes it to.
+/// A later replica takes what came, piece by piece and part by part, from where it was taken to.
 bool relays_all(const RankPlan& rank) {
-  std::size_t next = 0;
-  for (const auto& shard : rank.shards) {
-    if (shard.rows == 0) continue;
-    const auto& segments = rank.relay.segments;
-    if (next == segments.size() || static_cast<const Shard&>(segments[next]) != shard ||
-        segments[next].source_offset != shard.destination_offset ||
-        segments[next].source_pitch != shard.destination_pitch) {
-      return false;
-    }
-    ++next;
-  }
-  const auto same = [](const Part& a, const Part& b) { return a.parameters == b.parameters; };
-  return next == rank.relay.segments.size() && std::ranges::equal(rank.relay.whole, rank.schedule.whole, same);
+  const auto passed_on = [](const Segment& brought, const Segment& relayed) {
+    return static_cast<const Shard&>(brought) == relayed && brought.from == relayed.from &&
+           relayed.source_offset == brought.destination_offset && relayed.source_pitch == brought.destination_pitch;
+  };
+  const auto same = [](const Part& a, const Part& b) {
+    return a.from == b.from && a.parameters == b.parameters && a.segments == b.segments;
+  };
+  return std::ranges::equal(rank.schedule.segments, rank.relay.segments, passed_on) &&
+         std::ranges::equal(rank.schedule.whole, rank.relay.whole, same) &&
+         std::ranges::equal(rank.schedule.single, rank.relay.single, same);
 }
 
 }  // namespace
-
-std::string prove_layout(const Model& model, const SourceLayout& layout) {
-  std::vector<std::vector<Rectangle>> rectangles(model.parameters.size());
-  for (std::size_t from = 0; from < layout.ranks.size(); ++from) {
-    std::vector<ByteRange> ranges;
-    std::size_t previous = 0;
-    for (const auto& piece : layout.ranks[from].pieces) {
-      if (piece.parameter_index < previous || piece.parameter_index >= model.parameters.size())
-        return fmt::format("trainer rank {}: pieces are out of order", from);
-      previous = piece.parameter_index;
-      const TensorInfo& info = model.parameters[previous].info;
-      const auto& [row, column, rows, columns] = piece.slice;
-      if (piece.slice.empty() || !piece.slice.within(matrix_of(info)))
-        return fmt::format("trainer rank {}: a piece of {} is not in it", from, info.name);
-      const std::uint64_t element = static_cast<std::uint64_t>(bits(info.dtype)) / 8, row_bytes = columns * element;
-      const auto above = checked_multiply(rows - 1, piece.pitch);
-      const auto extent = above ? checked_add(*above, row_bytes) : std::nullopt;
-      if (!extent || piece.pitch < row_bytes)
-        return fmt::format("trainer rank {}: rows of {} overlap", from, info.name);
-      ranges.push_back({piece.offset, *extent});
-      rectangles[previous].push_back({row, column * element, rows, row_bytes});
-    }
-    if (!ranges_fit(std::move(ranges), layout.ranks[from].size_bytes))
-      return fmt::format("trainer rank {}: parameters overlap or leave the source region", from);
-  }
-  for (std::size_t i = 0; i < rectangles.size(); ++i) {
-    const TensorInfo& info = model.parameters[i].info;
-    const auto size = info.size_bytes();
-    if (!size || *size == 0 || row_bytes_of(info) == 0) return fmt::format("{}: not a size in whole bytes", info.name);
-    const std::string defect = tiling_defect(rectangles[i], *size / row_bytes_of(info), row_bytes_of(info));
-    if (!defect.empty()) return fmt::format("trainer ranks have of {}: {}", info.name, defect);
-  }
-  return {};
-}
 
 std::string prove_coverage(const TransferPlan& plan) {
   std::string violation = prove_layout(plan.model, plan.sources);

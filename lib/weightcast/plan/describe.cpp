@@ -2,6 +2,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <span>
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
@@ -92,6 +93,20 @@ std::string rank_table(const TransferPlan& plan) {
   return table(received, {true, true, true, true, true}) + '\n' + table(schedules, {true, true, true, true});
 }
 
+/// What each trainer rank has and sends, and to which tp ranks, in its order.
+std::string trainer_table(const TransferPlan& plan) {
+  constexpr std::size_t most_shown = 8;
+  std::vector<Row> rows{{"trainer rank", "held bytes", "sent bytes", "pieces", "to tp ranks, in this order"}};
+  for (std::size_t from = 0; from < plan.sources.ranks.size(); ++from) {
+    const auto sinks = plan.sinks(from);
+    const auto shown = std::span(sinks).first(std::min(sinks.size(), most_shown));
+    rows.push_back({fmt::to_string(from), fmt::to_string(plan.held_bytes(from)),
+                    fmt::to_string(plan.egress_bytes_of(from)), fmt::to_string(plan.sources.ranks[from].pieces.size()),
+                    fmt::format("{}{}", fmt::join(shown, " "), shown.size() < sinks.size() ? " ..." : "")});
+  }
+  return table(rows, {true, true, true, true, false});
+}
+
 struct Addition {
   std::string kind;
   std::uint64_t parameters = 0, bytes = 0;
@@ -125,15 +140,17 @@ std::string describe(const TransferPlan& plan) {
   const double ratio = static_cast<double>(egress) / static_cast<double>(model_bytes);
   const std::string violation = prove_coverage(plan);
 
+  const auto trainers = plan.roster().trainers;
   std::string text = engine_tensor_table(plan) + '\n' + rank_table(plan) + '\n';
-  text += table(
-      {{"model", fmt::format("{}, {} parameters, {}", name(plan.model.config.family), plan.model.parameters.size(),
-                             size(model_bytes))},
-       {"group", fmt::format("tp {}, dp {}: {} ranks with the trainer", plan.tp, plan.dp, plan.roster().rank_count())},
-       {"slot of an engine rank", size(plan.slot_bytes)},
-       {"trainer egress", fmt::format("{}, {:.4f} x the model", size(egress), ratio)},
-       {"replication adds", plan.tp == 1 ? "nothing" : size(plan.replication_bytes())}},
-      {false, false});
+  if (trainers > 1) text += trainer_table(plan) + '\n';
+  text += table({{"model", fmt::format("{}, {} parameters, {}", name(plan.model.config.family),
+                                       plan.model.parameters.size(), size(model_bytes))},
+                 {"group", fmt::format("tp {}, dp {}: {} ranks with {}", plan.tp, plan.dp, plan.roster().rank_count(),
+                                       trainers == 1 ? "the trainer" : fmt::format("{} trainer ranks", trainers))},
+                 {"slot of an engine rank", size(plan.slot_bytes)},
+                 {"trainer egress", fmt::format("{}, {:.4f} x the model", size(egress), ratio)},
+                 {"replication adds", plan.tp == 1 ? "nothing" : size(plan.replication_bytes())}},
+                {false, false});
   text += replication_table(plan);
   text +=
       table({{"plan digest           ", plan.digest},

@@ -61,18 +61,26 @@ class PlanHasher {
   void add(const Copy& copy) { integers(copy.from, copy.source_offset, copy.destination_offset, copy.size_bytes); }
   void add(const PackedRows& rows) { integers(rows.segment_index, rows.first_row, rows.row_count, rows.pack_offset); }
   void add(const Range& range) { integers(range.first, range.count); }
+  void add(const Supply& supply) {
+    integers(supply.from);
+    add(supply.segments);
+    add(supply.parts);
+  }
   void add(const Part& part) {
+    integers(part.from);
     for (const auto& range : {part.parameters, part.segments, part.copies, part.pulled, part.pushed, part.pack_steps})
       add(range);
   }
   void add(const Schedule& schedule) {
     list(schedule.segments);
+    list(schedule.supplies);
     list(schedule.copies);
     list(schedule.halves);
     list(schedule.packed);
     list(schedule.pack_steps);
     list(schedule.whole);
     list(schedule.single);
+    list(schedule.first_single);
   }
   void add(const ByteRange& range) { integers(range.offset, range.size_bytes); }
   void add(const ParameterRule& rule) {
@@ -104,7 +112,7 @@ class PlanHasher {
 
 std::string digest_of(const TransferPlan& plan) {
   PlanHasher hasher;
-  hasher.text("weightcast.plan/3");
+  hasher.text("weightcast.plan/4");
   hasher.text(name(plan.model.config.family));
   hasher.integers(plan.tp, plan.dp, plan.slot_bytes, plan.message_bytes, plan.pack_bytes);
   hasher.integers(copy_block_bytes, digest_block_bytes, warp_run_bytes);

@@ -27,14 +27,21 @@ void advance(Segment& segment, std::uint64_t bytes) noexcept {
   segment.parameter_offset += bytes;
 }
 
+std::span<const Segment> of_parameters(std::span<const Segment> sorted, const Range& parameters) noexcept {
+  const auto begin = std::ranges::lower_bound(sorted, parameters.first, {}, &Segment::parameter_index);
+  return {begin, std::ranges::lower_bound(begin, sorted.end(), parameters.end(), {}, &Segment::parameter_index)};
+}
+
 class Writer {
  public:
   Writer(Schedule& schedule, std::uint64_t pack_bytes) : schedule_(schedule), pack_bytes_(pack_bytes) {}
 
   /// `halved`: both ends may move it, whatever its size.
-  Part write(const Range& parameters, bool halved) {
-    Part part{.parameters = parameters, .segments = {}, .copies = {}, .pulled = {}, .pushed = {}, .pack_steps = {}};
-    const auto segments = schedule_.segments_of(parameters);
+  Part write(const Supply& supply, const Range& parameters, bool halved) {
+    Part part;
+    part.from = supply.from;
+    part.parameters = parameters;
+    const auto segments = of_parameters(supply.segments.of(schedule_.segments), parameters);
     part.segments = {static_cast<std::size_t>(segments.data() - schedule_.segments.data()), segments.size()};
     part.copies.first = schedule_.copies.size();
     part.pack_steps.first = schedule_.pack_steps.size();
@@ -42,8 +49,11 @@ class Writer {
     packed_bytes_ = 0;
     for (auto i = part.segments.first; i < part.segments.end(); ++i) {
       const auto& segment = schedule_.segments[i];
-      if (!segment.contiguous_source()) pack(i);
-      if (segment.contiguous()) copy(segment, part.copies.first);
+      if (segment.contiguous()) {
+        copy(segment, part.copies.first);
+      } else {
+        pack(i);
+      }
     }
     end_step();
     part.copies.count = schedule_.copies.size() - part.copies.first;
@@ -57,7 +67,7 @@ class Writer {
     const Copy next{segment.from, segment.source_offset, segment.destination_offset, segment.size_bytes()};
     if (schedule_.copies.size() > first_of_part) {
       auto& last = schedule_.copies.back();
-      if (last.from == next.from && last.source_offset + last.size_bytes == next.source_offset &&
+      if (last.source_offset + last.size_bytes == next.source_offset &&
           last.destination_offset + last.size_bytes == next.destination_offset) {
         last.size_bytes += next.size_bytes;
         return;
@@ -185,11 +195,15 @@ void append_tasks(const Segment& segment, std::uint64_t block_bytes, std::vector
   for_each_task(segment, block_bytes, [&](const Segment& task) { tasks.push_back(task); });
 }
 
-std::span<const Segment> Schedule::segments_of(const Range& parameters) const {
-  const auto begin = std::ranges::lower_bound(segments, parameters.first, {}, &Segment::parameter_index);
-  const auto end = std::lower_bound(begin, segments.end(), parameters.end(),
-                                    [](const Segment& segment, std::size_t p) { return segment.parameter_index < p; });
-  return {begin, end};
+const Supply* Schedule::supply(std::size_t from) const noexcept {
+  const auto found = std::ranges::find(supplies, from, &Supply::from);
+  return found == supplies.end() ? nullptr : &*found;
+}
+
+std::span<const Segment> Schedule::segments_of(std::size_t from, const Range& parameters) const noexcept {
+  const auto* const sent = supply(from);
+  if (sent == nullptr) return {segments.data(), 0};
+  return of_parameters(sent->segments.of(segments), parameters);
 }
 
 std::vector<Range> parts_of(std::span<const std::uint64_t> sizes, std::uint64_t dp) {
@@ -219,13 +233,49 @@ std::vector<Range> parts_of(std::span<const std::uint64_t> sizes, std::uint64_t 
   return result;
 }
 
-Schedule make_schedule(std::vector<Segment> segments, std::size_t parameter_count, std::span<const Range> parts,
+std::vector<Cut> cuts_of(std::span<const Segment> segments, std::size_t parameter_count, std::uint64_t dp) {
+  std::vector<Cut> cuts;
+  std::vector<std::uint64_t> sizes(parameter_count);
+  for (auto next = segments.begin(); next != segments.end();) {
+    const auto from = next->from;
+    std::ranges::fill(sizes, 0);
+    for (; next != segments.end() && next->from == from; ++next) sizes[next->parameter_index] += next->size_bytes();
+    for (const auto& part : parts_of(sizes, dp)) cuts.push_back({from, part});
+  }
+  return cuts;
+}
+
+Schedule make_schedule(std::vector<Segment> segments, std::size_t parameter_count, std::span<const Cut> cuts,
                        std::uint64_t pack_bytes) {
   Schedule schedule;
   schedule.segments = std::move(segments);
+  for (std::size_t i = 0; i < schedule.segments.size(); ++i) {
+    const auto from = schedule.segments[i].from;
+    if (schedule.supplies.empty() || schedule.supplies.back().from != from)
+      schedule.supplies.push_back({from, {i, 0}, {}});
+    ++schedule.supplies.back().segments.count;
+  }
   Writer writer(schedule, pack_bytes);
-  for (std::size_t p = 0; p < parameter_count; ++p) schedule.single.push_back(writer.write({p, 1}, false));
-  for (const auto& part : parts) schedule.whole.push_back(writer.write(part, true));
+  for (std::size_t p = 0; p < parameter_count; ++p) {
+    const Range one{p, 1};
+    schedule.first_single.push_back(schedule.single.size());
+    for (const auto& supply : schedule.supplies) {
+      if (!of_parameters(supply.segments.of(schedule.segments), one).empty())
+        schedule.single.push_back(writer.write(supply, one, false));
+    }
+    if (schedule.first_single.back() < schedule.single.size()) continue;
+    const auto nothing = schedule.supplies.empty() ? Supply{} : schedule.supplies.front();
+    schedule.single.push_back(writer.write(nothing, one, false));
+  }
+  schedule.first_single.push_back(schedule.single.size());
+  auto next = cuts.begin();
+  for (auto& supply : schedule.supplies) {
+    supply.parts.first = schedule.whole.size();
+    for (; next != cuts.end() && next->from == supply.from; ++next)
+      schedule.whole.push_back(writer.write(supply, next->parameters, true));
+    supply.parts.count = schedule.whole.size() - supply.parts.first;
+  }
+  WEIGHTCAST_EXPECTS(next == cuts.end());  // in the order of the segments
   return schedule;
 }
 

@@ -32,7 +32,7 @@ struct Shard {
 /// One strided copy: a shard, or part of one, and where it comes from.
 struct Segment : Shard {
   std::size_t from = 0;                               ///< trainer rank
-  std::uint64_t source_offset = 0, source_pitch = 0;  ///< in that rank's source region
+  std::uint64_t source_offset = 0, source_pitch = 0;  ///< in that rank's source region; of a relay in the slot before
   bool operator==(const Segment&) const = default;
 
   bool contiguous_source() const noexcept { return source_pitch == row_bytes || rows <= 1; }
@@ -80,7 +80,8 @@ struct Copy {
   bool operator==(const Copy&) const = default;
 };
 
-/// Rows of a segment that is strided in its source, for transports that send contiguous bytes only.
+/// Rows of a segment that is not contiguous(), for transports that send contiguous bytes only: packed where they come
+/// from when they are strided there, unpacked where they go to when they are strided there.
 struct PackedRows {
   std::size_t segment_index = 0;  ///< in Schedule::segments
   std::uint64_t first_row = 0, row_count = 0;
@@ -100,47 +101,75 @@ struct Range {
   }
 };
 
-/// What is queued, announced and digested together: consecutive parameters.
-struct Part {
+/// What a part is made of: consecutive parameters, or what one trainer rank brings of them.
+struct Cut {
+  std::size_t from = 0;  ///< trainer rank
   Range parameters;
-  Range segments;  ///< theirs, in Schedule::segments
+  bool operator==(const Cut&) const = default;
+};
+
+/// What is queued, announced and digested together.
+struct Part : Cut {
+  Range segments;  ///< its own, in Schedule::segments
   Range copies;    ///< those that are contiguous, neighbours merged
   /// The copies once more, in Schedule::halves, where both ends can move: half of the part's bytes, with what is
   /// strided, are for the receiver to pull, the rest for the sender to push. Both empty: not worth a message.
   Range pulled, pushed;
-  Range pack_steps;  ///< those that are strided in their source, as a bounded buffer takes them
+  Range pack_steps;  ///< those that are strided at an end, as a bounded buffer takes them
   bool operator==(const Part&) const = default;
 };
 
-/// All that one tp rank receives.
+/// All that one trainer rank sends to a tp rank.
+struct Supply {
+  std::size_t from = 0;  ///< trainer rank
+  Range segments;        ///< in Schedule::segments, by parameter
+  Range parts;           ///< in Schedule::whole
+  bool operator==(const Supply&) const = default;
+};
+
+/// All that one tp rank receives, in the order in which it turns to its trainer ranks: one after the other, and each tp
+/// rank begins with another one, so that all links carry all the time. Whoever walks the parts in their order keeps it.
 struct Schedule {
-  std::vector<Segment> segments;  ///< by parameter
+  std::vector<Segment> segments;  ///< by trainer rank in the order of the walk, then by parameter
+  std::vector<Supply> supplies;   ///< of the trainer ranks that send anything, in the order of the walk
   std::vector<Copy> copies, halves;
   std::vector<PackedRows> packed;
   std::vector<Range> pack_steps;  ///< ranges of `packed`
   std::vector<Part> whole;        ///< the whole model, in this order
-  std::vector<Part> single;       ///< each parameter by itself
+  /// Each parameter by itself: a part for each trainer rank that brings some of it, in the order of the walk; an empty
+  /// one where nobody does.
+  std::vector<Part> single;
+  std::vector<std::size_t> first_single;  ///< of each parameter, and the end
   bool operator==(const Schedule&) const = default;
 
-  /// The parts of a movement of these parameters: all of them go in large parts, fewer one by one.
+  /// The parts of a movement of these parameters, in order: all of them go in large parts, fewer one by one. A trainer
+  /// rank's are those that come from it.
   std::span<const Part> parts(const Range& parameters) const {
-    return parameters.count == single.size() ? std::span(whole) : parameters.of(single);
+    if (parameters.count + 1 == first_single.size()) return whole;
+    const auto first = first_single.at(parameters.first);
+    return std::span(single).subspan(first, first_single.at(parameters.end()) - first);
   }
-  /// Those of these parameters.
-  std::span<const Segment> segments_of(const Range& parameters) const;
+  /// What comes from that trainer rank, or null.
+  const Supply* supply(std::size_t from) const noexcept;
+  /// Its segments of these parameters.
+  std::span<const Segment> segments_of(std::size_t from, const Range& parameters) const noexcept;
   /// Whether one end pushes anything of these parts.
   static bool pushes(std::span<const Part> parts) noexcept {
     return std::ranges::any_of(parts, [](const Part& part) { return part.pushed.count != 0; });
   }
 };
 
-/// Cuts what a tp rank receives, `sizes` by parameter, into parts, so that one is digested, or passed on, while the
-/// next is under way. A later replica waits for each, so with dp > 1 they are small. Else each has about half of what
-/// is left: few are queued, and little is left to digest when the last has arrived. The largest come first.
+/// Cuts what a tp rank receives from one trainer rank, `sizes` by parameter, into parts, so that one is digested, or
+/// passed on, while the next is under way. A later replica waits for each, so with dp > 1 they are small. Else each has
+/// about half of what is left: few are queued, and little is left to digest when the last has arrived. The largest come
+/// first.
 std::vector<Range> parts_of(std::span<const std::uint64_t> sizes, std::uint64_t dp);
 
-/// The schedule of these segments, sorted by parameter. No pack step needs more than `pack_bytes`.
-Schedule make_schedule(std::vector<Segment> segments, std::size_t parameter_count, std::span<const Range> parts,
+/// The schedule of these segments, which lie as Schedule::segments do: what comes from one trainer rank together, by
+/// parameter. `cuts` are those of its parts. No pack step needs more than `pack_bytes`.
+Schedule make_schedule(std::vector<Segment> segments, std::size_t parameter_count, std::span<const Cut> cuts,
                        std::uint64_t pack_bytes);
+/// The cuts of the whole model: what each trainer rank brings, in the order of the segments, by parts_of().
+std::vector<Cut> cuts_of(std::span<const Segment> segments, std::size_t parameter_count, std::uint64_t dp);
 
 }  // namespace weightcast

@@ -1,6 +1,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
+#include <span>
 #include <utility>
 
 #include "weightcast/plan/transfer_plan.hpp"
@@ -124,9 +126,11 @@ std::string prove_part(const Schedule& schedule, const Part& part, std::uint64_t
     return "items outside of the lists";
   }
   const auto segments = part.segments.of(schedule.segments);
-  const auto of_part = schedule.segments_of(part.parameters);
-  if (segments.size() != of_part.size() || (!segments.empty() && segments.data() != of_part.data()))
-    return "segments of other parameters";
+  const auto mine = [&](const Segment& s) {
+    return s.from == part.from && s.parameter_index >= part.parameters.first &&
+           s.parameter_index < part.parameters.end();
+  };
+  if (!std::ranges::all_of(segments, mine)) return "segments of other parameters, or from another trainer rank";
   const std::vector<Walk> planned(segments.begin(), segments.end());
   const auto copies = part.copies.of(schedule.copies);
   std::vector<Walk> executed(copies.begin(), copies.end()), sent = executed;
@@ -134,7 +138,6 @@ std::string prove_part(const Schedule& schedule, const Part& part, std::uint64_t
     if (segment.contiguous()) continue;
     if (!tasks_are(segment)) return "tasks differ from their segment";
     executed.emplace_back(segment);
-    if (segment.contiguous_source()) sent.emplace_back(segment);
   }
   if (!same_bytes(std::move(executed), planned)) return "copies and tasks differ from the segments";
   if (part.pulled.count + part.pushed.count != 0) {
@@ -152,27 +155,85 @@ std::string prove_part(const Schedule& schedule, const Part& part, std::uint64_t
   return same_bytes(std::move(sent), planned) ? "" : "copies and packed rows differ from the segments";
 }
 
+/// Each trainer rank's segments lie together, by parameter, and so do its parts; nothing lies between them.
+std::string prove_supplies(const Schedule& schedule) {
+  std::size_t segments = 0, parts = 0;
+  std::set<std::size_t> seen;
+  for (const auto& supply : schedule.supplies) {
+    if (supply.segments.first != segments || supply.parts.first != parts || supply.segments.count == 0 ||
+        supply.segments.count > schedule.segments.size() - segments ||
+        supply.parts.count > schedule.whole.size() - parts || !seen.insert(supply.from).second)
+      return "trainer ranks are out of order";
+    segments = supply.segments.end();
+    parts = supply.parts.end();
+    const auto sent = supply.segments.of(schedule.segments);
+    const auto from = [&](const auto& item) { return item.from == supply.from; };
+    if (!std::ranges::all_of(sent, from) || !std::ranges::is_sorted(sent, {}, &Segment::parameter_index))
+      return "segments are out of order";
+    if (!std::ranges::all_of(supply.parts.of(schedule.whole), from)) return "parts are out of order";
+  }
+  if (segments != schedule.segments.size()) return "segments from nowhere";
+  return parts == schedule.whole.size() ? "" : "parts from nowhere";
+}
+
+/// Parts that have these segments, and every parameter once, in any order.
+std::string prove_parts(const Schedule& schedule, std::span<const Part> parts, std::size_t segment_count,
+                        std::size_t parameter_count, std::uint64_t pack_bytes) {
+  std::vector<Range> ranges;
+  for (const auto& part : parts) {
+    const std::string violation = prove_part(schedule, part, pack_bytes);
+    if (!violation.empty()) return fmt::format("part {}: {}", ranges.size(), violation);
+    ranges.push_back(part.parameters);
+    // No two parts have a parameter in common, so none is counted twice.
+    segment_count -= part.segments.count;
+  }
+  std::ranges::sort(ranges, {}, &Range::first);
+  std::size_t end = 0;
+  for (const auto& range : ranges) {
+    if (range.first != end || range.count == 0) return "parameters in no part, or in two";
+    end = range.end();
+  }
+  if (end != parameter_count) return "parameters in no part";
+  return segment_count == 0 ? "" : "segments in no part";
+}
+
+/// A part for each trainer rank that brings some of the parameter, in the order of the walk; or an empty one.
+std::string prove_single(const Schedule& schedule, std::size_t parameter_count, std::uint64_t pack_bytes) {
+  const auto& first = schedule.first_single;
+  if (first.size() != parameter_count + 1 || first.front() != 0 || first.back() != schedule.single.size() ||
+      !std::ranges::is_sorted(first))
+    return "not a part for each parameter";
+  std::size_t segments = 0;
+  for (std::size_t p = 0; p < parameter_count; ++p) {
+    const auto parts = std::span(schedule.single).subspan(first[p], first[p + 1] - first[p]);
+    if (parts.empty()) return "parameters in no part";
+    auto supply = schedule.supplies.begin();
+    for (const auto& part : parts) {
+      if (part.parameters != Range{p, 1}) return "parameters in no part, or in two";
+      if (part.segments.count == 0 && parts.size() > 1) return "a part without a segment";
+      if (part.segments.count != 0) {
+        supply = std::find_if(supply, schedule.supplies.end(), [&](const Supply& s) { return s.from == part.from; });
+        if (supply == schedule.supplies.end()) return "trainer ranks are out of order";
+        ++supply;
+      }
+      const std::string violation = prove_part(schedule, part, pack_bytes);
+      if (!violation.empty()) return fmt::format("parameter {}: {}", p, violation);
+      segments += part.segments.count;
+    }
+  }
+  return segments == schedule.segments.size() ? "" : "segments in no part";
+}
+
 }  // namespace
 
 std::string prove_schedule(const Schedule& schedule, std::size_t parameter_count, std::uint64_t pack_bytes) {
-  if (!std::ranges::is_sorted(schedule.segments, {}, &Segment::parameter_index)) return "segments are out of order";
-  for (const auto* parts : {&schedule.whole, &schedule.single}) {
-    std::vector<Range> ranges;
-    for (const auto& part : *parts) {
-      ranges.push_back(part.parameters);
-      const std::string violation = prove_part(schedule, part, pack_bytes);
-      if (!violation.empty()) return fmt::format("part {}: {}", ranges.size() - 1, violation);
-    }
-    if (parts == &schedule.single && ranges.size() != parameter_count) return "not a part for each parameter";
-    if (parts == &schedule.whole) std::ranges::sort(ranges, {}, &Range::first);
-    std::size_t end = 0;
-    for (const auto& range : ranges) {
-      if (range.first != end || range.count == 0) return "parameters in no part, or in two";
-      end = range.end();
-    }
-    if (end != parameter_count) return "parameters in no part";
+  std::string violation = prove_supplies(schedule);
+  for (const auto& supply : schedule.supplies) {
+    if (!violation.empty()) break;
+    violation =
+        prove_parts(schedule, supply.parts.of(schedule.whole), supply.segments.count, parameter_count, pack_bytes);
   }
-  return {};
+  return violation.empty() ? prove_single(schedule, parameter_count, pack_bytes) : violation;
 }
 
 }  // namespace weightcast

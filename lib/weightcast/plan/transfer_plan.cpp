@@ -74,19 +74,26 @@ RankPlan place_shards(const TransferPlan& plan, std::uint64_t t) {
   return rank;
 }
 
-/// Where pieces and shards meet, by parameter.
-std::vector<Segment> cross(const TransferPlan& plan, std::size_t t) {
-  std::vector<Segment> segments;
-  for (std::size_t from = 0; from < plan.sources.ranks.size(); ++from) {
-    for (const auto& piece : plan.sources.ranks[from].pieces) {
-      auto segment = segment_of(plan, t, piece);
-      if (segment.rows == 0) continue;
+/// Where pieces and shards meet; what several trainer ranks have comes from one of them.
+void cross(TransferPlan& plan) {
+  for (const auto& holding : holdings_of(plan.sources)) {
+    std::vector<std::size_t> receivers;
+    for (std::size_t t = 0; t < plan.tp; ++t) {
+      if (segment_of(plan, t, holding.piece()).rows != 0) receivers.push_back(t);
+    }
+    for (std::size_t i = 0; i < receivers.size(); ++i) {
+      const auto& [from, piece] = holding.sender(i, receivers.size());
+      auto& segment = plan.ranks[receivers[i]].schedule.segments.emplace_back(segment_of(plan, receivers[i], piece));
       segment.from = from;
-      segments.push_back(segment);
     }
   }
-  std::ranges::stable_sort(segments, {}, &Segment::parameter_index);
-  return segments;
+  const auto trainers = plan.sources.ranks.size();
+  for (std::size_t t = 0; t < plan.tp; ++t) {
+    const auto walked = [&, begin = t * trainers / plan.tp](const Segment& s) {
+      return std::pair((s.from + trainers - begin) % trainers, s.parameter_index);
+    };
+    std::ranges::stable_sort(plan.ranks[t].schedule.segments, {}, walked);
+  }
 }
 
 /// Bounds what transports need between source and sink, whatever tp is; one row may be longer.
@@ -101,30 +108,18 @@ void size_buffers(TransferPlan& plan) {
 }
 
 void schedule_rank(const TransferPlan& plan, RankPlan& rank) {
-  std::vector<std::uint64_t> sizes;
-  std::vector<Segment> relayed;
-  for (const auto& shard : rank.shards) {
-    sizes.push_back(shard.size_bytes());
-    if (shard.rows != 0) relayed.push_back({shard, 0, shard.destination_offset, shard.destination_pitch});
+  auto segments = std::move(rank.schedule.segments), relayed = segments;
+  for (auto& segment : relayed) {
+    segment.source_offset = segment.destination_offset;
+    segment.source_pitch = segment.destination_pitch;
   }
-  const auto parts = parts_of(sizes, plan.dp);
-  rank.schedule = make_schedule(std::move(rank.schedule.segments), sizes.size(), parts, plan.pack_bytes);
-  if (plan.dp > 1) rank.relay = make_schedule(std::move(relayed), sizes.size(), parts, plan.pack_bytes);
+  const auto count = rank.shards.size();
+  const auto cuts = cuts_of(segments, count, plan.dp);
+  rank.schedule = make_schedule(std::move(segments), count, cuts, plan.pack_bytes);
+  if (plan.dp > 1) rank.relay = make_schedule(std::move(relayed), count, cuts, plan.pack_bytes);
 }
 
 }  // namespace
-
-SourceLayout whole_layout(const Model& model) {
-  SourceRegion region;
-  for (std::size_t p = 0; p < model.parameters.size(); ++p) {
-    const auto& rule = model.parameters[p];
-    const auto shape = matrix_of(rule.info);
-    region.pieces.push_back(
-        {p, {0, 0, shape.rows, shape.columns}, region.size_bytes, shape.columns * element_bytes(rule.info.dtype)});
-    region.size_bytes += round_up(rule.info.size_bytes().value(), TransferPlan::alignment_bytes);
-  }
-  return {{std::move(region)}};
-}
 
 std::uint64_t TransferPlan::egress_bytes(std::size_t first, std::size_t count) const noexcept {
   std::uint64_t sum = 0;
@@ -132,6 +127,38 @@ std::uint64_t TransferPlan::egress_bytes(std::size_t first, std::size_t count) c
     for (const auto& shard : std::span(rank.shards).subspan(first, count)) sum += shard.size_bytes();
   }
   return sum;
+}
+
+std::uint64_t TransferPlan::egress_bytes_of(std::size_t trainer_rank, const Range& parameters) const noexcept {
+  std::uint64_t sum = 0;
+  for (const auto& rank : ranks) {
+    for (const auto& segment : rank.schedule.segments_of(trainer_rank, parameters)) sum += segment.size_bytes();
+  }
+  return sum;
+}
+
+std::uint64_t TransferPlan::held_bytes(std::size_t trainer_rank) const {
+  std::uint64_t sum = 0;
+  for (const auto& piece : sources.ranks.at(trainer_rank).pieces)
+    sum += piece.slice.rows * piece.slice.columns * element_bytes(model.parameters[piece.parameter_index].info.dtype);
+  return sum;
+}
+
+std::vector<std::size_t> TransferPlan::sinks(std::size_t trainer_rank) const {
+  std::vector<std::pair<std::uint64_t, std::size_t>> sinks;  // behind what they have received by then
+  for (std::size_t t = 0; t < ranks.size(); ++t) {
+    const auto& schedule = ranks[t].schedule;
+    const auto* const supply = schedule.supply(trainer_rank);
+    if (supply == nullptr) continue;
+    std::uint64_t before = 0;
+    for (const auto& segment : std::span(schedule.segments).first(supply->segments.first))
+      before += segment.size_bytes();
+    sinks.emplace_back(before, t);
+  }
+  std::ranges::sort(sinks);
+  std::vector<std::size_t> result;
+  for (const auto& sink : sinks) result.push_back(sink.second);
+  return result;
 }
 
 std::uint64_t TransferPlan::replication_bytes() const noexcept {
@@ -174,10 +201,8 @@ TransferPlan make_plan(const Model& model, std::uint64_t tp, std::uint64_t dp, S
   plan.model = model;
   plan.sources = std::move(sources);
   place_engine_tensors(plan);
-  for (std::uint64_t t = 0; t < tp; ++t) {
-    plan.ranks.push_back(place_shards(plan, t));
-    plan.ranks.back().schedule.segments = cross(plan, t);
-  }
+  for (std::uint64_t t = 0; t < tp; ++t) plan.ranks.push_back(place_shards(plan, t));
+  cross(plan);
   size_buffers(plan);
   for (auto& rank : plan.ranks) schedule_rank(plan, rank);
   plan.digest = digest_of(plan);

@@ -2,39 +2,17 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "weightcast/model/parameter_rules.hpp"
 #include "weightcast/plan/roster.hpp"
 #include "weightcast/plan/schedule.hpp"
+#include "weightcast/plan/source_layout.hpp"
 
 /// Which bytes go where: a value, made once, the same on every rank. Pure: no MPI, GPU or files.
 namespace weightcast {
-
-/// A rectangle of one parameter in a trainer rank's source region.
-struct Piece {
-  std::size_t parameter_index = 0;
-  Slice slice;               ///< of the parameter's matrix view, in elements; not empty
-  std::uint64_t offset = 0;  ///< of its first element in the source region, in bytes
-  std::uint64_t pitch = 0;   ///< bytes from row to row there
-  bool operator==(const Piece&) const = default;
-};
-
-/// The source region of one trainer rank, once for each version that it holds.
-struct SourceRegion {
-  std::vector<Piece> pieces;     ///< by parameter; none begins before another one has ended
-  std::uint64_t size_bytes = 0;  ///< of the region
-  bool operator==(const SourceRegion&) const = default;
-};
-
-struct SourceLayout {
-  std::vector<SourceRegion> ranks;  ///< by trainer rank
-  bool operator==(const SourceLayout&) const = default;
-};
-
-/// One trainer rank has everything: whole parameters in the order of the model, aligned.
-SourceLayout whole_layout(const Model& model);
 
 struct ByteRange {
   std::uint64_t offset = 0, size_bytes = 0;
@@ -58,7 +36,8 @@ struct RankPlan {
   std::vector<Shard> shards;
   /// From the trainer: where pieces and shards meet.
   Schedule schedule;
-  /// From the same tp rank of the replica before, whose slot is laid out alike; the same parts. Only with dp > 1.
+  /// From the same tp rank of the replica before, whose slot is laid out alike: the same segments in the same parts,
+  /// their sources in that slot (`from` stays where they came from). Only with dp > 1.
   Schedule relay;
   /// Bytes of the slot that belong to a tensor but to no parameter (vocabulary padding): zero, set once per slot.
   std::vector<ByteRange> padding;
@@ -67,7 +46,7 @@ struct RankPlan {
 
 /// All that all ranks do. Replicas have equal plans, so ranks are indexed by tp rank only.
 struct TransferPlan {
-  static constexpr std::uint64_t alignment_bytes = 256;
+  static constexpr std::uint64_t alignment_bytes = SourceLayout::alignment_bytes;
 
   std::uint64_t tp = 1, dp = 1;
   Model model;
@@ -80,20 +59,37 @@ struct TransferPlan {
   std::string digest;               ///< 32 hexadecimal digits over everything above; equal plans have equal digests
 
   Roster roster() const noexcept { return {sources.ranks.size(), tp, dp}; }
-  // Of a trainer rank that has all parameters whole.
-  std::uint64_t source_bytes() const { return sources.ranks.at(0).size_bytes; }
+  /// Size of a trainer rank's source region.
+  std::uint64_t source_bytes(std::size_t trainer_rank = 0) const { return sources.ranks.at(trainer_rank).size_bytes; }
+  /// What that rank has of a parameter: none, one piece, or with a custom layout several.
+  std::span<const Piece> pieces(std::size_t trainer_rank, std::size_t parameter) const {
+    return sources.ranks.at(trainer_rank).pieces_of(parameter);
+  }
+  /// Bytes of the model that a trainer rank has, be it that others have them, too.
+  std::uint64_t held_bytes(std::size_t trainer_rank) const;
+  /// Of a trainer rank that has all parameters whole.
   std::uint64_t source_offset(std::size_t parameter) const { return sources.ranks.at(0).pieces.at(parameter).offset; }
   /// Bytes that leave the trainer when every shard is sent once per tp rank (replicas pass them on).
   std::uint64_t egress_bytes() const noexcept { return egress_bytes(0, model.parameters.size()); }
   /// The same for parameters [first, first + count).
   std::uint64_t egress_bytes(std::size_t first, std::size_t count) const noexcept;
+  /// What leaves one trainer rank of that.
+  std::uint64_t egress_bytes_of(std::size_t trainer_rank, const Range& parameters) const noexcept;
+  std::uint64_t egress_bytes_of(std::size_t trainer_rank) const noexcept {
+    return egress_bytes_of(trainer_rank, {0, model.parameters.size()});
+  }
+  /// The tp ranks that a trainer rank sends to, in the order in which their walks come to it: so it meets each when
+  /// that one turns to it, and no two trainer ranks begin with the same as long as there are others.
+  std::vector<std::size_t> sinks(std::size_t trainer_rank) const;
   /// The part of egress_bytes() above the model's size: replicated parameters and shared key/value heads.
   std::uint64_t replication_bytes() const noexcept;
   /// True when this rank's shard of `parameter` is the copy of a lower rank's (see is_copy()).
   bool copy(std::size_t tp_rank, std::size_t parameter) const noexcept;
 };
 
-/// Makes the plan of a trainer that has this layout, which prove_layout() accepts, or everything on one rank.
+/// Makes the plan of a trainer that has this layout, which prove_layout() accepts, or everything on one rank. What
+/// several trainer ranks have is sent by each of them to its share of the tp ranks (Holding::sender()). Of R trainer
+/// ranks tp rank t of T begins with t * R / T and goes round: with R = T the one that has what it has under `tp`.
 /// Error(config) when a size does not divide (SmolLM2 with tp 2), naming parameter, size and tp.
 TransferPlan make_plan(const Model& model, std::uint64_t tp, std::uint64_t dp, SourceLayout sources);
 TransferPlan make_plan(const Model& model, std::uint64_t tp, std::uint64_t dp);
@@ -105,19 +101,17 @@ Segment segment_of(const TransferPlan& plan, std::size_t tp_rank, const Piece& p
 /// Of all of a plan but its digest: 32 hexadecimal digits.
 std::string digest_of(const TransferPlan& plan);
 
-/// Proves a layout: pieces are inside their region and do not meet there, and every element of every parameter is in
-/// exactly one of them. Returns the first violation in words, or an empty string.
-std::string prove_layout(const Model& model, const SourceLayout& layout);
 /// Proves a plan: its layout (see prove_layout()); every byte of every slot is part of exactly one shard or is padding;
 /// shards read every byte of every parameter once, and more often only where its rule replicates; segments bring each
-/// shard from the pieces that hold it, byte for byte; and the parts of a schedule carry the same bytes as its segments,
-/// whether by copies and tasks or by copies and pack steps. Returns the first violation in words, or an empty string.
+/// byte of each shard once, from one piece that holds it; and the parts of a schedule carry the same bytes as its
+/// segments, whether by copies and tasks or by copies and pack steps. Returns the first violation in words, or an empty
+/// string.
 std::string prove_coverage(const TransferPlan& plan);
 /// Its last part, for one schedule.
 std::string prove_schedule(const Schedule& schedule, std::size_t parameter_count, std::uint64_t pack_bytes);
 
-/// The table of `weightcast plan`: a row per engine tensor, then bytes per rank, trainer egress, what replication adds
-/// (itemised), and the verdict of prove_coverage().
+/// The table of `weightcast plan`: a row per engine tensor, then bytes per rank (of trainer ranks when there are
+/// several), trainer egress, what replication adds (itemised), and the verdict of prove_coverage().
 std::string describe(const TransferPlan& plan);
 
 }  // namespace weightcast

@@ -20,8 +20,7 @@ SourceDigests::SourceDigests(const TransferPlan& plan, std::size_t threads, std:
     first_step_.push_back(steps_.size());
     for (std::size_t t = 0; t < plan.ranks.size(); ++t) {
       if (plan.copy(t, p)) continue;
-      for (const auto& segment : plan.ranks[t].schedule.segments_of({p, 1})) {
-        if (segment.from != trainer_rank) continue;
+      for (const auto& segment : plan.ranks[t].schedule.segments_of(trainer_rank, {p, 1})) {
         for (BlockCursor cursor(segment, step_bytes); !cursor.done(); cursor.next())
           steps_.push_back({t, cursor.block()});
       }

@@ -1,0 +1,147 @@
+#include "weightcast/plan/source_layout.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "weightcast/core/bytes.hpp"
+#include "weightcast/core/error.hpp"
+
+namespace weightcast {
+namespace {
+
+SourceLayout regions(std::uint64_t trainers) {
+  if (trainers == 0) throw Error(ExitCode::config, "there must be 1 trainer rank or more");
+  SourceLayout layout;
+  layout.ranks.resize(trainers);
+  return layout;
+}
+
+/// Behind what the region has.
+void append(SourceRegion& region, const Model& model, std::size_t parameter, const Slice& slice) {
+  if (slice.empty()) return;
+  const auto pitch = slice.columns * element_bytes(model.parameters[parameter].info.dtype);
+  region.pieces.push_back({parameter, slice, region.size_bytes, pitch});
+  region.size_bytes += round_up(slice.rows * pitch, SourceLayout::alignment_bytes);
+}
+
+Slice all_of(const TensorInfo& info) noexcept {
+  const auto shape = matrix_of(info);
+  return {0, 0, shape.rows, shape.columns};
+}
+
+/// Rows [r * ceil(n/R), (r + 1) * ceil(n/R)), as far as there are any.
+Slice fsdp_rows(const TensorInfo& info, std::uint64_t trainers, std::uint64_t rank) noexcept {
+  auto slice = all_of(info);
+  const auto rows = slice.rows, each = rows / trainers + (rows % trainers == 0 ? 0 : 1);
+  slice.row = std::min(rank * each, rows);
+  slice.rows = std::min(each, rows - slice.row);
+  return slice;
+}
+
+auto place_of(const Piece& piece) noexcept {
+  return std::tuple(piece.parameter_index, piece.slice.row, piece.slice.column, piece.slice.rows, piece.slice.columns);
+}
+
+}  // namespace
+
+std::string_view name(LayoutKind kind) noexcept {
+  switch (kind) {
+    case LayoutKind::whole: return "whole";
+    case LayoutKind::fsdp: return "fsdp";
+    case LayoutKind::tp: return "tp";
+    case LayoutKind::custom: return "custom";
+  }
+  return "unknown";
+}
+
+std::span<const Piece> SourceRegion::pieces_of(std::size_t parameter) const noexcept {
+  const auto found = std::ranges::equal_range(pieces, parameter, {}, &Piece::parameter_index);
+  return {found.begin(), found.end()};
+}
+
+SourceLayout whole_layout(const Model& model, std::uint64_t trainers) {
+  auto layout = regions(trainers);
+  for (std::size_t p = 0; p < model.parameters.size(); ++p)
+    append(layout.ranks[0], model, p, all_of(model.parameters[p].info));
+  return layout;
+}
+
+SourceLayout fsdp_layout(const Model& model, std::uint64_t trainers) {
+  auto layout = regions(trainers);
+  for (std::uint64_t rank = 0; rank < trainers; ++rank) {
+    for (std::size_t p = 0; p < model.parameters.size(); ++p)
+      append(layout.ranks[rank], model, p, fsdp_rows(model.parameters[p].info, trainers, rank));
+  }
+  return layout;
+}
+
+SourceLayout tp_layout(const Model& model, std::uint64_t trainers) {
+  auto layout = regions(trainers);
+  try {
+    for (std::uint64_t rank = 0; rank < trainers; ++rank) {
+      for (std::size_t p = 0; p < model.parameters.size(); ++p)
+        append(layout.ranks[rank], model, p, shard_of(model.parameters[p], trainers, rank));
+    }
+  } catch (const Error& error) {
+    throw Error(error.code(), fmt::format("trainer ranks cannot hold what an engine's would: {}", error.what()),
+                fmt::format("this model can be cut for tp {}; fsdp takes any number of trainer ranks",
+                            fmt::join(possible_tp(model), ", ")));
+  }
+  return layout;
+}
+
+SourceLayout make_layout(LayoutKind kind, const Model& model, std::uint64_t trainers) {
+  switch (kind) {
+    case LayoutKind::whole: return whole_layout(model, trainers);
+    case LayoutKind::fsdp: return fsdp_layout(model, trainers);
+    case LayoutKind::tp: return tp_layout(model, trainers);
+    case LayoutKind::custom: break;
+  }
+  throw Error(ExitCode::config, "a custom source layout is made of the rectangles that trainer ranks have");
+}
+
+SourceLayout custom_layout(const Model& model, std::uint64_t trainers, std::span<const HeldRectangle> rectangles) {
+  auto layout = regions(trainers);
+  std::vector<std::string> problems;
+  std::vector<HeldRectangle> held;
+  for (const auto& rectangle : rectangles) {
+    const auto& [from, parameter, slice] = rectangle;
+    if (from >= trainers) {
+      problems.push_back(fmt::format("trainer rank {} of {}", from, trainers));
+    } else if (parameter >= model.parameters.size()) {
+      problems.push_back(fmt::format("parameter {} of {}", parameter, model.parameters.size()));
+    } else if (const auto& info = model.parameters[parameter].info; !slice.within(matrix_of(info))) {
+      problems.push_back(fmt::format("{}: trainer rank {} has rows {} + {} and columns {} + {} of {} x {}", info.name,
+                                     from, slice.row, slice.rows, slice.column, slice.columns, matrix_of(info).rows,
+                                     matrix_of(info).columns));
+    } else {
+      held.push_back(rectangle);
+    }
+  }
+  if (!problems.empty())
+    throw Error(ExitCode::config, fmt::format("what is not there cannot be held:\n  {}", list_lines(problems)),
+                "rectangles are rows and columns of a parameter's matrix view, counted from 0");
+  std::ranges::sort(held, {}, [](const HeldRectangle& h) { return place_of({h.parameter_index, h.slice, 0, 0}); });
+  for (const auto& [from, parameter, slice] : held) append(layout.ranks[from], model, parameter, slice);
+  check_layout(model, layout);
+  return layout;
+}
+
+std::vector<Holding> holdings_of(const SourceLayout& layout) {
+  std::vector<Holder> holders;
+  for (std::size_t from = 0; from < layout.ranks.size(); ++from) {
+    for (const auto& piece : layout.ranks[from].pieces) holders.push_back({from, piece});
+  }
+  std::ranges::stable_sort(holders, {}, [](const Holder& holder) { return place_of(holder.piece); });
+  std::vector<Holding> holdings;
+  for (const auto& holder : holders) {
+    if (holdings.empty() || place_of(holdings.back().piece()) != place_of(holder.piece)) holdings.emplace_back();
+    holdings.back().holders.push_back(holder);
+  }
+  return holdings;
+}
+
+}  // namespace weightcast
