@@ -320,6 +320,36 @@ RC_GTEST_PROP(SourceLayout, ADefectIsFound, ()) {
   RC_ASSERT(prove_layout(model, layout) != std::string());
 }
 
+RC_GTEST_PROP(SourceLayout, ASegmentFromAnotherPlaceIsFound, ()) {
+  const auto model = random_model();
+  const auto layout = random_layout(model);
+  auto plan = random_plan(model, layout);
+  auto& rank = plan.ranks[number(0, plan.tp - 1)];
+  auto segments = rank.schedule.segments;
+  RC_PRE(!segments.empty());
+  auto& segment = segments[number(0, segments.size() - 1)];
+  const auto defect = number(0, 3);
+  RC_TAG(defect);
+  switch (defect) {
+    case 0: segment.source_offset += number(1, 8); break;
+    case 1: {  // a rank that has none of it, or is none
+      const auto other = (segment.from + 1) % (layout.ranks.size() + 1);
+      const bool has_none =
+          other == layout.ranks.size() ||
+          std::ranges::none_of(layout.ranks[other].pieces_of(segment.parameter_index),
+                               [&](const Piece& piece) { return shares(layout.ranks[segment.from], piece); });
+      RC_PRE(has_none);
+      segment.from = other;
+      break;
+    }
+    case 2: segment.parameter_offset += 1; break;
+    default: --segment.rows;
+  }
+  const auto cuts = cuts_of(segments, rank.shards.size(), plan.dp);
+  rank.schedule = make_schedule(std::move(segments), rank.shards.size(), cuts, plan.pack_bytes);
+  RC_ASSERT(prove_coverage(plan) != std::string());
+}
+
 TEST(SourceLayout, OfOneRankThatHasEverything) {
   const auto model = build_model(load_model_config("tiny"));
   const auto layout = whole_layout(model);
