@@ -58,8 +58,8 @@ std::string_view name(LayoutKind kind) noexcept {
 }
 
 std::span<const Piece> SourceRegion::pieces_of(std::size_t parameter) const noexcept {
-  const auto found = std::ranges::equal_range(pieces, parameter, {}, &Piece::parameter_index);
-  return {found.begin(), found.end()};
+  const auto begin = std::ranges::lower_bound(pieces, parameter, {}, &Piece::parameter_index);
+  return {begin, std::ranges::upper_bound(begin, pieces.end(), parameter, {}, &Piece::parameter_index)};
 }
 
 SourceLayout whole_layout(const Model& model, std::uint64_t trainers) {
