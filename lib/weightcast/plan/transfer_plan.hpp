@@ -2,7 +2,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -61,10 +60,6 @@ struct TransferPlan {
   Roster roster() const noexcept { return {sources.ranks.size(), tp, dp}; }
   /// Size of a trainer rank's source region.
   std::uint64_t source_bytes(std::size_t trainer_rank = 0) const { return sources.ranks.at(trainer_rank).size_bytes; }
-  /// What that rank has of a parameter: none, one piece, or with a custom layout several.
-  std::span<const Piece> pieces(std::size_t trainer_rank, std::size_t parameter) const {
-    return sources.ranks.at(trainer_rank).pieces_of(parameter);
-  }
   /// Bytes of the model that a trainer rank has, be it that others have them, too.
   std::uint64_t held_bytes(std::size_t trainer_rank) const;
   /// Of a trainer rank that has all parameters whole.

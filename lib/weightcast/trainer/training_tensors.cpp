@@ -47,9 +47,9 @@ bool same_memory(const TrainingTensor& a, const TrainingTensor& b) {
 }  // namespace
 
 SourceFill::SourceFill(const TransferPlan& plan) : plan_(&plan) {
-  for (const auto& [from, offset, size_bytes, rows] : chunks_of(plan, step_bytes)) {
-    const auto columns = rows.slice.columns;
-    steps_.push_back({rows.parameter_index, rows.slice.row * columns, rows.slice.rows * columns, rows});
+  for (const auto& chunk : chunks_of(plan, step_bytes)) {
+    const auto& [parameter, slice, offset, pitch] = chunk.staged;
+    steps_.push_back({chunk, parameter, slice.row * slice.columns, slice.rows * slice.columns});
     step_elements_ = std::max(step_elements_, steps_.back().count);
   }
 }
@@ -141,28 +141,23 @@ void SourceFill::fill_by_host(const Step& step, const TrainingTensor& tensor, co
   const auto wire = plan_->model.parameters[step.parameter].info.dtype;
   const bool to_gpu = region.kind == MemoryKind::cuda;
   if (on_gpu(tensor) && to_gpu) return;  // fill_by_gpu()'s
-  const auto at = plan_->source_offset(step.parameter) + step.first * element_bytes(wire);
-  const auto size_bytes = step.count * element_bytes(wire);
   const std::byte* given = nullptr;
   if (to_gpu && tensor.info.dtype == wire && layout_of(tensor).dense()) {
     given = bytes_of(tensor) + step.first * element_bytes(wire);
   } else {
     if (to_gpu) staging.sent.resize(8 * step_elements_);
-    auto* const to = to_gpu ? staging.sent.data() : region.data + at;
+    auto* const to = to_gpu ? staging.sent.data() : region.data + step.source_offset;
     bring(step, tensor, to, staging);
     given = to;
   }
-  claim.add(step.rows, given);
-  if (to_gpu) write_region(region, at, {given, size_bytes});
+  claim.add(step.staged, given);
+  if (to_gpu) write_region(region, step.source_offset, {given, step.size_bytes});
 }
 
 void SourceFill::fill_by_gpu(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim,
                              Deadline deadline) {
   if (region.kind != MemoryKind::cuda) return;
-  if (stream_.gpu() != region.gpu) {
-    stream_ = gpu::Stream(region.gpu);
-    digests_ = GpuDigests::of_source(*plan_, region.gpu);
-  }
+  if (!digests_ || digests_->target().stream->gpu() != region.gpu) digests_ = GpuDigests::of_source(*plan_, region.gpu);
   digests_->begin(region.data);
   const auto filled = [&](std::size_t p) {
     return match_.tensor_index[p] >= 0 && on_gpu(tensors[static_cast<std::size_t>(match_.tensor_index[p])]);
@@ -180,8 +175,8 @@ void SourceFill::fill_by_gpu(std::span<const TrainingTensor> tensors, const Regi
       continue;
     }
     gpu::gather(elements_of(layout, 0, *info.elements()), rounding, region.data + plan_->source_offset(p),
-                bytes_of(tensor), stream_);
-    digests_->queue({p, 1}, gpu::Share::all, &stream_);
+                bytes_of(tensor), *digests_->target().stream);
+    digests_->queue({p, 1}, gpu::Share::all, nullptr);
   }
   const auto results = digests_->finish(deadline);
   for (std::size_t p = 0; p < match_.tensor_index.size(); ++p) {

@@ -52,11 +52,10 @@ class SourceFill {
   void expect_held(const TrainingTensor& tensor, std::string_view other, const Region& region, Deadline deadline);
 
  private:
-  /// A piece of a parameter, in elements, and as it lies in memory of its own.
-  struct Step {
+  /// A chunk of a parameter, and its elements.
+  struct Step : Chunk {
     std::size_t parameter = 0;
     std::uint64_t first = 0, count = 0;
-    Piece rows;
   };
   /// A thread's memory for what is on its way.
   struct Staging {
@@ -92,9 +91,8 @@ class SourceFill {
   std::vector<Staging> staging_;     // by thread
   std::optional<Workers> workers_;
   Gatherer gatherer_;
-  std::uint64_t step_elements_ = 0;  // of the largest step
-  gpu::Stream stream_;               // of the last region's GPU
-  std::optional<GpuDigests> digests_;
+  std::uint64_t step_elements_ = 0;    // of the largest step
+  std::optional<GpuDigests> digests_;  // on the last region's GPU
 };
 
 }  // namespace weightcast

@@ -64,14 +64,14 @@ void GpuDigests::begin(const std::byte* base) {
 void GpuDigests::queue(const Range& parameters, gpu::Share share, const gpu::Stream* after) {
   if (after != nullptr) stream_.after(*after);
   const auto begin = first_task_[parameters.first], end = first_task_[parameters.end()];
-  gpu::digest(reinterpret_cast<const gpu::DigestTask*>(tasks_.region().data) + begin, end - begin, base_,
-              reinterpret_cast<std::uint64_t*>(sums_.region().data), share, stream_);
+  const auto to = target();
+  gpu::digest(to.tasks + begin, end - begin, base_, to.sums, share, stream_);
 }
 
 void GpuDigests::fill(std::size_t parameter, const gpu::CopySource& source, std::byte* base) {
   const auto begin = first_task_[parameter], end = first_task_[parameter + 1];
-  gpu::copy_and_digest(reinterpret_cast<const gpu::DigestTask*>(tasks_.region().data) + begin, end - begin, source,
-                       base, reinterpret_cast<std::uint64_t*>(sums_.region().data), stream_);
+  const auto to = target();
+  gpu::copy_and_digest(to.tasks + begin, end - begin, source, base, to.sums, stream_);
 }
 
 gpu::DigestTarget GpuDigests::target() noexcept {

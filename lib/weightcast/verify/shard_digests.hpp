@@ -3,10 +3,11 @@
 #include <atomic>
 #include <cstddef>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "weightcast/core/parallel.hpp"
-#include "weightcast/plan/transfer_plan.hpp"
+#include "weightcast/plan/chunks.hpp"
 #include "weightcast/verify/source_claim.hpp"
 
 /// The two sides of the proof: what the trainer sent, and what an engine rank's slot holds. Both are a digest for each
@@ -36,17 +37,11 @@ class SourceDigests {
   const SourceClaim& claim() const noexcept { return claim_; }
 
  private:
-  struct Step {
-    std::size_t tp_rank = 0;
-    Segment block;
-  };
-
   SourceClaim claim_;
-  std::vector<Step> steps_;              // by parameter
-  std::vector<std::size_t> first_step_;  // of each parameter, and the end
+  std::vector<Chunk> steps_;  // by parameter
+  std::span<const Chunk> begun_;
   const std::byte* source_ = nullptr;
-  std::atomic<std::size_t> next_{0};
-  std::size_t end_ = 0;
+  std::atomic<std::size_t> next_{0};  // of those begun
   std::optional<Workers> workers_;
 };
 

@@ -24,7 +24,7 @@ class SourceClaim {
   void add(const Piece& block, const std::byte* data);
   /// The same of one shard, by whoever digests. Thread-safe.
   void add(std::size_t tp_rank, std::size_t parameter, const Digest& digest) noexcept;
-  /// The same of all shards of a parameter, from digests by tp rank and then parameter.
+  /// The same of all shards of a parameter, from digests by tp rank and then parameter (GpuDigests::of_source()).
   void add(std::size_t parameter, std::span<const Digest> digests) noexcept;
   /// All of a parameter was added.
   void complete(std::size_t parameter) noexcept { known_[parameter] = true; }

@@ -4,8 +4,8 @@
 
 #include "weightcast/device/gpu.hpp"
 
-/// The kernels behind copy_strided(), gather(), scatter(), digest() and copy_and_digest(). nvcc cannot read
-/// fmt's headers, so errors come back as codes.
+/// The kernels behind copy_strided(), gather(), scatter(), digest() and copy_and_digest(). nvcc cannot read fmt's
+/// headers, so errors come back as codes.
 namespace weightcast::gpu {
 
 /// Of the GPU in use: what a grid is sized by. 1 when it cannot be asked: then the launch will say why.
