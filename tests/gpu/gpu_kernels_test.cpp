@@ -70,7 +70,8 @@ void expect_equal_digests(std::uint64_t hidden, std::uint64_t intermediate, std:
   for (std::size_t t = 0; t < tp; ++t) {
     auto held = GpuDigests::of_slot(plan, t, 0);
     held.begin(slot_buffer.region().data);
-    for (std::size_t p = 0; p < parameters; ++p) held.queue({p, 1}, gpu::Share::half, nullptr);
+    const auto segments = plan.ranks[t].schedule.segments.size();
+    for (std::size_t i = 0; i < segments; ++i) held.queue({i, 1}, gpu::Share::half, nullptr);
     const auto results = held.finish(deadline);
     for (std::size_t p = 0; p < parameters; ++p) {
       ASSERT_EQ(results[p], digest_of_shard(plan, t, p, slot.data()))
@@ -79,10 +80,10 @@ void expect_equal_digests(std::uint64_t hidden, std::uint64_t intermediate, std:
     // And of what is copied there in the same pass; nothing else may be touched.
     gpu::Stream stream(0);
     held.begin(slot_buffer.region().data);
-    for (std::size_t p = 0; p < parameters; p += 2) {
+    for (std::size_t i = 0; i < segments; i += 2) {
       const auto target = held.target();
       stream.after(*target.stream);
-      const auto first = target.first_task[p], end = target.first_task[std::min(p + 2, parameters)];
+      const auto first = target.first_task[i], end = target.first_task[std::min(i + 2, segments)];
       gpu::copy_and_digest(target.tasks + first, end - first, {source_buffer.region().data}, slot_buffer.region().data,
                            target.sums, stream);
       target.stream->after(stream);

@@ -60,6 +60,7 @@ class FaultyObserver final : public Observer, public GpuObserver {
         inner_gpu_(batch.gpu_observer),
         fault_(&fault),
         slot_(slot),
+        schedule_(&plan.schedule),
         // Shards land packed.
         at_(plan.shards[fault.parameter].destination_offset + fault.byte) {}
 
@@ -67,12 +68,13 @@ class FaultyObserver final : public Observer, public GpuObserver {
     if (at_ >= block.destination_offset && at_ - block.destination_offset < block.size_bytes()) flip();
     if (!unseen()) inner_->landed(block);
   }
-  void landed(const gpu::Stream& stream, const Range& parameters) noexcept override {
-    if (fault_->parameter >= parameters.first && fault_->parameter < parameters.end()) {
+  void landed(const gpu::Stream& stream, const Part& part) noexcept override {
+    for (const auto& segment : part.segments.of(schedule_->segments)) {
+      if (at_ < segment.destination_offset || at_ - segment.destination_offset >= segment.size_bytes()) continue;
       stream.synchronize(Deadline::after(20), "a test");
       flip();
     }
-    if (!unseen()) inner_gpu_->landed(stream, parameters);
+    if (!unseen()) inner_gpu_->landed(stream, part);
   }
 
  private:
@@ -85,6 +87,7 @@ class FaultyObserver final : public Observer, public GpuObserver {
   GpuObserver* inner_gpu_;
   const Fault* fault_;
   Region slot_;
+  const Schedule* schedule_;
   std::uint64_t at_;
   bool missed_ = false;
 };

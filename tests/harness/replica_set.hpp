@@ -106,4 +106,34 @@ inline int world_size() {
   return size;
 }
 
+/// One that is none of the others: rows in uneven shares, one of them cut in columns, too, and held by two ranks.
+inline SourceLayout jagged_layout(const Model& model, std::uint64_t trainers) {
+  std::vector<HeldRectangle> rectangles;
+  for (std::size_t p = 0; p < model.parameters.size(); ++p) {
+    const auto shape = matrix_of(model.parameters[p].info);
+    const std::uint64_t top = shape.rows / 3, left = shape.columns / 4;
+    rectangles.push_back({p % trainers, p, {0, 0, top, shape.columns}});
+    rectangles.push_back({(p + 1) % trainers, p, {top, 0, shape.rows - top, left}});
+    const Slice rest{top, left, shape.rows - top, shape.columns - left};
+    rectangles.push_back({p % trainers, p, rest});
+    if (trainers > 1) rectangles.push_back({(p + 1) % trainers, p, rest});
+  }
+  return custom_layout(model, trainers, rectangles);
+}
+inline SourceLayout layout_of(const Model& model, LayoutKind kind, std::uint64_t trainers) {
+  return kind == LayoutKind::custom ? jagged_layout(model, trainers) : make_layout(kind, model, trainers);
+}
+
+/// Puts a trainer rank's piece where it lies in its source region.
+inline void write_piece(const Region& region, const Model& model, const Piece& piece, const RandomWeights& weights) {
+  const auto& info = model.parameters[piece.parameter_index].info;
+  const auto element = element_bytes(info.dtype), pitch = matrix_of(info).columns * element;
+  const std::span bytes(weights.bytes(piece.parameter_index));
+  for (std::uint64_t row = 0; row < piece.slice.rows; ++row) {
+    write_region(
+        region, piece.offset + row * piece.pitch,
+        bytes.subspan((piece.slice.row + row) * pitch + piece.slice.column * element, piece.slice.columns * element));
+  }
+}
+
 }  // namespace weightcast::testing_harness

@@ -20,27 +20,30 @@ struct Case {
   std::uint64_t dp;
   Family family;
   MemoryKind memory = MemoryKind::host;
+  std::uint64_t trainers = 1;
+  LayoutKind layout = LayoutKind::whole;
 };
 
 void PrintTo(const Case& c, std::ostream* out) {
-  *out << c.transport << " " << name(c.method) << " dp " << c.dp << " " << name(c.family) << " " << name(c.memory);
+  *out << c.transport << " " << name(c.method) << " dp " << c.dp << " " << name(c.family) << " " << name(c.memory)
+       << " " << c.trainers << " " << name(c.layout);
 }
 
 /// Counts how often each byte of the slot was announced.
 class CountingObserver final : public Observer, public GpuObserver {
  public:
   explicit CountingObserver(const TransferPlan& plan, std::size_t tp_rank)
-      : counts(plan.slot_bytes), shards_(plan.ranks[tp_rank].shards) {}
-  void landed(const gpu::Stream&, const Range& parameters) noexcept override {
-    for (const auto& shard : parameters.of(shards_)) landed(shard);
+      : counts(plan.slot_bytes), shards_(plan.ranks[tp_rank].shards), schedule_(plan.ranks[tp_rank].schedule) {}
+  void landed(const gpu::Stream&, const Part& part) noexcept override {
+    for (const auto& segment : part.segments.of(schedule_.segments)) landed(segment);
   }
   void landed(const Shard& block) noexcept override {
     const auto& shard = shards_[block.parameter_index];
     // Where it says that it is in the parameter is where it is in the slot.
     const auto inside = block.destination_offset - shard.destination_offset;
-    const auto row = inside / std::max<std::uint64_t>(shard.row_bytes, 1);
+    const auto pitch = std::max<std::uint64_t>(shard.destination_pitch, 1), row = inside / pitch;
     if (block.size_bytes() != 0 &&
-        block.parameter_offset != shard.parameter_offset + row * shard.parameter_pitch + inside % shard.row_bytes)
+        block.parameter_offset != shard.parameter_offset + row * shard.parameter_pitch + inside % pitch)
       ++misplaced;
     for (std::uint64_t r = 0; r < block.rows; ++r) {
       for (std::uint64_t i = 0; i < block.row_bytes; ++i)
@@ -53,30 +56,38 @@ class CountingObserver final : public Observer, public GpuObserver {
 
  private:
   const std::vector<Shard>& shards_;
+  const Schedule& schedule_;
 };
 
 class TransportTest : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
     const auto& param = GetParam();
-    const auto engines = static_cast<std::uint64_t>(testing_harness::world_size()) - 1;
+    const auto world = static_cast<std::uint64_t>(testing_harness::world_size());
+    const auto engines = world < param.trainers ? 0 : world - param.trainers;
     if (engines == 0 || engines % param.dp != 0) GTEST_SKIP() << "needs a multiple of " << param.dp << " engine ranks";
+    const auto model = testing_harness::small_model(param.family);
+    const auto cuts = possible_tp(model);
+    const auto can_cut = [&](std::uint64_t tp) { return std::ranges::find(cuts, tp) != cuts.end(); };
+    if (!can_cut(engines / param.dp)) GTEST_SKIP() << "the model cannot be cut so";
+    if (param.layout == LayoutKind::tp && !can_cut(param.trainers)) GTEST_SKIP() << "the layout cannot be cut so";
     if (const auto reason = testing_harness::why_not(param.memory, param.transport); !reason.empty())
       GTEST_SKIP() << reason;
     testing_harness::stand_apart(param.transport == "nccl");
     group = Communicator::duplicate(MPI_COMM_WORLD);
-    plan = make_plan(testing_harness::small_model(param.family), engines / param.dp, param.dp);
+    plan =
+        make_plan(model, engines / param.dp, param.dp, testing_harness::layout_of(model, param.layout, param.trainers));
     Placement placement;
     if (param.memory == MemoryKind::cuda) placement = {MemoryKind::cuda, testing_harness::world_rank() % gpu::count()};
     peers = Peers::meet(group, plan.roster(), placement, deadline());
     for (std::uint64_t seed : {1, 2}) weights.push_back(std::make_unique<RandomWeights>(plan.model, seed));
     if (peers.trainer()) {
+      const auto rank = static_cast<std::size_t>(peers.rank());
       for (const auto& source : weights) {
         auto& buffer = sources.emplace_back(
-            std::make_unique<Buffer>(Buffer::allocate(placement, plan.source_bytes(), true, "test source")));
-        for (std::size_t p = 0; p < plan.model.parameters.size(); ++p) {
-          write_region(buffer->region(), plan.source_offset(p), source->bytes(p));
-        }
+            std::make_unique<Buffer>(Buffer::allocate(placement, plan.source_bytes(rank), true, "test source")));
+        for (const auto& piece : plan.sources.ranks[rank].pieces)
+          testing_harness::write_piece(buffer->region(), plan.model, piece, *source);
         endpoints.sources.push_back(buffer.get());
       }
     } else {
@@ -147,12 +158,13 @@ TEST_P(TransportTest, MovesAnyRangeAndTouchesNothingElse) {
 
 TEST_P(TransportTest, ATrainerThatWaitsWorks) {
   if (GetParam().transport != "mpi") GTEST_SKIP() << "the trainer waits for nobody, or for its GPU";
+  if (GetParam().trainers > 1) GTEST_SKIP() << "a trainer rank that has little to send does not wait";
   constexpr int tag = 1;
   Batch batch{0, 0, everything()};
   int worked = 0;
   bool called = false;
   const auto call_engines = [&] {
-    for (int engine = 1; engine < group.size() && !called; ++engine)
+    for (auto engine = static_cast<int>(GetParam().trainers); engine < group.size() && !called; ++engine)
       MPI_Send(nullptr, 0, MPI_BYTE, engine, tag, MPI_COMM_WORLD);
     called = true;
   };
@@ -212,16 +224,22 @@ TEST_P(TransportTest, DigestsWhatItCopiesWithinAGpu) {
     run(batch);
     if (!store) continue;
     EXPECT_TRUE(slot_equals(plan, peers.tp_rank(), held(*store, 1).bytes(), *weights[first % 2], first, count));
-    const bool announced = std::ranges::any_of(observer->counts, [](int times) { return times != 0; });
-    const bool beside =
-        GetParam().transport == "direct" && GetParam().dp == 1 && same_gpu(peers.place(0), peers.place(peers.rank()));
-    EXPECT_EQ(announced, !beside);
+    // Each segment is either digested by who copies it or announced.
+    const auto& schedule = plan.ranks[peers.tp_rank()].schedule;
     const auto results = digests->finish(deadline());
     const auto slot = held(*store, 1);
-    for (auto p = first; p < first + count; ++p) {
-      EXPECT_EQ(results[p], beside ? digest_of_shard(plan, peers.tp_rank(), p, slot.bytes().data()) : Digest{})
-          << plan.model.parameters[p].info.name;
+    std::vector<Digest> expected(plan.model.parameters.size());
+    for (const auto& segment : schedule.segments) {
+      const auto p = segment.parameter_index;
+      if (p < first || p >= first + count) continue;
+      const auto place = peers.place(static_cast<int>(segment.from));
+      const bool beside =
+          GetParam().transport == "direct" && GetParam().dp == 1 && same_gpu(place, peers.place(peers.rank()));
+      if (beside) expected[p] += digest_of_shard(segment, slot.bytes().data());
+      EXPECT_EQ(observer->counts[segment.destination_offset], beside ? 0 : 1);
     }
+    for (auto p = first; p < first + count; ++p)
+      EXPECT_EQ(results[p], expected[p]) << plan.model.parameters[p].info.name;
   }
   group.barrier(deadline());
 }
@@ -229,7 +247,7 @@ TEST_P(TransportTest, DigestsWhatItCopiesWithinAGpu) {
 TEST_P(TransportTest, ShardedSendsEachShardOnceForEachTpRank) {
   run({0, 0, everything()});
   if (!peers.trainer() || GetParam().method != Method::sharded) return;
-  EXPECT_EQ(transport->traffic().egress_bytes, plan.egress_bytes());
+  EXPECT_EQ(transport->traffic().egress_bytes, plan.egress_bytes_of(static_cast<std::size_t>(peers.rank())));
 }
 
 TEST_P(TransportTest, ADeadlineEndsARunThatTheTrainerDoesNotJoin) {
@@ -252,6 +270,17 @@ std::vector<Case> cases(MemoryKind memory) {
       result.push_back({"direct", Method::sharded, dp, family, memory});
       for (const auto method : {Method::sharded, Method::broadcast})
         result.push_back({memory == MemoryKind::cuda ? "nccl" : "mpi", method, dp, family, memory});
+    }
+  }
+  for (const std::uint64_t trainers : {2, 3, 5}) {
+    for (const auto layout : {LayoutKind::whole, LayoutKind::fsdp, LayoutKind::tp, LayoutKind::custom}) {
+      for (const std::uint64_t dp : {1, 2}) {
+        result.push_back({"direct", Method::sharded, dp, Family::qwen2, memory, trainers, layout});
+        for (const auto method : {Method::sharded, Method::broadcast}) {
+          const auto* const name = memory == MemoryKind::cuda ? "nccl" : "mpi";
+          result.push_back({name, method, dp, Family::qwen2, memory, trainers, layout});
+        }
+      }
     }
   }
   return result;

@@ -29,7 +29,9 @@ std::vector<double> plain_copies(Job& job, Side& side, const Roster& roster, Pla
   std::vector<gpu::Stream> streams;
   std::vector<PlainCopy> copies;
   agree(world, "ceiling", job.deadline(), [&](Deadline work) {
-    sources = map_sources(world, buffers, placement.gpu, work);
+    auto mapped = map_sources(
+        world, buffers, placement.gpu, [](int) { return true; }, work);
+    sources = std::move(mapped[0]);
     std::vector<ShareHandle> own;
     Region slot;
     if (!job.trainer()) {

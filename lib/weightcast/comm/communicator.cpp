@@ -156,6 +156,14 @@ std::uint64_t Communicator::sum(std::uint64_t value, Deadline deadline) const {
   return reduce(*this, value, MPI_SUM, deadline);
 }
 
+void Communicator::sum(std::span<std::uint64_t> values, Deadline deadline) const {
+  MPI_Request request = MPI_REQUEST_NULL;
+  check_mpi(MPI_Iallreduce(MPI_IN_PLACE, values.data(), static_cast<int>(values.size()), MPI_UINT64_T, MPI_SUM, get(),
+                           &request),
+            "MPI_Iallreduce");
+  wait_all(*this, {&request, 1}, deadline, "a sum");
+}
+
 std::vector<std::string> Communicator::all_gather(std::string_view text, Deadline deadline) const {
   const auto ranks = static_cast<std::size_t>(size_);
   const auto limit = max(text.size(), deadline);

@@ -70,6 +70,8 @@ class Communicator {
   void broadcast(std::span<std::byte> data, int root, Deadline deadline) const;
   std::uint64_t max(std::uint64_t value, Deadline deadline) const;
   std::uint64_t sum(std::uint64_t value, Deadline deadline) const;
+  /// Everybody's values added up one by one, modulo 2^64, in place; as many on each rank.
+  void sum(std::span<std::uint64_t> values, Deadline deadline) const;
   /// Everybody's text, by rank.
   std::vector<std::string> all_gather(std::string_view text, Deadline deadline) const;
   /// Everybody's plain values, as many as each has, by rank.

@@ -10,6 +10,8 @@ namespace {
 
 // Less than this is not worth a wait of the next replica, and is digested in the time that its agreement takes.
 constexpr std::uint64_t smallest_part_bytes = 64 * mebibyte;
+// What a later replica is behind by, at most; and of so many parts the waits for each cost little.
+constexpr std::uint64_t passed_on_bytes = 256 * mebibyte, passed_on_parts = 64;
 constexpr std::uint64_t pack_alignment_bytes = 256;  // of every segment in a pack buffer
 // Halves of large parts meet between two pages of a GPU: a copy engine pays for each that it touches.
 constexpr std::uint64_t page_bytes = 2 * mebibyte;
@@ -210,6 +212,7 @@ std::vector<Range> parts_of(std::span<const std::uint64_t> sizes, std::uint64_t 
   std::uint64_t left = 0;
   for (const auto size : sizes) left += size;
   const auto smallest = std::min(smallest_part_bytes, left / 8);
+  const auto passed_on = std::clamp(left / passed_on_parts, smallest, passed_on_bytes);
   // What is larger than that cannot be cut, so it must not come last: the walk begins with it.
   const auto large = std::find_if(sizes.rbegin(), sizes.rend(), [&](std::uint64_t size) { return size > smallest; });
   const std::size_t count = sizes.size(),
@@ -220,7 +223,7 @@ std::vector<Range> parts_of(std::span<const std::uint64_t> sizes, std::uint64_t 
   for (std::size_t walked = 1; walked <= count; ++walked) {
     ++part.count;
     bytes += sizes[part.end() - 1];
-    const auto target = dp > 1 ? smallest : std::max(left / 2, smallest);
+    const auto target = dp > 1 ? passed_on : std::max(left / 2, smallest);
     if (bytes < target && part.end() < count && walked < count) continue;
     parts.emplace_back(bytes, part);
     left -= bytes;

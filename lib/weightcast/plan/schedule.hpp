@@ -160,7 +160,7 @@ struct Schedule {
 };
 
 /// Cuts what a tp rank receives from one trainer rank, `sizes` by parameter, into parts, so that one is digested, or
-/// passed on, while the next is under way. A later replica waits for each, so with dp > 1 they are small. Else each has
+/// passed on, while the next is under way. A later replica waits for each, so with dp > 1 they are alike. Else each has
 /// about half of what is left: few are queued, and little is left to digest when the last has arrived. The largest come
 /// first.
 std::vector<Range> parts_of(std::span<const std::uint64_t> sizes, std::uint64_t dp);

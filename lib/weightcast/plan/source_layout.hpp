@@ -88,6 +88,8 @@ struct Holding {
   std::vector<Holder> holders;  ///< at least one, ascending
 
   const Piece& piece() const noexcept { return holders.front().piece; }
+  /// Who digests it, and sends it where everybody gets it from one: who has the same takes turns.
+  const Holder& speaker() const noexcept { return holders[piece().parameter_index % holders.size()]; }
   /// Who sends it to the `index`-th of `count` receivers: all holders send to as many, or one more; neighbours have
   /// the same or neighbouring senders. Where both sides hold the same, it is each receiver's counterpart.
   const Holder& sender(std::size_t index, std::size_t count) const noexcept {

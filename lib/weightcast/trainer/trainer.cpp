@@ -12,7 +12,7 @@ std::unique_ptr<Trainer::Source> Trainer::make_source(const std::string& purpose
   if (group_)
     fail(ExitCode::config, "weights must be there before the update group is formed: their memory is registered then");
   return std::make_unique<Source>(
-      Source{Buffer::allocate(placement_, plan_->source_bytes(), true, purpose), SourceClaim(*plan_)});
+      Source{Buffer::allocate(placement_, plan_->source_bytes(trainer_rank_), true, purpose), SourceClaim(*plan_)});
 }
 
 std::size_t Trainer::load(const WeightSource& source, std::size_t threads,
@@ -21,14 +21,14 @@ std::size_t Trainer::load(const WeightSource& source, std::size_t threads,
   auto added = make_source(fmt::format("the trainer's copy of {}", source.describe()));
   const auto region = added->buffer.region();
   const bool on_host = region.kind == MemoryKind::host;
-  const auto blocks = chunks_of(*plan_, block_bytes);
+  const auto blocks = chunks_held(*plan_, trainer_rank_, block_bytes);
   std::uint64_t longest = 0;
   for (const auto& block : blocks) longest = std::max(longest, block.size_bytes);
   const auto bring = [&](const Staging& staging, std::size_t index) {
-    const auto& [from, at, size_bytes, rows] = blocks[index];
+    const auto& [speaker, at, size_bytes, rows] = blocks[index];
     const auto block = on_host ? region.bytes().subspan(at, size_bytes) : staging.first(size_bytes);
-    source.read(rows.parameter_index, at - plan_->source_offset(rows.parameter_index), block);
-    added->claimed.add(rows, block.data());
+    read_slice(source, plan_->model, rows.parameter_index, rows.slice, block);
+    if (speaker == trainer_rank_) added->claimed.add(rows, block.data());
     if (!on_host) write_region(region, at, block);
     if (progress) progress(size_bytes);
   };
@@ -74,6 +74,7 @@ void Trainer::init_parameter_update_group(const Communicator& parent, const Grou
     throw Error(ExitCode::config, "init_parameter_update_group() before load() or reserve()",
                 "the memory of the weights must be there first");
   const auto ticket = admission_.enter(served_version);
+  WEIGHTCAST_EXPECTS(parent.rank() == static_cast<int>(trainer_rank_));
   group_ = std::make_unique<UpdateGroup>(parent, *plan_, options, buffers(), nullptr);
   served_version_ = served_version;
 }

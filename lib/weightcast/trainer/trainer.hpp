@@ -16,15 +16,17 @@
 
 namespace weightcast {
 
-/// The sending end: holds weights in source regions that engines may pull from, and publishes them.
+/// The sending end: holds weights in source regions that engines may pull from, and publishes them. There is one on
+/// every trainer rank: each has what the plan's source layout says, and all call the same collective functions.
 class Trainer {
  public:
   /// Keeps its weights at `placement`. `plan` must outlive the trainer.
-  explicit Trainer(const TransferPlan& plan, Placement placement = {})
-      : plan_(&plan), placement_(placement), fill_(plan) {}
+  explicit Trainer(const TransferPlan& plan, Placement placement = {}, std::size_t trainer_rank = 0)
+      : plan_(&plan), placement_(placement), trainer_rank_(trainer_rank), fill_(plan) {}
 
-  /// Adds a source region and fills it on up to `threads` threads, digesting each block as it arrives,
-  /// so that later damage to file or memory is noticed. Returns its index. Local; before init_parameter_update_group().
+  /// Adds a source region and fills it with this rank's pieces on up to `threads` threads, digesting each block as it
+  /// arrives, so that later damage to file or memory is noticed. Returns its index. Local; before
+  /// init_parameter_update_group().
   std::size_t load(const WeightSource& source, std::size_t threads,
                    const std::function<void(std::uint64_t bytes)>& progress = {});
 
@@ -42,7 +44,8 @@ class Trainer {
   void expect_held(std::size_t source_index, const TrainingTensor& tensor, std::string_view other,
                    Deadline deadline = Deadline::after(60));
 
-  /// Joins the update group as rank 0; the engines serve `served_version` already. Collective (see UpdateGroup).
+  /// Joins the update group as trainer rank `parent.rank()`, which must be this one's; the engines serve
+  /// `served_version` already. Collective (see UpdateGroup).
   void init_parameter_update_group(const Communicator& parent, const GroupOptions& options,
                                    std::uint64_t served_version);
   /// Sends all parameters of a source region as `version`, in one transaction. Collective; the engines call their
@@ -57,7 +60,7 @@ class Trainer {
   /// Error(config) when they do not.
   UpdateResult rollback(std::uint64_t version);
 
-  /// A source region, parameters at plan.source_offset(); not to be written during an update.
+  /// A source region, laid out as the plan's source layout says; not to be written during an update.
   Region source(std::size_t source_index) const { return sources_.at(source_index)->buffer.region(); }
   /// The memory of all source regions, for mapping it elsewhere.
   std::vector<const Buffer*> buffers() const;
@@ -78,6 +81,7 @@ class Trainer {
 
   const TransferPlan* plan_;
   Placement placement_;
+  std::size_t trainer_rank_;
   SourceFill fill_;
   std::vector<std::unique_ptr<Source>> sources_;
   std::unique_ptr<UpdateGroup> group_;

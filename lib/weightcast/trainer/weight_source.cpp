@@ -13,6 +13,7 @@
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/parallel.hpp"
 #include "weightcast/device/elements.hpp"
+#include "weightcast/device/memory.hpp"
 
 namespace weightcast {
 namespace {
@@ -115,6 +116,18 @@ void convert(DType to, std::byte* destination, DType from, const std::byte* sour
 }
 
 }  // namespace
+
+void read_slice(const WeightSource& source, const Model& model, std::size_t parameter, const Slice& slice,
+                std::span<std::byte> destination) {
+  const auto& info = model.parameters[parameter].info;
+  const auto element = element_bytes(info.dtype), pitch = matrix_of(info).columns * element;
+  const auto row_bytes = slice.columns * element;
+  if (row_bytes == pitch || slice.rows == 1)
+    return source.read(parameter, slice.row * pitch + slice.column * element, destination);
+  std::vector<std::byte> rows(slice.rows * pitch);
+  source.read(parameter, slice.row * pitch, rows);
+  copy_rows(destination.data(), row_bytes, rows.data() + slice.column * element, pitch, row_bytes, slice.rows);
+}
 
 CheckpointSource::CheckpointSource(const Model& model, Checkpoint checkpoint, std::span<const std::string> ignore)
     : checkpoint_(std::move(checkpoint)),

@@ -25,6 +25,10 @@ class WeightSource {
   virtual std::vector<std::string> notes() const { return {}; }
 };
 
+/// Fills `destination` with a rectangle of a parameter's matrix view, row by row.
+void read_slice(const WeightSource& source, const Model& model, std::size_t parameter, const Slice& slice,
+                std::span<std::byte> destination);
+
 /// A checkpoint as the weights of a model: matched, and converted to the model's dtype where it has another one.
 class CheckpointSource final : public WeightSource {
  public:

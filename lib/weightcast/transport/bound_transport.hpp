@@ -1,6 +1,5 @@
 #pragma once
 
-#include "weightcast/core/error.hpp"
 #include "weightcast/transport/transport.hpp"
 
 namespace weightcast {
@@ -16,7 +15,6 @@ class BoundTransport : public Transport {
     return refuse(peers, rank, other);
   }
   void attach(const Peers& peers, const TransferPlan& plan, const Endpoints& endpoints, Deadline deadline) final {
-    WEIGHTCAST_EXPECTS(plan.sources.ranks.size() == 1);  // a layout can have more; transports cannot yet
     peers_ = &peers;
     plan_ = &plan;
     endpoints_ = &endpoints;
@@ -43,8 +41,10 @@ class BoundTransport : public Transport {
   virtual std::uint64_t staging_bytes() const noexcept { return 0; }
 
   std::byte* source(const Batch& batch) const { return endpoints_->sources.at(batch.source_index)->region().data; }
+  /// Of a trainer rank.
+  std::size_t trainer_rank() const noexcept { return static_cast<std::size_t>(peers_->rank()); }
   std::byte* sink(const Batch& batch) const { return endpoints_->sinks.at(batch.sink_index).data; }
-  /// Trainer, where the others do the moving: all the work that there is.
+  /// A trainer rank, where the others do the moving: all the work that there is.
   static void work(const Batch& batch) {
     while (batch.idle && batch.idle()) {
     }
@@ -65,25 +65,24 @@ class BoundTransport : public Transport {
 /// One host, see direct.hpp. For host memory: engines copy.
 std::unique_ptr<Transport> make_direct_host();
 /// For device memory: engines queue copies on their GPU, contiguous segments by copy engine, strided ones by a kernel.
-/// Across a link the trainer's GPU pushes half of each part into their slots meanwhile: two copy engines hide each
-/// other's page walks. On the trainer's own GPU, where the batch wants digests, one kernel copies and digests in the
-/// same pass.
+/// Across a link the GPU that has it pushes half of each part into their slots meanwhile: two copy engines hide each
+/// other's page walks. What a trainer rank on the same GPU sends, one kernel copies and digests in the same pass, where
+/// the batch wants digests.
 std::unique_ptr<Transport> make_direct_gpu();
 
-/// Host memory, any hosts, exact shards: each leaves the trainer once for each tp rank; with dp > 1 a replica passes
-/// what arrives on to the next one. Contiguous shards are sent from where they are, strided ones through bounded pack
-/// buffers.
+/// Host memory, any hosts, exact shards: each leaves its trainer rank once for each tp rank; with dp > 1 a replica
+/// passes what arrives on to the next one. Contiguous shards are sent from where they are, strided ones through bounded
+/// pack buffers.
 std::unique_ptr<Transport> make_mpi_sharded();
 
-/// Host memory, any hosts, the seed's way: MPI broadcasts every full parameter to everybody, engines slice on arrival.
+/// Host memory, any hosts, the seed's way: MPI broadcasts every piece to everybody, engines slice on arrival.
 std::unique_ptr<Transport> make_mpi_broadcast();
 
 /// Device memory, any hosts, one GPU for each rank, over NCCL.
-/// sharded: each shard is broadcast once over the trainer and the engine ranks that hold it (one for each replica), by
-/// a communicator for each tp rank: contiguous segments from where they are, strided ones through a bounded pack buffer
-/// that is filled while the one before is on its way.
-/// broadcast: the seed's way, every full parameter to everybody, sliced on arrival.
-/// Error(config) on builds without NCCL.
+/// sharded: what a trainer rank has of a shard is broadcast once over it and the engine ranks that hold the shard (one
+/// for each replica), by a communicator for each tp rank and trainer rank that meet: contiguous segments from where
+/// they are, strided ones through a bounded pack buffer that is filled while the one before is on its way. broadcast:
+/// the seed's way, every piece to everybody, sliced on arrival. Error(config) on builds without NCCL.
 std::unique_ptr<Transport> make_nccl_sharded();
 std::unique_ptr<Transport> make_nccl_broadcast();
 

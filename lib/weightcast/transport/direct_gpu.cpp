@@ -22,140 +22,161 @@ class DirectGpu final : public BoundTransport {
     return refuse_direct(peers, rank, other);
   }
 
-  /// Whether the trainer pushes to that engine rank: one across a link, which receives from it.
-  bool pushes_to(int rank) const {
-    return peers_->roster.replica(rank) == 0 && !same_gpu(peers_->place(0), peers_->place(rank)) &&
-           !upstream_.sinks_of(rank).empty();
+  /// Whether the first pushes half of what the second receives from it: across a link.
+  bool linked(int from, int to) const {
+    return !same_gpu(peers_->place(from), peers_->place(to)) && !upstream_.sinks_of(to).empty();
   }
 
   void bind(Deadline deadline) override {
     upstream_.attach(*peers_, *plan_, *endpoints_, deadline);
-    const auto placement = peers_->placement();
+    const int gpu = peers_->placement().gpu;
+    const auto push_to = [&](int rank, const Schedule& schedule, std::optional<std::size_t> from) {
+      if (linked(peers_->rank(), rank))
+        pushes_.emplace_back(upstream_.comm(), rank, schedule, from, upstream_.sinks_of(rank), gpu);
+    };
     if (peers_->trainer()) {
-      for (std::size_t t = 0; t < plan_->tp; ++t) {
-        const int rank = peers_->roster.engine_rank(0, t);
-        if (pushes_to(rank))
-          pushes_.emplace_back(upstream_.comm(), rank, plan_->ranks[t].schedule, upstream_.sinks_of(rank),
-                               placement.gpu);
-      }
+      for (const auto t : plan_->sinks(trainer_rank()))
+        push_to(peers_->roster.engine_rank(0, t), plan_->ranks[t].schedule, trainer_rank());
       return;
     }
-    stream_ = gpu::Stream(placement.gpu);
-    beside_trainer_ = upstream_.rank() == 0 && !upstream_.announces() &&
-                      same_gpu(peers_->place(upstream_.rank()), peers_->place(peers_->rank()));
-    if (pushes_to(peers_->rank())) {
-      pushed_.emplace(upstream_.comm(), upstream_.rank());
-      landed_ = gpu::Stream(placement.gpu);
+    if (upstream_.next() >= 0) push_to(upstream_.next(), plan_->ranks[peers_->tp_rank()].relay, {});
+    prepare_to_pull(gpu);
+  }
+
+  void prepare_to_pull(int gpu) {
+    stream_ = gpu::Stream(gpu);
+    beside_stream_ = gpu::Stream(gpu);
+    landed_ = gpu::Stream(gpu);
+    std::vector<bool> pushing;
+    for (std::size_t from = 0; from < plan_->sources.ranks.size(); ++from) {
+      const int sender = upstream_.sender({from, {}});
+      pushing.push_back(linked(sender, peers_->rank()));
+      beside_.push_back(same_gpu(peers_->place(sender), peers_->place(peers_->rank())));
     }
+    watched_ = upstream_.next() >= 0 || std::ranges::count(pushing, true) != 0;
+    pushed_ = Pushed(upstream_, std::move(pushing));
     const auto& schedule = upstream_.schedule();
-    for (const auto& part : schedule.single) {
+    for (const auto& segment : schedule.segments) {
       first_task_.push_back(tasks_.count());
-      for (const auto& segment : part.segments.of(schedule.segments)) {
-        if (!segment.contiguous()) tasks_.add(segment);
-      }
+      if (!segment.contiguous()) tasks_.add(segment);
     }
     first_task_.push_back(tasks_.count());
-    tasks_.upload(placement, "the copy plan");
+    tasks_.upload({MemoryKind::cuda, gpu}, "the copy plan");
     copies_ = CopyBatch(schedule.copies.size() + schedule.halves.size());
-    if (upstream_.announces() || pushed_) {
-      for (std::size_t i = 0; i < std::max(schedule.single.size(), schedule.whole.size()); ++i)
-        arrivals_.emplace_back(placement.gpu);
-    }
+    for (std::size_t i = 0; watched_ && i < std::max(schedule.single.size(), schedule.whole.size()); ++i)
+      arrivals_.emplace_back(gpu);
   }
 
   void move(const Batch& batch, Deadline deadline) override {
-    if (peers_->trainer()) return push(batch, deadline);
-    if (beside_trainer_ && batch.digests != nullptr) {
-      copy_and_digest(batch, *batch.digests);
-      return stream_.synchronize(deadline, "copying weights");
-    }
     try {
-      pull(batch, deadline);
+      if (peers_->trainer()) {
+        push(batch, deadline);
+      } else {
+        pull(batch, deadline);
+      }
     } catch (...) {
-      drain(stream_);
+      for (auto& push : pushes_) push.drain();
+      for (auto* stream : {&stream_, &beside_stream_}) {
+        if (stream->handle() != nullptr) drain(*stream);
+      }
       throw;
     }
   }
 
   void pull(const Batch& batch, Deadline deadline) {
-    const std::byte* const source = upstream_.base(batch);
     const auto parts = upstream_.schedule().parts(batch.parameters);
-    const bool halves = pushed_ && Schedule::pushes(parts), watched = upstream_.announces() || halves;
     upstream_.begin(parts.size());
-    if (halves) pushed_->begin(parts, batch.sink_index);
-    std::size_t queued = 0, arrived = 0;
+    pushed_.begin(parts, batch.sink_index);
+    for (auto& push : pushes_) push.begin(batch.parameters, sink(batch));
     copies_.begin();
-    while (queued < parts.size() || (watched && arrived < queued)) {
+    if (batch.digests != nullptr) beside_stream_.after(*batch.digests->stream);
+    std::size_t queued = 0, arrived = 0, kernels = 0;
+    for (bool done = false; !done;) {
       bool progress = false;
-      for (; queued < parts.size() && upstream_.ready(queued); ++queued, progress = true) {
-        queue(parts[queued], halves, source, sink(batch));
-        if (watched) arrivals_[queued].record(stream_);
-        if (!halves && batch.gpu_observer != nullptr) batch.gpu_observer->landed(stream_, parts[queued].parameters);
-      }
-      for (; watched && arrived < queued && arrivals_[arrived].done() && (!halves || pushed_->there(arrived));
+      for (; queued < parts.size() && upstream_.ready(queued); ++queued, progress = true)
+        queue(parts[queued], queued, batch, kernels);
+      for (; watched_ && arrived < queued && arrivals_[arrived].done() && pushed_.there(arrived);
            ++arrived, progress = true) {
-        if (halves && batch.gpu_observer != nullptr) batch.gpu_observer->landed(landed_, parts[arrived].parameters);
+        if (pushed_.half(parts[arrived]) && batch.gpu_observer != nullptr)
+          batch.gpu_observer->landed(landed_, parts[arrived]);
         upstream_.announce();
       }
+      done = queued == parts.size() && (!watched_ || arrived == queued);
+      for (auto& push : pushes_) done = push.advance(arrived, nullptr) && done;
+      if (done) break;
       if (deadline.passed())
-        fail(ExitCode::deadline, "pulling weights from rank {} did not finish in time", upstream_.rank());
+        fail(ExitCode::deadline, "pulling weights from rank {} did not finish in time",
+             upstream_.sender(parts[std::min(arrived, parts.size() - 1)]));
       if (!progress) ::sched_yield();
     }
+    if (batch.digests != nullptr) batch.digests->stream->after(beside_stream_);
     stream_.synchronize(deadline, "pulling weights");
+    beside_stream_.synchronize(deadline, "copying weights");
     upstream_.finish(deadline);
   }
 
   void push(const Batch& batch, Deadline deadline) {
     for (auto& push : pushes_) push.begin(batch.parameters, source(batch));
     work(batch);
-    egress_bytes_ = plan_->egress_bytes(batch.parameters.first, batch.parameters.count);
-    try {
-      for (bool done = false; !done;) {
-        done = true;
-        for (auto& push : pushes_) done = push.advance() && done;
-        if (done) break;
-        if (deadline.passed()) fail(ExitCode::deadline, "pushing weights did not finish in time");
-        ::sched_yield();
-      }
-    } catch (...) {
-      for (auto& push : pushes_) push.drain();
-      throw;
+    egress_bytes_ = plan_->egress_bytes_of(trainer_rank(), batch.parameters);
+    // A lone source feeds all at once; one of several takes its sinks in turn, so that each is fed by one at a time.
+    const bool in_turn = peers_->roster.trainers > 1;
+    for (bool done = false; !done;) {
+      done = true;
+      for (std::size_t i = 0; i < pushes_.size(); ++i)
+        done = pushes_[i].advance(everything, in_turn && i > 0 ? &pushes_[i - 1] : nullptr) && done;
+      if (done) break;
+      if (deadline.passed()) fail(ExitCode::deadline, "pushing weights did not finish in time");
+      ::sched_yield();
     }
   }
 
-  /// Queues one part, or the half of it that is pulled.
-  void queue(const Part& part, bool halves, const std::byte* source, std::byte* sink) {
-    const auto& schedule = upstream_.schedule();
-    const bool half = halves && part.pushed.count != 0;
-    copies_.queue(half ? part.pulled.of(schedule.halves) : part.copies.of(schedule.copies), source, sink, stream_);
-    const auto task = first_task_[part.parameters.first];
-    tasks_.queue({task, first_task_[part.parameters.end()] - task}, source, sink, stream_);
+  /// Queues one part, or the half of it that is pulled, and says when it will have landed.
+  void queue(const Part& part, std::size_t index, const Batch& batch, std::size_t& kernels) {
+    const std::byte* const source = upstream_.base(batch, part);
+    const bool beside = beside_[part.from], half = pushed_.half(part);
+    auto& stream = beside ? beside_stream_ : stream_;
+    // The digests' tasks read a trainer rank's source; and who waits for parts, waits for all of each.
+    const bool digested =
+        beside && batch.digests != nullptr && upstream_.next() < 0 && peers_->roster.trainer(upstream_.sender(part));
+    if (digested) {
+      copy_and_digest(part, source, sink(batch), *batch.digests, kernels);
+    } else {
+      const auto& schedule = upstream_.schedule();
+      copies_.queue(half ? part.pulled.of(schedule.halves) : part.copies.of(schedule.copies), source, sink(batch),
+                    stream);
+      const auto task = first_task_[part.segments.first];
+      tasks_.queue({task, first_task_[part.segments.end()] - task}, source, sink(batch), stream);
+    }
+    if (watched_) arrivals_[index].record(stream);
+    if (!half && !digested && batch.gpu_observer != nullptr) batch.gpu_observer->landed(stream, part);
   }
 
   /// Queued in pieces, so that whoever else uses the GPU gets in between.
-  void copy_and_digest(const Batch& batch, const gpu::DigestTarget& digests) {
-    stream_.after(*digests.stream);
-    const gpu::Stream* const streams[] = {&stream_, digests.stream};
-    const auto end = digests.first_task[batch.parameters.end()];
-    for (std::size_t begin = digests.first_task[batch.parameters.first], i = 0; begin < end;
-         begin += digests_at_once, ++i) {
-      gpu::copy_and_digest(digests.tasks + begin, std::min(digests_at_once, end - begin), {upstream_.base(batch)},
-                           sink(batch), digests.sums, *streams[i % 2]);
+  void copy_and_digest(const Part& part, const std::byte* source, std::byte* sink, const gpu::DigestTarget& digests,
+                       std::size_t& kernels) {
+    const gpu::Stream* const streams[] = {&beside_stream_, digests.stream};
+    const auto end = digests.first_task[part.segments.end()];
+    for (auto begin = digests.first_task[part.segments.first]; begin < end; begin += digests_at_once) {
+      gpu::copy_and_digest(digests.tasks + begin, std::min(digests_at_once, end - begin), {source}, sink, digests.sums,
+                           *streams[kernels++ % 2]);
     }
-    stream_.after(*digests.stream);
-    digests.stream->after(stream_);
   }
 
+  static constexpr std::size_t everything = ~std::size_t{0};
+
   Upstream upstream_;
-  std::vector<Push> pushes_;  // on the trainer
+  std::vector<Push> pushes_;  // to those that receive from here across a link
   // On engines:
-  std::optional<Pushed> pushed_;
-  bool beside_trainer_ = false;          // on its GPU, and no other replica waits
+  Pushed pushed_;
+  std::vector<bool> beside_;             // by trainer rank: what is from it comes from the same GPU
+  bool watched_ = false;                 // somebody waits for the arrival of parts
   CopyTasks tasks_;                      // of what is strided
-  std::vector<std::size_t> first_task_;  // of each parameter, and the end
-  std::vector<gpu::Event> arrivals_;     // of parts that somebody waits for
+  std::vector<std::size_t> first_task_;  // of each segment, and the end
+  std::vector<gpu::Event> arrivals_;     // of parts, when watched
   CopyBatch copies_;                     // of what is contiguous
-  gpu::Stream stream_, landed_;          // on the latter nothing is queued: what is announced by it is there
+  gpu::Stream stream_, beside_stream_;   // across links, and within the GPU
+  gpu::Stream landed_;                   // nothing is queued on it: what is announced by it is there
 };
 
 }  // namespace

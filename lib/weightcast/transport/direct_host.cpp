@@ -18,17 +18,18 @@ class DirectHost final : public BoundTransport {
   void move(const Batch& batch, Deadline deadline) override {
     if (peers_->trainer()) {
       work(batch);
-      egress_bytes_ = plan_->egress_bytes(batch.parameters.first, batch.parameters.count);
+      egress_bytes_ = plan_->egress_bytes_of(trainer_rank(), batch.parameters);
       return;
     }
-    const std::byte* const source = upstream_.base(batch);
     const auto parts = upstream_.schedule().parts(batch.parameters);
     upstream_.begin(parts.size());
     for (std::size_t i = 0; i < parts.size(); ++i) {
       const auto& name = plan_->model.parameters[parts[i].parameters.first].info.name;
       for (Patience patience(*peers_->group); !upstream_.ready(i); patience.pause()) {
-        if (deadline.passed()) fail(ExitCode::deadline, "{} did not arrive at rank {} in time", name, upstream_.rank());
+        if (deadline.passed())
+          fail(ExitCode::deadline, "{} did not arrive at rank {} in time", name, upstream_.sender(parts[i]));
       }
+      const std::byte* const source = upstream_.base(batch, parts[i]);
       if (batch.observer == nullptr) {
         pull(parts[i], source, sink(batch));
       } else {

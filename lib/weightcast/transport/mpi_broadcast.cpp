@@ -28,7 +28,7 @@ class MpiBroadcast final : public BoundTransport {
   }
 
   void allocate() {
-    if (!peers_->trainer()) staging_ = Buffer::host(window * largest_bytes_, false, "broadcast staging");
+    if (receives()) staging_ = Buffer::host(window * largest_bytes_, false, "broadcast staging");
   }
 
   void move(const Batch& batch, Deadline deadline) override {
@@ -39,16 +39,21 @@ class MpiBroadcast final : public BoundTransport {
     for (std::size_t begun = 0, completed = 0; completed < chunks.size(); ++completed) {
       for (; begun < chunks.size() && begun - completed < window; ++begun) {
         const auto& chunk = chunks[begun];
-        void* const data = peers_->trainer() ? source(batch) + chunk.source_offset : stage(begun);
-        check_mpi(
-            MPI_Ibcast(data, static_cast<int>(chunk.size_bytes), MPI_BYTE, 0, comm_.get(), &requests[begun % window]),
-            "MPI_Ibcast");
-        if (peers_->trainer()) egress_bytes_ += chunk.size_bytes * plan_->roster().engine_count();
+        const auto from = static_cast<int>(chunk.from);
+        const bool mine = from == peers_->rank();
+        void* const data = mine ? source(batch) + chunk.source_offset : stage(begun);
+        check_mpi(MPI_Ibcast(data, static_cast<int>(chunk.size_bytes), MPI_BYTE, from, comm_.get(),
+                             &requests[begun % window]),
+                  "MPI_Ibcast");
+        if (mine) egress_bytes_ += chunk.size_bytes * (peers_->roster.rank_count() - 1);
       }
       wait_all(comm_, {&requests[completed % window], 1}, deadline, "a broadcast of weights", batch.idle);
       if (!peers_->trainer()) slice(batch, chunks[completed], stage(completed));
     }
   }
+
+  /// Also a trainer rank gets what the others send.
+  bool receives() const noexcept { return !peers_->trainer() || peers_->roster.trainers > 1; }
 
   std::byte* stage(std::size_t index) const noexcept {
     return staging_.region().data + index % window * largest_bytes_;

@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <array>
+#include <cstring>
+#include <optional>
 
 #include "weightcast/core/error.hpp"
 #include "weightcast/transport/bound_transport.hpp"
@@ -9,12 +11,15 @@ namespace {
 
 constexpr int tag = 1;
 constexpr std::size_t window = 8;  // messages under way between two ranks
-/// A batch for one tp rank as the sequence of messages that both ends agree on without speaking.
+/// A batch for one tp rank as the sequence of messages that both ends agree on without speaking: all that it receives,
+/// or what a trainer rank sends of that.
 class MessageSequence {
  public:
   MessageSequence() = default;
-  MessageSequence(const TransferPlan& plan, std::size_t tp_rank, const Batch& batch) noexcept
+  MessageSequence(const TransferPlan& plan, std::size_t tp_rank, const Batch& batch,
+                  std::optional<std::size_t> from) noexcept
       : schedule_(&plan.ranks[tp_rank].schedule),
+        from_(from),
         parts_(schedule_->parts(batch.parameters)),
         message_bytes_(plan.message_bytes) {
     seek();
@@ -30,7 +35,7 @@ class MessageSequence {
   void seek() noexcept {
     while (cursor_.done() && !parts_.empty()) {
       const auto segments = parts_.front().segments;
-      if (next_ < segments.count) {
+      if (next_ < segments.count && parts_.front().from == from_.value_or(parts_.front().from)) {
         cursor_ = BlockCursor(schedule_->segments[segments.first + next_++], message_bytes_);
       } else {
         parts_ = parts_.subspan(1);
@@ -40,6 +45,7 @@ class MessageSequence {
   }
 
   const Schedule* schedule_ = nullptr;
+  std::optional<std::size_t> from_;
   std::span<const Part> parts_;  // the first of them is under way
   std::size_t next_ = 0;         // of its segments
   std::uint64_t message_bytes_ = 1;
@@ -92,19 +98,24 @@ class MpiSharded final : public BoundTransport {
   void bind(Deadline deadline) override {
     comm_ = peers_->group->split(0, peers_->rank(), deadline);
     packed_bytes_ = plan_->message_bytes;
-    for (const auto& rank : plan_->ranks) {
-      for (const auto& segment : rank.schedule.segments) {
-        WEIGHTCAST_EXPECTS(segment.contiguous_destination());  // true of all families
-        if (!segment.contiguous_source()) packed_bytes_ = std::max(packed_bytes_, segment.row_bytes);
+    bool unpacks = false;
+    for (std::size_t t = 0; t < plan_->tp; ++t) {
+      for (const auto& segment : plan_->ranks[t].schedule.segments) {
+        if (!segment.contiguous()) packed_bytes_ = std::max(packed_bytes_, segment.row_bytes);
+        unpacks = unpacks || (!peers_->trainer() && t == peers_->tp_rank() && !segment.contiguous_destination());
       }
     }
-    if (!peers_->trainer()) return;
-    links_.resize(plan_->tp);
+    if (peers_->trainer()) links_.resize(plan_->tp);
+    windows_ = peers_->trainer() ? plan_->tp : unpacks ? 2 : 0;
     allocate();
   }
 
   void allocate() {
-    if (peers_->trainer()) pack_ = Buffer::host(plan_->tp * window * packed_bytes_, false, "pack buffers");
+    if (windows_ != 0) pack_ = Buffer::host(windows_ * window * packed_bytes_, false, "pack buffers");
+  }
+  /// For message `index` of those that go by one ring.
+  std::byte* packed(std::size_t ring, std::size_t index) const noexcept {
+    return pack_.region().data + (ring * window + index % window) * packed_bytes_;
   }
 
   void move(const Batch& batch, Deadline deadline) override {
@@ -117,7 +128,7 @@ class MpiSharded final : public BoundTransport {
   }
 
   void send_all(const Batch& batch, Deadline deadline) {
-    for (std::size_t t = 0; t < links_.size(); ++t) links_[t] = {MessageSequence(*plan_, t, batch), {}};
+    for (std::size_t t = 0; t < links_.size(); ++t) links_[t] = {MessageSequence(*plan_, t, batch, trainer_rank()), {}};
     Patience patience(comm_);
     bool busy = true;
     try {
@@ -148,9 +159,9 @@ class MpiSharded final : public BoundTransport {
     const auto& message = link.messages.message();
     const std::byte* data = source + message.source_offset;
     if (!message.contiguous_source()) {
-      std::byte* const packed = pack_.region().data + (tp_rank * window + link.ring.begun % window) * packed_bytes_;
-      copy_rows(packed, message.row_bytes, data, message.source_pitch, message.row_bytes, message.rows);
-      data = packed;
+      std::byte* const to = packed(tp_rank, link.ring.begun);
+      copy_rows(to, message.row_bytes, data, message.source_pitch, message.row_bytes, message.rows);
+      data = to;
     }
     check_mpi(MPI_Isend(data, static_cast<int>(message.size_bytes()), MPI_BYTE, peers_->roster.engine_rank(0, tp_rank),
                         tag, comm_.get(), &link.ring.slot_to_begin()),
@@ -158,13 +169,16 @@ class MpiSharded final : public BoundTransport {
     egress_bytes_ += message.size_bytes();
   }
 
-  /// Receives in order, and passes every message on to the same tp rank of the next replica as it arrives.
+  /// Receives in order, and passes every message on to the same tp rank of the next replica as it arrives. Into rows
+  /// that are strided in the slot, and out of them, by way of the pack buffers.
   void receive_all(const Batch& batch, Deadline deadline) {
     const auto tp_rank = peers_->tp_rank(), replica = peers_->replica();
-    const int from = replica == 0 ? 0 : peers_->roster.engine_rank(replica - 1, tp_rank);
+    const auto sender = [&](const Segment& message) {
+      return replica == 0 ? static_cast<int>(message.from) : peers_->roster.engine_rank(replica - 1, tp_rank);
+    };
     const int to = replica + 1 < plan_->dp ? peers_->roster.engine_rank(replica + 1, tp_rank) : MPI_PROC_NULL;
     std::byte* const base = sink(batch);
-    MessageSequence begun(*plan_, tp_rank, batch), arrived = begun;
+    MessageSequence begun(*plan_, tp_rank, batch, {}), arrived = begun;
     RequestRing receives, sends;
     Patience patience(comm_);
     try {
@@ -172,16 +186,27 @@ class MpiSharded final : public BoundTransport {
         bool progress = false;
         for (; !begun.done() && !receives.full(); begun.next()) {
           const auto& message = begun.message();
-          check_mpi(MPI_Irecv(base + message.destination_offset, static_cast<int>(message.size_bytes()), MPI_BYTE, from,
-                              tag, comm_.get(), &receives.slot_to_begin()),
+          std::byte* const arriving =
+              message.contiguous_destination() ? base + message.destination_offset : packed(receiving, receives.begun);
+          check_mpi(MPI_Irecv(arriving, static_cast<int>(message.size_bytes()), MPI_BYTE, sender(message), tag,
+                              comm_.get(), &receives.slot_to_begin()),
                     "MPI_Irecv");
         }
         while (sends.complete_one()) progress = true;
         if (!sends.full() && receives.complete_one()) {
           const auto& message = arrived.message();
+          std::byte* const place = base + message.destination_offset;
+          const std::byte* whole = place;
+          if (!message.contiguous_destination()) {
+            const auto* const from = packed(receiving, receives.completed - 1);
+            copy_rows(place, message.destination_pitch, from, message.row_bytes, message.row_bytes, message.rows);
+            auto* const to_send = packed(passing_on, sends.begun);
+            if (to != MPI_PROC_NULL) std::memcpy(to_send, from, message.size_bytes());
+            whole = to_send;
+          }
           if (to != MPI_PROC_NULL) {
-            check_mpi(MPI_Isend(base + message.destination_offset, static_cast<int>(message.size_bytes()), MPI_BYTE, to,
-                                tag, comm_.get(), &sends.slot_to_begin()),
+            check_mpi(MPI_Isend(whole, static_cast<int>(message.size_bytes()), MPI_BYTE, to, tag, comm_.get(),
+                                &sends.slot_to_begin()),
                       "MPI_Isend");
             egress_bytes_ += message.size_bytes();
           }
@@ -189,7 +214,10 @@ class MpiSharded final : public BoundTransport {
           arrived.next();
           progress = true;
         }
-        if (deadline.passed()) fail(ExitCode::deadline, "receiving weights from rank {} did not finish in time", from);
+        if (deadline.passed() && !arrived.done()) {
+          fail(ExitCode::deadline, "receiving weights from rank {} did not finish in time", sender(arrived.message()));
+        }
+        if (deadline.passed()) fail(ExitCode::deadline, "passing weights on to rank {} did not finish in time", to);
         if (!progress) patience.pause();
         if (progress) patience = Patience(comm_);
       }
@@ -200,9 +228,12 @@ class MpiSharded final : public BoundTransport {
     }
   }
 
+  static constexpr std::size_t receiving = 0, passing_on = 1;  // rings of an engine rank
+
   std::uint64_t packed_bytes_ = 0;  // room for a message
+  std::size_t windows_ = 0;         // that the pack buffers have room for
   Communicator comm_;
-  std::vector<Link> links_;  // on the trainer, by tp rank
+  std::vector<Link> links_;  // on a trainer rank, by tp rank
   Buffer pack_;
 };
 

@@ -1,7 +1,6 @@
 #include "weightcast/transport/push.hpp"
 
 #include <algorithm>
-#include <utility>
 
 namespace weightcast {
 namespace {
@@ -18,10 +17,12 @@ void drain(const gpu::Stream& stream) noexcept {
   }
 }
 
-Push::Push(const Communicator& comm, int rank, const Schedule& schedule, std::span<const ShareHandle> sinks, int gpu)
+Push::Push(const Communicator& comm, int rank, const Schedule& schedule, std::optional<std::size_t> from,
+           std::span<const ShareHandle> sinks, int gpu)
     : comm_(&comm),
       rank_(rank),
       schedule_(&schedule),
+      from_(from),
       sinks_(map_all(sinks, gpu)),
       copies_(schedule.halves.size()),
       stream_(gpu) {
@@ -33,30 +34,26 @@ Push::Push(const Communicator& comm, int rank, const Schedule& schedule, std::sp
 void Push::begin(const Range& parameters, const std::byte* source) {
   parts_ = schedule_->parts(parameters);
   source_ = source;
-  queued_ = announced_ = 0;
-  waiting_ = Schedule::pushes(parts_);
+  next_ = pushed_ = announced_ = 0;
+  copies_.begin();
+  waiting_ = std::ranges::any_of(parts_, [&](const Part& part) { return pushes(part); });
   if (waiting_) go_ = Message::receive(*comm_, writable_bytes_of(sink_index_), rank_, go_tag);
 }
 
-bool Push::advance() {
+bool Push::advance(std::size_t here, const Push* turn) {
   if (waiting_) {
-    if (!go_.done()) return false;
+    if ((turn != nullptr && !turn->queued()) || !go_.done()) return false;
     waiting_ = false;
-    queue();
+    if (turn != nullptr) stream_.after(turn->stream_);
   }
-  for (; announced_ < queued_ && done_[announced_].done(); ++announced_)
+  for (; next_ < std::min(here, parts_.size()); ++next_) {
+    if (!pushes(parts_[next_])) continue;
+    copies_.queue(parts_[next_].pushed.of(schedule_->halves), source_, sinks_.at(sink_index_).writable(), stream_);
+    done_[pushed_++].record(stream_);
+  }
+  for (; announced_ < pushed_ && done_[announced_].done(); ++announced_)
     told_[announced_] = Message::send(*comm_, {}, rank_, part_tag);
-  return announced_ == queued_ && std::ranges::all_of(std::span(told_).first(queued_), &Message::done);
-}
-
-void Push::queue() {
-  std::byte* const sink = sinks_.at(sink_index_).writable();
-  copies_.begin();
-  for (const auto& part : parts_) {
-    if (part.pushed.count == 0) continue;
-    copies_.queue(part.pushed.of(schedule_->halves), source_, sink, stream_);
-    done_[queued_++].record(stream_);
-  }
+  return queued() && announced_ == pushed_ && std::ranges::all_of(std::span(told_).first(pushed_), &Message::done);
 }
 
 void Pushed::begin(std::span<const Part> parts, std::size_t sink_index) {
@@ -64,14 +61,22 @@ void Pushed::begin(std::span<const Part> parts, std::size_t sink_index) {
   sink_index_ = sink_index;
   there_ = 0;
   waiting_ = false;
-  if (Schedule::pushes(parts)) go_ = Message::send(*comm_, bytes_of(sink_index_), trainer_, go_tag);
+  std::fill(given_.begin(), given_.end(), false);
+  for (const auto& part : parts) {
+    const auto sender = upstream_->sender(part);
+    const auto at = static_cast<std::size_t>(sender);
+    if (!half(part) || given_[at]) continue;
+    given_[at] = true;
+    goes_[at] = Message::send(upstream_->comm(), bytes_of(sink_index_), sender, go_tag);
+  }
 }
 
 bool Pushed::there(std::size_t part) {
-  go_.done();
+  for (auto& go : goes_) go.done();
   for (; there_ <= part; ++there_) {
-    if (parts_[there_].pushed.count == 0) continue;
-    if (!std::exchange(waiting_, true)) next_ = Message::receive(*comm_, {}, trainer_, part_tag);
+    if (!half(parts_[there_])) continue;
+    if (!std::exchange(waiting_, true))
+      next_ = Message::receive(upstream_->comm(), {}, upstream_->sender(parts_[there_]), part_tag);
     if (!next_.done()) return false;
     waiting_ = false;
   }

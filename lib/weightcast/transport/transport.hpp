@@ -52,12 +52,13 @@ struct Peers {
   std::size_t replica() const noexcept { return roster.replica(rank()); }
 };
 
-/// Memory that a transport may use from attach() on; it must outlive the transport. On the trainer `sources`, one for
-/// each version that it holds, every one laid out by the plan's source layout; on an engine `sinks`, its slots.
+/// Memory that a transport may use from attach() on; it must outlive the transport. On a trainer rank `sources`, one
+/// for each version that it holds (as many on each), every one laid out by the plan's source layout; on an engine
+/// `sinks`, its slots.
 struct Endpoints {
   std::vector<const Buffer*> sources;
   std::vector<Region> sinks;
-  /// By which others map the sinks: with dp > 1 the next replica, on GPUs the trainer.
+  /// By which others map the sinks: with dp > 1 the next replica, on GPUs whoever sends to them, too.
   std::vector<ShareHandle> shared_sinks = {};
 };
 
@@ -73,20 +74,22 @@ class Observer {
 class GpuObserver {
  public:
   virtual ~GpuObserver() = default;
-  /// The shards of these parameters are in the sink as soon as what `stream` has been given so far is done.
-  virtual void landed(const gpu::Stream& stream, const Range& parameters) noexcept = 0;
+  /// The segments of this part are in the sink as soon as what `stream` has been given so far is done. Each segment is
+  /// announced once.
+  virtual void landed(const gpu::Stream& stream, const Part& part) noexcept = 0;
 };
 
-/// One movement: a range of parameters, from one of the trainer's sources into the same sink of every engine.
+/// One movement: a range of parameters, from one source of every trainer rank into the same sink of every engine.
 struct Batch {
   std::size_t source_index = 0, sink_index = 0;  ///< in Endpoints
   Range parameters;
   // On engines, each or none:
   Observer* observer = nullptr;
   GpuObserver* gpu_observer = nullptr;
-  /// Where a copy within the GPU may leave the digests of what it writes, by parameter. Then nothing is announced.
+  /// Where a copy within the GPU may leave the digests of what it writes, by segment. Those are not announced then.
   const gpu::DigestTarget* digests = nullptr;
-  /// On the trainer, or empty: does one bounded piece of work while there is nothing to move; false when none is left.
+  /// On trainer ranks, or empty: does one bounded piece of work while there is nothing to move; false when none is
+  /// left.
   FunctionRef<bool()> idle = {};
 };
 
@@ -108,10 +111,10 @@ class Transport {
   /// group; once, before the first run(). `peers`, `plan` and `endpoints` must outlive this object. May throw on one
   /// rank only: the caller agrees on the outcome.
   virtual void attach(const Peers& peers, const TransferPlan& plan, const Endpoints& endpoints, Deadline deadline) = 0;
-  /// Moves one batch. Collective; returns when this rank's bytes are readable in its sink, or, on the trainer, when its
-  /// part is done (engines may still be reading its source until the caller's next agreement). May throw on one rank
-  /// only: the others then meet their deadline, or finish. The touched bytes of the sink are then unspecified, and the
-  /// object is not run again; it is kept as long as the endpoints, because what is still under way may land in its
+  /// Moves one batch. Collective; returns when this rank's bytes are readable in its sink, or, on a trainer rank, when
+  /// its part is done (engines may still be reading its source until the caller's next agreement). May throw on one
+  /// rank only: the others then meet their deadline, or finish. The touched bytes of the sink are then unspecified, and
+  /// the object is not run again; it is kept as long as the endpoints, because what is still under way may land in its
   /// buffers. Allocates nothing, but for what release_cache() gave back.
   virtual void run(const Batch& batch, Deadline deadline) = 0;
   virtual Traffic traffic() const noexcept = 0;

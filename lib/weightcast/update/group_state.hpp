@@ -19,7 +19,7 @@ struct OpenUpdate {
 struct UpdateGroup::State {
   const TransferPlan* plan = nullptr;
   GroupOptions options;
-  Communicator group, replica;
+  Communicator group, replica, trainers;  // the last on trainer ranks, of all of them
   std::optional<Offers> offers;
   Peers peers;
   std::unique_ptr<Participant> end;
@@ -34,6 +34,7 @@ struct UpdateGroup::State {
   std::vector<bool> arrived;   // of the open update, by parameter
   std::vector<Digest> sent;    // exchange buffer: shard digests of all tp ranks for one call, then the model's
   HeldVersion last, previous;  // what was committed, and what before
+  std::optional<Digest> had, had_before;  // of what this trainer rank had of these, when it was claimed
 
   Deadline deadline() const noexcept { return Deadline::after(options.timeout_s); }
 
@@ -50,8 +51,14 @@ struct UpdateGroup::State {
   UpdateClaim claim(std::uint64_t base_version, std::uint64_t version) const;
   /// Holds a claim against what this rank knows. Local.
   void prepare(const UpdateClaim& claim, Deadline deadline);
-  /// Trainer: offers the claim, and when all engines have taken it goes through the stages with them.
+  /// A trainer rank's publish() or roll_back(): rank 0 offers, the others hold what it offers against what they were
+  /// asked for; then all go through the stages.
+  UpdateResult begin(UpdateClaim claim, const SourceClaim* claimed);
+  /// Rank 0: offers the claim, and when all have taken it goes through the stages with them.
   UpdateResult offer(const UpdateClaim& claim, const SourceClaim* claimed);
+  /// All others: waits for an offer, see UpdateGroup::receive().
+  std::optional<UpdateResult> accept(Deadline wait, FunctionRef<void(const UpdateClaim&)> check,
+                                     FunctionRef<bool()> give_up, const SourceClaim* claimed);
   /// All ranks, once they have agreed on PREPARE, which began with `watch`: the other stages.
   UpdateResult run(const UpdateClaim& claim, const SourceClaim* claimed, Stopwatch& watch);
   void run_weights(const UpdateClaim& claim, const SourceClaim* claimed, Stopwatch& watch, UpdateResult& result);

@@ -9,7 +9,7 @@
 namespace weightcast {
 
 /// One end of an update: what one rank does in each stage. The transaction (transaction.cpp) is the same for both ends;
-/// each verb is local, and the outcome is agreed on by all ranks before the next one.
+/// each verb is local but for what it says, and the outcome is agreed on by all ranks before the next one.
 class Participant {
  public:
   virtual ~Participant() = default;
@@ -29,12 +29,14 @@ class Participant {
   virtual void prepare(const UpdateClaim& claim, Deadline deadline) = 0;
   /// STAGE: takes part in moving the parameters of this call. `claimed`: see UpdateRequest, nullptr on engines.
   virtual void stage(const UpdateClaim& claim, const SourceClaim* claimed, Transport& transport, Deadline deadline) = 0;
-  /// VERIFY, first half: digests of what was moved. The trainer writes into `sent` those of all shards, by tp rank and
-  /// then parameter, as they were claimed or else as they are, and last that of the model if the call completes it.
+  /// VERIFY, first half: digests of what was moved. Trainer ranks write into `sent` those of all shards, by tp rank and
+  /// then parameter, as they were claimed or else as they are, and last that of the model if the call completes it:
+  /// the sums over all trainer ranks, which is collective over these.
   virtual void digest(const UpdateClaim& claim, bool completes, std::span<Digest> sent, Deadline deadline) = 0;
   /// VERIFY, second half: Error(mismatch) naming the parameter that is not what was `sent`.
   virtual void compare(const UpdateClaim& claim, std::span<const Digest> sent) const = 0;
-  /// After a mismatch: Error(mismatch) from the trainer when its source is not what was claimed, naming the parameter.
+  /// After a mismatch: Error(mismatch) from a trainer rank when its source is not what was claimed, naming the
+  /// parameter.
   virtual void prove_source(const UpdateClaim& claim, Deadline deadline) = 0;
   /// VERIFY of a rollback: Error(mismatch) when what is held is not what was committed.
   virtual void prove_held(const UpdateClaim& claim, Deadline deadline) = 0;
@@ -44,9 +46,10 @@ class Participant {
   virtual void drop() noexcept = 0;
 };
 
-/// The trainer's end. `crowded`: see SourceWitness. All must outlive it.
+/// A trainer rank's end. `trainers`: of all trainer ranks. `crowded`: see SourceWitness. All must outlive it.
 std::unique_ptr<Participant> make_trainer_end(const TransferPlan& plan, const GroupOptions& options,
-                                              std::vector<const Buffer*> sources, bool crowded);
+                                              const Communicator& trainers, std::vector<const Buffer*> sources,
+                                              bool crowded);
 /// An engine rank's end.
 std::unique_ptr<Participant> make_engine_end(const TransferPlan& plan, const GroupOptions& options, std::size_t tp_rank,
                                              ParameterStore& store);

@@ -8,12 +8,15 @@ namespace {
 
 class TrainerEnd final : public Participant {
  public:
-  TrainerEnd(const TransferPlan& plan, const GroupOptions& options, std::vector<const Buffer*> sources, bool crowded)
+  TrainerEnd(const TransferPlan& plan, const GroupOptions& options, const Communicator& trainers,
+             std::vector<const Buffer*> sources, bool crowded)
       : plan_(&plan),
+        trainers_(&trainers),
         endpoints_{.sources = std::move(sources), .sinks = {}},
+        own_digests_(plan.model.parameters.size()),
         parameter_digests_(plan.model.parameters.size()) {
     if (options.proof == Proof::none) return;
-    witness_ = make_source_witness(plan, options.placement, crowded);
+    witness_ = make_source_witness(plan, static_cast<std::size_t>(trainers.rank()), options.placement, crowded);
     model_digest_.emplace(plan.model);
   }
 
@@ -43,7 +46,14 @@ class TrainerEnd final : public Participant {
     const auto first = claim.first_parameter, count = claim.parameters;
     for (std::size_t i = 0; i < count; ++i) {
       for (std::size_t t = 0; t < plan_->tp; ++t) sent[t * count + i] = digests.shard(t, first + i);
-      parameter_digests_[first + i] = digests.parameter(first + i);
+      own_digests_[first + i] = digests.parameter(first + i);
+    }
+    if (trainers_->size() > 1) trainers_->sum(words_of(sent), deadline);
+    for (std::size_t i = 0; i < count; ++i) {
+      auto& whole = parameter_digests_[first + i] = {};
+      for (std::size_t t = 0; t < plan_->tp; ++t) {
+        if (!plan_->copy(t, first + i)) whole += sent[t * count + i];
+      }
     }
     sent.back() = completes ? model_digest_->of(parameter_digests_) : Digest{};
   }
@@ -56,10 +66,10 @@ class TrainerEnd final : public Participant {
     witness_->finish(deadline);
     for (auto p = claim.first_parameter; p < claim.first_parameter + claim.parameters; ++p) {
       const auto is = witness_->claim().parameter(p);
-      if (is == parameter_digests_[p]) continue;
+      if (is == own_digests_[p]) continue;
       throw Error(ExitCode::mismatch,
                   fmt::format("{} changed between loading and sending: its digest was {} and is {}",
-                              plan_->model.parameters[p].info.name, parameter_digests_[p].hex(), is.hex()),
+                              plan_->model.parameters[p].info.name, own_digests_[p].hex(), is.hex()),
                   "the trainer's memory or its file was overwritten; publish again");
     }
   }
@@ -70,21 +80,29 @@ class TrainerEnd final : public Participant {
   void drop() noexcept override {}
 
  private:
+  /// Digests as the numbers that add up.
+  static std::span<std::uint64_t> words_of(std::span<Digest> digests) noexcept {
+    static_assert(sizeof(Digest) == 2 * sizeof(std::uint64_t));
+    return {&digests.front().first, 2 * digests.size()};
+  }
   Region region(const UpdateClaim& claim) const { return endpoints_.sources[claim.source_index]->region(); }
 
   const TransferPlan* plan_;
+  const Communicator* trainers_;
   Endpoints endpoints_;
   std::unique_ptr<SourceWitness> witness_;  // with proof
   const SourceClaim* claimed_ = nullptr;    // of the open call, when it knows all its parameters
   std::optional<ModelDigest> model_digest_;
-  std::vector<Digest> parameter_digests_;  // of whole parameters, as sent in the open update
+  // As sent in the open update, by parameter: what this rank had of it, and the whole.
+  std::vector<Digest> own_digests_, parameter_digests_;
 };
 
 }  // namespace
 
 std::unique_ptr<Participant> make_trainer_end(const TransferPlan& plan, const GroupOptions& options,
-                                              std::vector<const Buffer*> sources, bool crowded) {
-  return std::make_unique<TrainerEnd>(plan, options, std::move(sources), crowded);
+                                              const Communicator& trainers, std::vector<const Buffer*> sources,
+                                              bool crowded) {
+  return std::make_unique<TrainerEnd>(plan, options, trainers, std::move(sources), crowded);
 }
 
 }  // namespace weightcast

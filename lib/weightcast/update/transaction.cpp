@@ -4,6 +4,26 @@
 #include "weightcast/update/group_state.hpp"
 
 namespace weightcast {
+namespace {
+
+/// What a trainer rank was asked for, in words.
+std::string describe(const UpdateClaim& claim) {
+  switch (claim.kind) {
+    case UpdateKind::rollback: return fmt::format("goes back to version {}", claim.version);
+    case UpdateKind::unchanged: return fmt::format("publishes version {} again", claim.version);
+    case UpdateKind::weights: break;
+  }
+  return fmt::format("publishes parameters {} + {} of version {} on top of {} from its source {}",
+                     claim.first_parameter, claim.parameters, claim.version, claim.base_version, claim.source_index);
+}
+
+/// Of what a trainer rank has to send, when all of it was claimed.
+std::optional<Digest> digest_of(const SourceClaim* claimed) {
+  if (claimed == nullptr || !claimed->knows_all()) return std::nullopt;
+  return claimed->model();
+}
+
+}  // namespace
 
 UpdateClaim UpdateGroup::State::claim(std::uint64_t base_version, std::uint64_t version) const {
   UpdateClaim claim;
@@ -74,6 +94,7 @@ void UpdateGroup::State::run_weights(const UpdateClaim& claim, const SourceClaim
     open.reset();
     end->commit(claim, version);
     previous = std::exchange(last, version);
+    had_before = std::exchange(had, trainers.size() > 1 ? digest_of(claimed) : version.digest);
     result.committed = true;
   }
   result.commit_s = watch.lap();
@@ -112,7 +133,11 @@ void UpdateGroup::State::run_rollback(const UpdateClaim& claim, Stopwatch& watch
   });
   result.vote_s = watch.lap();
   std::swap(last, previous);
-  if (last.id != claim.version) last = {claim.version, {}};  // what was served when the group was formed
+  std::swap(had, had_before);
+  if (last.id != claim.version) {  // what was served when the group was formed
+    last = {claim.version, {}};
+    had.reset();
+  }
   end->commit(claim, last);
   result.commit_s = watch.lap();
   result.committed = true;
@@ -134,59 +159,86 @@ UpdateResult UpdateGroup::State::offer(const UpdateClaim& claim, const SourceCla
   }
 }
 
+std::optional<UpdateResult> UpdateGroup::State::accept(Deadline wait, FunctionRef<void(const UpdateClaim&)> check,
+                                                       FunctionRef<bool()> give_up, const SourceClaim* claimed) {
+  Stopwatch watch;
+  UpdateClaim offered;
+  bool opened = false;
+  const auto take = [&](const UpdateClaim& claim, Deadline work) {
+    watch = Stopwatch();  // the wait for rank 0 is no part of an update
+    offered = claim;
+    opened = !open;
+    prepare(claim, work);
+    if (check) check(claim);
+  };
+  const auto undo = [&] {
+    if (opened) abort();
+    offered = {};
+  };
+  try {
+    const auto claim = offers->accept(wait, options.timeout_s, take, undo, give_up);
+    if (!claim) return std::nullopt;
+    return run(*claim, claimed, watch);
+  } catch (const Error& error) {
+    lost = lost || error.reach() == Error::Reach::lost;
+    if (open && open->version == offered.version) abort();
+    throw;
+  }
+}
+
+UpdateResult UpdateGroup::State::begin(UpdateClaim claim, const SourceClaim* claimed) {
+  // The same version with the same content again is not an error and moves nothing.
+  if (!open && claim.kind == UpdateKind::weights && claim.version == last.id && last.digest && had &&
+      digest_of(claimed) == had) {
+    claim.kind = UpdateKind::unchanged;
+  }
+  if (group.rank() == 0) return offer(claim, claimed);
+  bool offered_once = false;
+  const auto same = [&](const UpdateClaim& offered) {
+    offered_once = true;
+    if (std::ranges::equal(bytes_of(offered), bytes_of(claim))) return;
+    throw Error(
+        ExitCode::config,
+        fmt::format("trainer rank 0 {}, but trainer rank {} {}", describe(offered), group.rank(), describe(claim)),
+        "call the same on all trainer ranks, with the same version");
+  };
+  try {
+    const auto result = accept(
+        deadline(), same, [&] { return offered_once; }, claimed);
+    if (!result) throw Error(ExitCode::unavailable, "trainer rank 0 has left the group");
+    return *result;
+  } catch (const Error& error) {
+    if (error.code() != ExitCode::busy || error.reach() != Error::Reach::local) throw;
+    const std::string_view how = offered_once ? "has withdrawn its offer of" : "did not offer in time";
+    throw Error(ExitCode::busy, fmt::format("trainer rank 0 {} version {}", how, claim.version),
+                "nothing has changed: call again on all trainer ranks");
+  }
+}
+
 UpdateResult UpdateGroup::publish(const UpdateRequest& request) {
   auto& s = *state_;
-  if (!s.peers.trainer())
-    throw Error(ExitCode::config, "publish() on an engine rank", "only the trainer, rank 0, publishes");
+  if (!s.peers.trainer()) throw Error(ExitCode::config, "publish() on an engine rank", "only trainer ranks publish");
   auto claim = s.claim(request.base_version, request.version);
   claim.source_index = request.source_index;
   claim.first_parameter = request.first_parameter;
   claim.parameters = request.parameters;
-  // The same version with the same content again is not an error and moves nothing.
-  if (!s.open && request.version == s.last.id && s.last.digest && request.claimed != nullptr &&
-      request.claimed->knows_all() && request.claimed->model() == *s.last.digest) {
-    claim.kind = UpdateKind::unchanged;
-  }
-  return s.offer(claim, request.claimed);
+  return s.begin(claim, request.claimed);
 }
 
 UpdateResult UpdateGroup::roll_back(std::uint64_t base_version, std::uint64_t version) {
   auto& s = *state_;
-  if (!s.peers.trainer())
-    throw Error(ExitCode::config, "roll_back() on an engine rank", "only the trainer, rank 0, calls it");
+  if (!s.peers.trainer()) throw Error(ExitCode::config, "roll_back() on an engine rank", "only trainer ranks call it");
   auto claim = s.claim(base_version, version);
   claim.parameters = s.plan->model.parameters.size();
   claim.kind = UpdateKind::rollback;
-  return s.offer(claim, nullptr);
+  return s.begin(claim, nullptr);
 }
 
 std::optional<UpdateResult> UpdateGroup::receive(Deadline wait, FunctionRef<void(const UpdateClaim&)> check,
                                                  FunctionRef<bool()> give_up) {
   auto& s = *state_;
   if (s.peers.trainer()) throw Error(ExitCode::config, "receive() on the trainer", "only engine ranks receive");
-  Stopwatch watch;
-  UpdateClaim offered;
-  bool opened = false;
-  const auto prepare = [&](const UpdateClaim& claim, Deadline work) {
-    watch = Stopwatch();  // the wait for the trainer is no part of an update
-    offered = claim;
-    opened = !s.open;
-    s.prepare(claim, work);
-    if (check) check(claim);
-  };
-  const auto undo = [&] {
-    if (opened) s.abort();
-    offered = {};
-  };
-  try {
-    const auto claim = s.offers->accept(wait, s.options.timeout_s, prepare, undo, give_up);
-    if (!claim) return std::nullopt;
-    return s.run(*claim, nullptr, watch);
-  } catch (const Error& error) {
-    s.lost = s.lost || error.reach() == Error::Reach::lost;
-    if (s.open && s.open->version == offered.version) s.abort();
-    throw;
-  }
+  return s.accept(wait, check, give_up, nullptr);
 }
 
 void UpdateGroup::release_cache() noexcept {

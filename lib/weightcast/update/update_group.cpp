@@ -20,6 +20,7 @@ Manifest make_manifest(const TransferPlan& plan, const GroupOptions& options) {
   for (const auto& rule : plan.model.parameters) manifest.parameters.push_back(rule.info);
   manifest.settings = {{"tp", std::to_string(options.tp)},
                        {"dp", std::to_string(options.dp)},
+                       {"trainers", std::to_string(plan.sources.ranks.size())},
                        {"transport", options.transport},
                        {"method", std::string(name(options.method))},
                        {"proof", options.proof == Proof::digests ? "digests" : "none"},
@@ -53,11 +54,12 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
   auto& s = *state_;
   s.plan = &plan;
   s.options = options;
-  const Roster roster{.tp = options.tp, .dp = options.dp};
+  const Roster roster{plan.sources.ranks.size(), options.tp, options.dp};
   s.group = parent.duplicate(s.deadline());
   agree(s.group, "prepare", s.deadline(), [&] { roster.check_world(s.group.size()); });
   const int rank = s.group.rank();
   s.replica = s.group.split(roster.trainer(rank) ? -1 : static_cast<int>(roster.replica(rank)), rank, s.deadline());
+  s.trainers = s.group.split(roster.trainer(rank) ? 0 : -1, rank, s.deadline());
   s.peers = Peers::meet(s.group, roster, options.placement, s.deadline());
   compare_manifests(s.group, make_manifest(plan, options), s.deadline());
   agree(s.group, "prepare", s.deadline(), [&](Deadline work) { s.offers.emplace(s.group, work); });
@@ -68,10 +70,10 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
       return;
     }
     const auto& places = s.peers.places;
-    const bool shared =
-        std::all_of(places.begin() + 1, places.end(), [&](const Place& place) { return same_gpu(place, places[0]); });
+    const bool shared = std::all_of(places.begin() + static_cast<std::ptrdiff_t>(roster.trainers), places.end(),
+                                    [&](const Place& place) { return same_gpu(place, s.peers.place(rank)); });
     const bool crowded = options.placement.kind == MemoryKind::cuda ? shared : s.group.crowded();
-    s.end = make_trainer_end(plan, options, std::move(sources), crowded);
+    s.end = make_trainer_end(plan, options, s.trainers, std::move(sources), crowded);
   });
   s.choose_transport();
   s.arrived.resize(plan.model.parameters.size());
@@ -87,14 +89,14 @@ UpdateGroup::~UpdateGroup() {
   const bool whole = !s.transport_failed && !s.lost && std::uncaught_exceptions() == 0;
   s.transport.reset();
   try {
-    if (s.peers.trainer()) {
+    if (s.group.rank() == 0) {
       s.offers->say_farewell();
     } else {
       s.offers->leave(Deadline::after(whole ? goodbye_s : 0));
     }
     // Whoever has mapped this rank's memory lets go of it before it is freed.
     const StageClock::Note note(s.group.stage_clock(), "leaving the group", Deadline::after(goodbye_s));
-    if (whole && (s.peers.trainer() || s.offers->closed())) s.group.barrier(Deadline::after(goodbye_s));
+    if (whole && (s.group.rank() == 0 || s.offers->closed())) s.group.barrier(Deadline::after(goodbye_s));
   } catch (const Error&) {  // NOLINT(bugprone-empty-catch): somebody left without a word, and holds nothing any more
   }
 }

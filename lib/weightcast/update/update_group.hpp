@@ -73,20 +73,22 @@ struct UpdateResult {
 class UpdateGroup {
  public:
   /// Forms the group: checks the size of the world, compares the manifests of all ranks (the first difference is
-  /// named), chooses and attaches the transport, warms up its paths. Collective over `parent`. Trainer: `sources` are
-  /// its source regions, `store` is nullptr. Engine: `store` is its store, `sources` is empty. All must outlive the
-  /// group.
+  /// named), chooses and attaches the transport, warms up its paths. Collective over `parent`. Trainer ranks, of which
+  /// the plan's source layout says how many there are, the first of `parent`: `sources` are its source regions, `store`
+  /// is nullptr. Engine: `store` is its store, `sources` is empty. All must outlive the group.
   UpdateGroup(const Communicator& parent, const TransferPlan& plan, const GroupOptions& options,
               std::vector<const Buffer*> sources, ParameterStore* store);
   ~UpdateGroup();
   UpdateGroup(UpdateGroup&&) = delete;
 
-  /// Trainer: publishes parameters to all engines. Error(busy) on this rank alone, naming the engines that did not take
-  /// the offer in time: nothing has changed, the group is intact, and the engines know of nothing.
+  /// Trainer ranks, all of them with the same versions and parameters (Error(config) naming who is not): publishes
+  /// parameters to all engines. Error(busy) on this rank alone, naming the engines that did not take
+  /// the offer in time: nothing has changed, the group is intact, and the engines know of nothing. The same error, on
+  /// the other trainer ranks, then or when rank 0 does not publish in time.
   UpdateResult publish(const UpdateRequest& request);
-  /// Trainer: makes all engines serve a version again that their other slot still holds, once its digests have proven
-  /// that it is what was committed (or served when the group was formed). Error(config) naming the ranks that no longer
-  /// hold it; Error(mismatch) if it changed. On success it is the base of the next update.
+  /// Trainer ranks: makes all engines serve a version again that their other slot still holds, once its digests have
+  /// proven that it is what was committed (or served when the group was formed). Error(config) naming the ranks that no
+  /// longer hold it; Error(mismatch) if it changed. On success it is the base of the next update.
   UpdateResult roll_back(std::uint64_t base_version, std::uint64_t version);
   /// Engines: waits until `wait` for the trainer's next publish() or roll_back() and takes part in it; nothing when the
   /// trainer has left the group and there will be none. `check` may refuse its claim by throwing, before anything

@@ -37,7 +37,7 @@ class HostSlotWitness final : public SlotWitness, public Observer {
 class GpuSlotWitness final : public SlotWitness, public GpuObserver {
  public:
   GpuSlotWitness(const TransferPlan& plan, std::size_t tp_rank, int gpu)
-      : SlotWitness(plan), gpu_(GpuDigests::of_slot(plan, tp_rank, gpu)) {}
+      : SlotWitness(plan), schedule_(plan.ranks[tp_rank].schedule), gpu_(GpuDigests::of_slot(plan, tp_rank, gpu)) {}
 
   void begin(const Region& slot, Batch& batch) override {
     begin(slot, batch.parameters);
@@ -45,10 +45,10 @@ class GpuSlotWitness final : public SlotWitness, public GpuObserver {
     batch.gpu_observer = this;
     batch.digests = &target_;
   }
-  void landed(const gpu::Stream& stream, const Range& parameters) noexcept override {
+  void landed(const gpu::Stream& stream, const Part& part) noexcept override {
     try {
-      announced_ += parameters.count;
-      gpu_.queue(parameters, announced_ < parameters_.count ? gpu::Share::half : gpu::Share::all, &stream);
+      const bool last = ++announced_ == parts_;
+      gpu_.queue(part.segments, last ? gpu::Share::all : gpu::Share::half, &stream);
     } catch (...) {
       error_ = std::current_exception();
     }
@@ -60,20 +60,22 @@ class GpuSlotWitness final : public SlotWitness, public GpuObserver {
   }
   void digest(const Region& slot, Deadline deadline) override {
     begin(slot, {0, digests_.size()});
-    gpu_.queue(parameters_, gpu::Share::all, nullptr);
+    gpu_.queue({0, schedule_.segments.size()}, gpu::Share::all, nullptr);
     finish(deadline);
   }
 
  private:
   void begin(const Region& slot, const Range& parameters) {
     parameters_ = parameters;
+    parts_ = schedule_.parts(parameters).size();
     announced_ = 0;
     error_ = nullptr;
     gpu_.begin(slot.data);
   }
 
+  const Schedule& schedule_;
   Range parameters_;
-  std::size_t announced_ = 0;  // of them
+  std::size_t parts_ = 0, announced_ = 0;  // of them
   GpuDigests gpu_;
   gpu::DigestTarget target_;
   std::exception_ptr error_;  // of landed(), which may not throw
@@ -81,7 +83,8 @@ class GpuSlotWitness final : public SlotWitness, public GpuObserver {
 
 class HostSourceWitness final : public SourceWitness {
  public:
-  HostSourceWitness(const TransferPlan& plan, bool crowded) : crowded_(crowded), digests_(plan, available_cores()) {}
+  HostSourceWitness(const TransferPlan& plan, std::size_t trainer_rank, bool crowded)
+      : crowded_(crowded), digests_(plan, available_cores(), trainer_rank) {}
 
   void begin(const Region& source, Batch& batch) override {
     digests_.begin(source.data, batch.parameters);
@@ -99,8 +102,8 @@ class HostSourceWitness final : public SourceWitness {
 
 class GpuSourceWitness final : public SourceWitness {
  public:
-  GpuSourceWitness(const TransferPlan& plan, int gpu, bool crowded)
-      : crowded_(crowded), gpu_(GpuDigests::of_source(plan, gpu)), claim_(plan) {}
+  GpuSourceWitness(const TransferPlan& plan, std::size_t trainer_rank, int gpu, bool crowded)
+      : crowded_(crowded), gpu_(GpuDigests::of_source(plan, gpu, trainer_rank)), claim_(plan) {}
 
   void begin(const Region& source, Batch& batch) override {
     parameters_ = batch.parameters;
@@ -131,9 +134,10 @@ std::unique_ptr<SlotWitness> make_slot_witness(const TransferPlan& plan, std::si
   return std::make_unique<GpuSlotWitness>(plan, tp_rank, placement.gpu);
 }
 
-std::unique_ptr<SourceWitness> make_source_witness(const TransferPlan& plan, Placement placement, bool crowded) {
-  if (placement.kind == MemoryKind::host) return std::make_unique<HostSourceWitness>(plan, crowded);
-  return std::make_unique<GpuSourceWitness>(plan, placement.gpu, crowded);
+std::unique_ptr<SourceWitness> make_source_witness(const TransferPlan& plan, std::size_t trainer_rank,
+                                                   Placement placement, bool crowded) {
+  if (placement.kind == MemoryKind::host) return std::make_unique<HostSourceWitness>(plan, trainer_rank, crowded);
+  return std::make_unique<GpuSourceWitness>(plan, trainer_rank, placement.gpu, crowded);
 }
 
 }  // namespace weightcast

@@ -30,9 +30,9 @@ class SlotWitness {
 };
 std::unique_ptr<SlotWitness> make_slot_witness(const TransferPlan& plan, std::size_t tp_rank, Placement placement);
 
-/// Trainer: digests what is sent, while it is being sent; where that is `crowded`, after the movement: on a host with
-/// fewer cores than ranks (then on all cores), on a GPU that all engines share (processes take turns on it, and each
-/// turn costs; an engine across a link takes so much longer that this does not matter).
+/// A trainer rank: digests what it sends, while it is being sent; where that is `crowded`, after the movement: on a
+/// host with fewer cores than ranks (then on all cores), on a GPU that all engines share (processes take turns on it,
+/// and each turn costs; an engine across a link takes so much longer that this does not matter).
 class SourceWitness {
  public:
   virtual ~SourceWitness() = default;
@@ -42,6 +42,7 @@ class SourceWitness {
   /// Of what was begun; complete after finish().
   virtual const SourceClaim& claim() const noexcept = 0;
 };
-std::unique_ptr<SourceWitness> make_source_witness(const TransferPlan& plan, Placement placement, bool crowded);
+std::unique_ptr<SourceWitness> make_source_witness(const TransferPlan& plan, std::size_t trainer_rank,
+                                                   Placement placement, bool crowded);
 
 }  // namespace weightcast

@@ -18,35 +18,35 @@ void append(std::vector<gpu::DigestTask>& list, const Segment& segment, std::uin
 }  // namespace
 
 GpuDigests GpuDigests::of_slot(const TransferPlan& plan, std::size_t tp_rank, int gpu) {
-  const auto parameters = plan.model.parameters.size();
-  std::vector<std::vector<gpu::DigestTask>> tasks(parameters);
+  std::vector<std::vector<gpu::DigestTask>> tasks;
   for (const auto& segment : plan.ranks[tp_rank].schedule.segments) {
-    const auto p = segment.parameter_index;
-    append(tasks[p], segment, &Segment::destination_offset, &Segment::destination_pitch, p);
+    append(tasks.emplace_back(), segment, &Segment::destination_offset, &Segment::destination_pitch,
+           segment.parameter_index);
   }
-  return {parameters, tasks, gpu};
+  return {plan.model.parameters.size(), tasks, gpu};
 }
 
 GpuDigests GpuDigests::of_source(const TransferPlan& plan, int gpu, std::size_t trainer_rank) {
   const auto parameters = plan.model.parameters.size();
   std::vector<std::vector<gpu::DigestTask>> tasks(parameters);
-  for (std::size_t t = 0; t < plan.tp; ++t) {
-    for (const auto& segment : plan.ranks[t].schedule.segments) {
-      const auto p = segment.parameter_index;
-      if (segment.from == trainer_rank && !plan.copy(t, p))
+  for (const auto& holding : holdings_of(plan.sources)) {
+    const auto& [from, piece] = holding.speaker();
+    const auto p = piece.parameter_index;
+    for (std::size_t t = 0; from == trainer_rank && t < plan.tp; ++t) {
+      const auto segment = segment_of(plan, t, piece);
+      if (segment.rows != 0 && !plan.copy(t, p))
         append(tasks[p], segment, &Segment::source_offset, &Segment::source_pitch, t * parameters + p);
     }
   }
   return {plan.tp * parameters, tasks, gpu};
 }
 
-GpuDigests::GpuDigests(std::size_t results, const std::vector<std::vector<gpu::DigestTask>>& tasks_by_parameter,
-                       int gpu)
+GpuDigests::GpuDigests(std::size_t results, const std::vector<std::vector<gpu::DigestTask>>& tasks_by_item, int gpu)
     : results_(results), stream_(gpu) {
   std::vector<gpu::DigestTask> tasks;
-  for (const auto& of_parameter : tasks_by_parameter) {
+  for (const auto& of_item : tasks_by_item) {
     first_task_.push_back(tasks.size());
-    tasks.insert(tasks.end(), of_parameter.begin(), of_parameter.end());
+    tasks.insert(tasks.end(), of_item.begin(), of_item.end());
   }
   first_task_.push_back(tasks.size());
   const Placement placement(MemoryKind::cuda, gpu);
@@ -61,9 +61,9 @@ void GpuDigests::begin(const std::byte* base) {
   gpu::zero(sums_.region().data, sums_.region().size_bytes, stream_);
 }
 
-void GpuDigests::queue(const Range& parameters, gpu::Share share, const gpu::Stream* after) {
+void GpuDigests::queue(const Range& items, gpu::Share share, const gpu::Stream* after) {
   if (after != nullptr) stream_.after(*after);
-  const auto begin = first_task_[parameters.first], end = first_task_[parameters.end()];
+  const auto begin = first_task_[items.first], end = first_task_[items.end()];
   const auto to = target();
   gpu::digest(to.tasks + begin, end - begin, base_, to.sums, share, stream_);
 }

@@ -11,33 +11,33 @@
 
 namespace weightcast {
 
-/// Digests of shards in device memory, by kernels on a stream of their own that overlap with the movement. All memory
-/// is allocated by the constructor.
+/// Digests of shards in device memory, by kernels on a stream of their own that overlap with the movement. What is
+/// digested is cut into items. All memory is allocated by the constructor.
 class GpuDigests {
  public:
-  /// Of one tp rank's slot: result i is that of parameter i's shard.
+  /// Of one tp rank's slot: items are the segments of its schedule, result i is that of parameter i's shard.
   static GpuDigests of_slot(const TransferPlan& plan, std::size_t tp_rank, int gpu);
-  /// Of a trainer rank's source: result t * parameters + i is that of what it has of tp rank t's shard of parameter i,
-  /// zero for copies.
+  /// Of a trainer rank's source: items are parameters, result t * parameters + i is that of what it speaks for (see
+  /// Holding::speaker()) of tp rank t's shard of parameter i, zero for copies.
   static GpuDigests of_source(const TransferPlan& plan, int gpu, std::size_t trainer_rank = 0);
 
   /// Starts over; the memory to digest is at `base`.
   void begin(const std::byte* base);
-  /// Queues these parameters, behind what `after` has been given so far (nullptr: at once).
-  void queue(const Range& parameters, gpu::Share share, const gpu::Stream* after);
+  /// Queues these items, behind what `after` has been given so far (nullptr: at once).
+  void queue(const Range& items, gpu::Share share, const gpu::Stream* after);
   /// Of a source region, at `base` too: brings a parameter there, digesting it on the way. `source` counts offsets as
   /// the region does; on the same GPU.
   void fill(std::size_t parameter, const gpu::CopySource& source, std::byte* base);
-  /// Of a slot: lets whoever copies its shards there from the trainer's source digest them on the way, item by
-  /// parameter, in place of queue(). Between begin() and finish().
+  /// Of a slot: lets whoever copies its segments there from a trainer rank's source on the same GPU digest them on the
+  /// way, item by item, in place of queue(). Between begin() and finish().
   gpu::DigestTarget target() noexcept;
-  /// Waits for all that was queued. Results of parameters that were not queued since begin() are zero.
+  /// Waits for all that was queued. What was not queued since begin() adds nothing to any result.
   std::span<const Digest> finish(Deadline deadline);
 
  private:
-  GpuDigests(std::size_t results, const std::vector<std::vector<gpu::DigestTask>>& tasks_by_parameter, int gpu);
+  GpuDigests(std::size_t results, const std::vector<std::vector<gpu::DigestTask>>& tasks_by_item, int gpu);
 
-  std::vector<std::size_t> first_task_;  // by parameter, and the end
+  std::vector<std::size_t> first_task_;  // by item, and the end
   Buffer tasks_, sums_;
   Staging fetched_;
   std::size_t results_ = 0;

@@ -46,7 +46,9 @@ class NcclBroadcast final : public BoundTransport {
   }
 
   void allocate() {
-    if (!peers_->trainer() && staging_.region().data == nullptr)
+    // Also a trainer rank gets what the others send.
+    const bool receives = !peers_->trainer() || peers_->roster.trainers > 1;
+    if (receives && staging_.region().data == nullptr)
       staging_ = Buffer::allocate(peers_->placement(), 2 * half_bytes_, false, "broadcast staging");
   }
 
@@ -55,7 +57,7 @@ class NcclBroadcast final : public BoundTransport {
     const auto chunks = chunks_of(chunks_, batch.parameters);
     const auto begin = static_cast<std::size_t>(chunks.data() - chunks_.data()), end = begin + chunks.size();
     try {
-      // On engines, one half of the staging buffer is sliced while the next chunk arrives in the other.
+      // One half of the staging buffer is sliced while the next chunk arrives in the other.
       for (auto k = begin; k < end; ++k) {
         if (!peers_->trainer()) {
           stream_.after(slice_stream_);  // done with chunk k - 2
@@ -81,17 +83,22 @@ class NcclBroadcast final : public BoundTransport {
 
   void broadcast(std::size_t k, const Batch& batch, Deadline deadline) {
     const auto& chunk = chunks_[k];
-    auto* const data = peers_->trainer() ? source(batch) + chunk.source_offset : half(k);
-    comm_.group([&] { return ncclBroadcast(data, data, chunk.size_bytes, ncclUint8, 0, comm_.get(), cuda(stream_)); },
-                deadline);
-    if (peers_->trainer()) egress_bytes_ += chunk.size_bytes;  // NCCL broadcasts along a ring
+    const auto from = static_cast<int>(chunk.from);
+    const bool mine = from == peers_->rank();
+    auto* const data = mine ? source(batch) + chunk.source_offset : half(k);
+    comm_.group(
+        [&] { return ncclBroadcast(data, data, chunk.size_bytes, ncclUint8, from, comm_.get(), cuda(stream_)); },
+        deadline);
+    if (mine) egress_bytes_ += chunk.size_bytes;  // NCCL broadcasts along a ring
   }
 
   void slice(std::size_t k, const Batch& batch) {
     tasks_.queue(slices_[k], half(k), sink(batch), slice_stream_);
     const auto parameter = chunks_[k].staged.parameter_index;
     const bool complete = k + 1 == chunks_.size() || chunks_[k + 1].staged.parameter_index != parameter;
-    if (batch.gpu_observer != nullptr && complete) batch.gpu_observer->landed(slice_stream_, {parameter, 1});
+    if (batch.gpu_observer == nullptr || !complete) return;
+    for (const auto& part : plan_->ranks[peers_->tp_rank()].schedule.parts({parameter, 1}))
+      batch.gpu_observer->landed(slice_stream_, part);
   }
 
   NcclCommunicator comm_;

@@ -6,18 +6,24 @@
 namespace weightcast {
 namespace {
 
-/// Position in the parts of a batch: what is queued at once is a part's pack step, with its first one the part's
-/// copies.
+/// Position in the parts of a batch that are from one trainer rank: what is queued at once is a part's pack step, with
+/// its first one the part's copies.
 struct Step {
   std::span<const Part> parts;  // the first of them is under way
+  std::size_t from = 0;         // trainer rank
   std::size_t index = 0;        // of its pack steps
+
+  Step(std::span<const Part> of, std::size_t trainer_rank, std::size_t step = 0)
+      : parts(of), from(trainer_rank), index(step) {
+    while (!parts.empty() && parts.front().from != from) parts = parts.subspan(1);
+  }
 
   bool done() const noexcept { return parts.empty(); }
   const Part& part() const noexcept { return parts.front(); }
   bool packs() const noexcept { return index < part().pack_steps.count; }
   std::size_t pack_step() const noexcept { return part().pack_steps.first + index; }
   bool last() const noexcept { return index + 1 >= part().pack_steps.count; }
-  Step next() const noexcept { return last() ? Step{parts.subspan(1), 0} : Step{parts, index + 1}; }
+  Step next() const noexcept { return last() ? Step(parts.subspan(1), from) : Step(parts, from, index + 1); }
 };
 
 class NcclSharded final : public BoundTransport {
@@ -29,15 +35,16 @@ class NcclSharded final : public BoundTransport {
   }
 
  private:
-  /// The way to all holders of one tp rank's shards; on an engine, its own.
+  /// The way from one trainer rank to all holders of one tp rank's shards.
   struct Channel {
+    std::size_t from = 0;
     NcclCommunicator comm;
     gpu::Stream stream, pack_stream;
     const Schedule* schedule = nullptr;
-    CopyTasks tasks;                // on the trainer: what packs
+    CopyTasks tasks;                // what packs, on a trainer rank, or unpacks
     std::vector<Range> pack_tasks;  // by pack step
     Buffer pack;
-    Step step;              // of this run
+    Step step{{}, 0};       // of this run
     std::size_t steps = 0;  // before it
   };
 
@@ -52,18 +59,23 @@ class NcclSharded final : public BoundTransport {
 
   void bind(Deadline deadline) override {
     const auto placement = peers_->placement();
-    const auto ids = share_ids(*peers_, plan_->tp, deadline);
+    const auto trainers = plan_->sources.ranks.size();
+    const auto ids = share_ids(*peers_, plan_->tp * trainers, deadline);
     for (std::size_t t = 0; t < plan_->tp; ++t) {
       if (!peers_->trainer() && t != peers_->tp_rank()) continue;
-      auto& channel = channels_.emplace_back();
-      const auto members = static_cast<int>(peers_->roster.holders(t).size()) + 1;
-      const int rank = peers_->trainer() ? 0 : 1 + static_cast<int>(peers_->replica());
-      channel.comm = NcclCommunicator(ids[t], members, rank, placement.gpu);  // all begin before one is waited for
-      channel.stream = gpu::Stream(placement.gpu);
-      channel.schedule = &plan_->ranks[t].schedule;
-      for (const auto& segment : channel.schedule->segments)
-        WEIGHTCAST_EXPECTS(segment.contiguous_destination());  // true of all families
-      if (peers_->trainer()) prepare_packing(channel);
+      const auto& schedule = plan_->ranks[t].schedule;
+      for (const auto& supply : schedule.supplies) {  // an engine rank's in the order in which it takes them
+        if (peers_->trainer() && supply.from != trainer_rank()) continue;
+        auto& channel = channels_.emplace_back();
+        channel.from = supply.from;
+        channel.schedule = &schedule;
+        const auto members = static_cast<int>(peers_->roster.holders(t).size()) + 1;
+        const int rank = peers_->trainer() ? 0 : 1 + static_cast<int>(peers_->replica());
+        // All begin before one is waited for.
+        channel.comm = NcclCommunicator(ids[t * trainers + supply.from], members, rank, placement.gpu);
+        channel.stream = gpu::Stream(placement.gpu);
+        prepare_packing(channel);
+      }
     }
     allocate();
     const auto scratch = Buffer::allocate(placement, sizeof(float), false, "a barrier");
@@ -75,9 +87,11 @@ class NcclSharded final : public BoundTransport {
     for (const auto& step : channel.schedule->pack_steps) {
       const auto first = channel.tasks.count();
       for (const auto& packed : step.of(channel.schedule->packed)) {
-        auto rows = channel.schedule->segments[packed.segment_index].rows_from(packed.first_row, packed.row_count);
-        rows.destination_offset = packed.pack_offset;
-        rows.destination_pitch = rows.row_bytes;
+        const auto& segment = channel.schedule->segments[packed.segment_index];
+        if (segment.from != channel.from || (!peers_->trainer() && segment.contiguous_destination())) continue;
+        auto rows = segment.rows_from(packed.first_row, packed.row_count);
+        (peers_->trainer() ? rows.destination_offset : rows.source_offset) = packed.pack_offset;
+        (peers_->trainer() ? rows.destination_pitch : rows.source_pitch) = rows.row_bytes;
         channel.tasks.add(rows);
       }
       channel.pack_tasks.push_back({first, channel.tasks.count() - first});
@@ -90,7 +104,7 @@ class NcclSharded final : public BoundTransport {
   /// What release_cache() gives back.
   void allocate() {
     for (auto& channel : channels_) {
-      if (!channel.pack_tasks.empty() && channel.pack.region().data == nullptr)
+      if (channel.tasks.count() != 0 && channel.pack.region().data == nullptr)
         channel.pack = Buffer::allocate(peers_->placement(), 2 * plan_->pack_bytes, false, "a pack buffer");
     }
   }
@@ -99,8 +113,14 @@ class NcclSharded final : public BoundTransport {
     allocate();
     try {
       for (auto& channel : channels_) {
-        channel.step = {channel.schedule->parts(batch.parameters), 0};
+        channel.step = Step(channel.schedule->parts(batch.parameters), channel.from);
         channel.steps = 0;
+      }
+      // An engine takes from one trainer rank after the other; that no trainer rank does so, too, keeps them from
+      // waiting for each other in a circle.
+      for (std::size_t i = 1; !peers_->trainer() && i < channels_.size(); ++i) {
+        while (!channels_[i - 1].step.done()) advance(channels_[i - 1], batch, deadline);
+        channels_[i].stream.after(channels_[i - 1].stream);
       }
       // Shards of different tp ranks travel side by side, step by step.
       for (bool more = true; more;) {
@@ -108,21 +128,28 @@ class NcclSharded final : public BoundTransport {
         for (auto& channel : channels_) {
           if (channel.step.done()) continue;
           more = true;
-          if (peers_->trainer()) {
-            send(channel, batch, deadline);
-          } else {
-            receive(channel, batch, deadline);
-          }
-          channel.step = channel.step.next();
-          ++channel.steps;
+          advance(channel, batch, deadline);
         }
       }
       work(batch);
-      for (const auto& channel : channels_) channel.comm.wait(channel.stream, deadline, "moving weights");
+      for (auto& channel : channels_) {
+        if (!peers_->trainer() && channel.pack.region().data != nullptr) channel.stream.after(channel.pack_stream);
+        channel.comm.wait(channel.stream, deadline, "moving weights");
+      }
     } catch (...) {
       for (auto& channel : channels_) channel.comm.abort();
       throw;
     }
+  }
+
+  void advance(Channel& channel, const Batch& batch, Deadline deadline) {
+    if (peers_->trainer()) {
+      send(channel, batch, deadline);
+    } else {
+      receive(channel, batch, deadline);
+    }
+    channel.step = channel.step.next();
+    ++channel.steps;
   }
 
   void send(Channel& channel, const Batch& batch, Deadline deadline) {
@@ -142,14 +169,23 @@ class NcclSharded final : public BoundTransport {
 
   void receive(Channel& channel, const Batch& batch, Deadline deadline) {
     std::byte* const base = sink(batch);
+    const bool unpacks = channel.pack.region().data != nullptr;
+    if (unpacks) channel.stream.after(channel.pack_stream);
     broadcast(
         channel, deadline, [&](const Copy& copy) { return base + copy.destination_offset; },
         [&](const PackedRows& packed) {
           const auto& segment = channel.schedule->segments[packed.segment_index];
+          if (!segment.contiguous_destination()) return half(channel, channel.steps) + packed.pack_offset;
           return base + segment.destination_offset + packed.first_row * segment.destination_pitch;
         });
+    if (unpacks) {
+      channel.pack_stream.after(channel.stream);
+      if (channel.step.packs())
+        channel.tasks.queue(channel.pack_tasks[channel.step.pack_step()], half(channel, channel.steps), base,
+                            channel.pack_stream);
+    }
     if (batch.gpu_observer != nullptr && channel.step.last())
-      batch.gpu_observer->landed(channel.stream, channel.step.part().parameters);
+      batch.gpu_observer->landed(unpacks ? channel.pack_stream : channel.stream, channel.step.part());
   }
 
   void broadcast(const Channel& channel, Deadline deadline, FunctionRef<std::byte*(const Copy&)> place_copy,
