@@ -337,13 +337,13 @@ def plant(answer, element, choose):
 
 def random_config(choose):
     family = choose.choice(("llama", "qwen2", "qwen3"))
-    kv_heads = choose.randint(1, 4)
+    kv_heads = choose.randint(1, 5)
     heads = kv_heads * choose.randint(1, 4)
     hidden, head_dim = choose.randint(32, 128), choose.choice((1, 2, 3, 4, 5, 8, 16))
     padded = choose.choice([n for n in range(64, 513, 64) if n % heads == 0] or [64, 320])
     config = {"model_type": family, "num_hidden_layers": choose.randint(1, 3), "hidden_size": hidden,
-              "intermediate_size": choose.choice((heads * choose.randint(1, 8), choose.randint(8, 160))),
-              "vocab_size": min(padded - choose.randrange(64), 499), "num_attention_heads": heads,
+              "intermediate_size": heads * choose.randint(1, 8) if choose.random() < 0.8 else choose.randint(8, 160),
+              "vocab_size": min(padded - choose.choice((0, choose.randrange(64))), 499), "num_attention_heads": heads,
               "torch_dtype": choose.choice(tuple(ELEMENT_BYTES))}
     if family != "qwen3" and choose.random() < 0.3:
         config["hidden_size"] = heads * math.ceil(hidden / heads)
@@ -400,8 +400,9 @@ def random_request(number, choose):
     possible, impossible = [], []
     for tp in range(1, 17):
         (possible if shape.can_be_cut(tp) else impossible).append(tp)
-    request = {"config": config, "layout": layout, "tp": choose.choice(possible), "dp": choose.choice((1, 1, 2, 3)),
-               "trainers": choose.choice(possible) if layout == "tp" else choose.randint(1, 8)}
+    mostly = possible[1:] if len(possible) > 1 and choose.random() < 0.9 else possible
+    request = {"config": config, "layout": layout, "tp": choose.choice(mostly), "dp": choose.choice((1, 1, 2, 3)),
+               "trainers": choose.choice(mostly) if layout == "tp" else choose.randint(1, 8)}
     if layout == "custom":
         request["rectangles"] = random_rectangles(choose, shape, request["trainers"])
     if choose.random() < 0.1:
