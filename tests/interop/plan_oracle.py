@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""An oracle of plans that shares nothing with the planner: random models, source layouts, tp and dp. It makes weights up,
-deals them to trainer ranks as FSDP2 and tensor-parallel trainers do, cuts them for engine ranks as vLLM and SGLang do, and
-executes what the program plans, on bytes: every slot has to be as expected, and every byte of it written exactly once.
-What cannot be cut is refused. Planted defects have to be found. Only the standard library is used.
+"""An oracle of plans that shares nothing with the planner: random models, source layouts, tp and dp. It makes weights
+up, deals them to trainer ranks as FSDP2 and tensor-parallel trainers do, cuts them for engine ranks as vLLM and SGLang
+do, and executes what the program plans, on bytes: every slot has to be as expected, and every byte of it that is no
+padding written exactly once. What cannot be cut is refused. Planted defects have to be found. Only the standard library
+is used.
 
 usage: plan_oracle.py PLAN_TOOL     WEIGHTCAST_PLANS: how many plans (240)
 """
@@ -196,7 +197,8 @@ def chunks(rows, ways):
 
 def within(rows, element, rectangle):
     row, column, row_count, column_count = rectangle
-    return [bytes_[column * element:(column + column_count) * element] for bytes_ in rows[row:row + row_count]]
+    first, end = column * element, (column + column_count) * element
+    return [content[first:end] for content in rows[row:row + row_count]]
 
 
 def held_blocks(shape, weights, request, rank):
@@ -228,7 +230,8 @@ def make_region(shape, weights, request, rank, said, choose):
         piece = next(pieces, None)
         agree(piece is not None, "trainer rank", rank, "has", name, "too")
         agree(piece[0] == name, "trainer rank", rank, "has", name, "where", piece, "is said to be")
-        agree(within(weights[name], shape.element, piece[1:5]) == block, "trainer rank", rank, "has another part:", piece)
+        said_block = within(weights[name], shape.element, piece[1:5])
+        agree(said_block == block, "trainer rank", rank, "has another part than", piece)
         agree(piece[5:] == [len(content), len(block[0])], "trainer rank", rank, piece, "begins at", len(content))
         content.extend(b"".join(block))
         held.extend(b"\1" * (len(content) - len(held)))

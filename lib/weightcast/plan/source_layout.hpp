@@ -49,9 +49,9 @@ struct SourceLayout {
   bool operator==(const SourceLayout&) const = default;
 };
 
-// Layouts of `trainers` ranks. A region's pieces lie in packed rows one behind the other, in the order of the model, so
-// that a trainer rank's memory for a version is about what it has. Error(config) without a rank. Of one rank all but
-// custom layouts are the same.
+// Layouts of `trainers` ranks. A region's pieces lie in packed rows one behind the other, in the order of the model and
+// then of first row and column, so that a trainer rank's memory for a version is about what it has. Error(config)
+// without a rank. Of one rank all but custom layouts are the same.
 
 SourceLayout whole_layout(const Model& model, std::uint64_t trainers = 1);
 SourceLayout fsdp_layout(const Model& model, std::uint64_t trainers);
