@@ -109,7 +109,10 @@ class DirectGpu final : public BoundTransport {
              upstream_.sender(parts[std::min(arrived, parts.size() - 1)]));
       if (!progress) ::sched_yield();
     }
-    if (batch.digests != nullptr) batch.digests->stream->after(beside_stream_);
+    if (batch.digests != nullptr) {
+      beside_stream_.after(*batch.digests->stream);
+      batch.digests->stream->after(beside_stream_);
+    }
     stream_.synchronize(deadline, "pulling weights");
     beside_stream_.synchronize(deadline, "copying weights");
     upstream_.finish(deadline);
