@@ -82,7 +82,7 @@ std::string check_plan(const TransferPlan& plan, const Parameters& parameters) {
     const auto whole = digest_bytes(parameters[p], 0);
     if (sums[p] != whole)
       return fmt::format("the shards of {} do not add up to it", plan.model.parameters[p].info.name);
-    if (sent.claim().parameter(p) != whole)
+    if (sent.claim().held(p) != whole)
       return fmt::format("the digest of {} as sent is wrong", plan.model.parameters[p].info.name);
   }
   return {};
@@ -119,7 +119,7 @@ TEST(ShardDigests, OfARangeOfParametersLeaveTheOthers) {
   digests.begin(new_source.data(), {2, 3});
   digests.finish();
   for (std::size_t p = 0; p < before.size(); ++p) {
-    EXPECT_EQ(digests.claim().parameter(p), digest_bytes(p >= 2 && p < 5 ? after[p] : before[p], 0))
+    EXPECT_EQ(digests.claim().held(p), digest_bytes(p >= 2 && p < 5 ? after[p] : before[p], 0))
         << model.parameters[p].info.name;
   }
 }

@@ -192,6 +192,21 @@ Segment segment_of(const TransferPlan& plan, std::size_t tp_rank, const Piece& p
   return segment;
 }
 
+Segment segment_of(const Model& model, const Piece& piece) {
+  const auto& info = model.parameters[piece.parameter_index].info;
+  const auto element = element_bytes(info.dtype), pitch = matrix_of(info).columns * element;
+  Segment segment;
+  segment.parameter_index = piece.parameter_index;
+  segment.parameter_offset = piece.slice.row * pitch + piece.slice.column * element;
+  segment.source_offset = segment.destination_offset = piece.offset;
+  segment.row_bytes = piece.slice.columns * element;
+  segment.rows = piece.slice.rows;
+  const bool one = segment.rows == 1;
+  segment.parameter_pitch = one ? segment.row_bytes : pitch;
+  segment.source_pitch = segment.destination_pitch = one ? segment.row_bytes : piece.pitch;
+  return segment;
+}
+
 TransferPlan make_plan(const Model& model, std::uint64_t tp, std::uint64_t dp, SourceLayout sources) {
   if (tp == 0 || dp == 0) throw Error(ExitCode::config, "tp and dp must be 1 or more");
   require_divides(model, tp);

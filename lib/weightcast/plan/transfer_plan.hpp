@@ -93,6 +93,9 @@ TransferPlan make_plan(const Model& model, std::uint64_t tp, std::uint64_t dp);
 /// nothing.
 Segment segment_of(const TransferPlan& plan, std::size_t tp_rank, const Piece& piece);
 
+/// A whole piece as it lies in its source region, from nowhere to itself.
+Segment segment_of(const Model& model, const Piece& piece);
+
 /// Of all of a plan but its digest: 32 hexadecimal digits.
 std::string digest_of(const TransferPlan& plan);
 

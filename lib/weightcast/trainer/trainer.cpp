@@ -28,7 +28,11 @@ std::size_t Trainer::load(const WeightSource& source, std::size_t threads,
     const auto& [speaker, at, size_bytes, rows] = blocks[index];
     const auto block = on_host ? region.bytes().subspan(at, size_bytes) : staging.first(size_bytes);
     read_slice(source, plan_->model, rows.parameter_index, rows.slice, block);
-    if (speaker == trainer_rank_) added->claimed.add(rows, block.data());
+    if (speaker == trainer_rank_) {
+      added->claimed.add(rows, block.data());
+    } else {
+      added->claimed.add_of_another(rows, block.data());
+    }
     if (!on_host) write_region(region, at, block);
     if (progress) progress(size_bytes);
   };

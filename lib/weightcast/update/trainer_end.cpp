@@ -13,7 +13,7 @@ class TrainerEnd final : public Participant {
       : plan_(&plan),
         trainers_(&trainers),
         endpoints_{.sources = std::move(sources), .sinks = {}},
-        own_digests_(plan.model.parameters.size()),
+        held_(plan.model.parameters.size()),
         parameter_digests_(plan.model.parameters.size()) {
     if (options.proof == Proof::none) return;
     witness_ = make_source_witness(plan, static_cast<std::size_t>(trainers.rank()), options.placement, crowded);
@@ -46,7 +46,7 @@ class TrainerEnd final : public Participant {
     const auto first = claim.first_parameter, count = claim.parameters;
     for (std::size_t i = 0; i < count; ++i) {
       for (std::size_t t = 0; t < plan_->tp; ++t) sent[t * count + i] = digests.shard(t, first + i);
-      own_digests_[first + i] = digests.parameter(first + i);
+      held_[first + i] = digests.held(first + i);
     }
     if (trainers_->size() > 1) trainers_->sum(words_of(sent), deadline);
     for (std::size_t i = 0; i < count; ++i) {
@@ -65,11 +65,11 @@ class TrainerEnd final : public Participant {
     witness_->begin(region(claim), batch);
     witness_->finish(deadline);
     for (auto p = claim.first_parameter; p < claim.first_parameter + claim.parameters; ++p) {
-      const auto is = witness_->claim().parameter(p);
-      if (is == own_digests_[p]) continue;
+      const auto is = witness_->claim().held(p);
+      if (is == held_[p]) continue;
       throw Error(ExitCode::mismatch,
                   fmt::format("{} changed between loading and sending: its digest was {} and is {}",
-                              plan_->model.parameters[p].info.name, own_digests_[p].hex(), is.hex()),
+                              plan_->model.parameters[p].info.name, held_[p].hex(), is.hex()),
                   "the trainer's memory or its file was overwritten; publish again");
     }
   }
@@ -93,8 +93,8 @@ class TrainerEnd final : public Participant {
   std::unique_ptr<SourceWitness> witness_;  // with proof
   const SourceClaim* claimed_ = nullptr;    // of the open call, when it knows all its parameters
   std::optional<ModelDigest> model_digest_;
-  // As sent in the open update, by parameter: what this rank had of it, and the whole.
-  std::vector<Digest> own_digests_, parameter_digests_;
+  // As sent in the open update, by parameter: what this rank has of it, and the whole.
+  std::vector<Digest> held_, parameter_digests_;
 };
 
 }  // namespace

@@ -29,16 +29,23 @@ GpuDigests GpuDigests::of_slot(const TransferPlan& plan, std::size_t tp_rank, in
 GpuDigests GpuDigests::of_source(const TransferPlan& plan, int gpu, std::size_t trainer_rank) {
   const auto parameters = plan.model.parameters.size();
   std::vector<std::vector<gpu::DigestTask>> tasks(parameters);
+  const auto add = [&](const Segment& segment, std::size_t t) {
+    const auto p = segment.parameter_index;
+    append(tasks[p], segment, &Segment::source_offset, &Segment::source_pitch, t * parameters + p);
+  };
   for (const auto& holding : holdings_of(plan.sources)) {
-    const auto& [from, piece] = holding.speaker();
-    const auto p = piece.parameter_index;
-    for (std::size_t t = 0; from == trainer_rank && t < plan.tp; ++t) {
-      const auto segment = segment_of(plan, t, piece);
-      if (segment.rows != 0 && !plan.copy(t, p))
-        append(tasks[p], segment, &Segment::source_offset, &Segment::source_pitch, t * parameters + p);
+    for (const auto& [holder, piece] : holding.holders) {
+      if (holder != trainer_rank) continue;
+      const auto p = piece.parameter_index;
+      const bool speaks = holding.speaker().from == trainer_rank;
+      if (!speaks) add(segment_of(plan.model, piece), plan.tp);
+      for (std::size_t t = 0; speaks && t < plan.tp; ++t) {
+        const auto segment = segment_of(plan, t, piece);
+        if (segment.rows != 0 && !plan.copy(t, p)) add(segment, t);
+      }
     }
   }
-  return {plan.tp * parameters, tasks, gpu};
+  return {(plan.tp + 1) * parameters, tasks, gpu};
 }
 
 GpuDigests::GpuDigests(std::size_t results, const std::vector<std::vector<gpu::DigestTask>>& tasks_by_item, int gpu)

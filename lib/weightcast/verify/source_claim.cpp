@@ -6,7 +6,7 @@
 namespace weightcast {
 
 SourceClaim::SourceClaim(const TransferPlan& plan)
-    : plan_(&plan), table_(plan.ranks.size() * plan.model.parameters.size()), known_(plan.model.parameters.size()) {}
+    : plan_(&plan), table_((plan.ranks.size() + 1) * plan.model.parameters.size()), known_(plan.model.parameters.size()) {}
 
 void SourceClaim::forget(std::size_t parameter) noexcept {
   known_[parameter] = false;
@@ -24,6 +24,13 @@ void SourceClaim::add(const Piece& block, const std::byte* data) {
   }
 }
 
+void SourceClaim::add_of_another(const Piece& block, const std::byte* data) {
+  const auto all = segment_of(plan_->model, block);
+  add(plan_->ranks.size(), block.parameter_index,
+      digest_rows(data + all.source_offset, all.source_pitch, all.row_bytes, all.rows, all.parameter_offset,
+                  all.parameter_pitch));
+}
+
 void SourceClaim::add(std::size_t tp_rank, std::size_t parameter, const Digest& digest) noexcept {
   auto& sum = table_[tp_rank * known_.size() + parameter];
   std::atomic_ref(sum.first) += digest.first;
@@ -31,8 +38,9 @@ void SourceClaim::add(std::size_t tp_rank, std::size_t parameter, const Digest& 
 }
 
 void SourceClaim::add(std::size_t parameter, std::span<const Digest> digests) noexcept {
-  for (std::size_t t = 0; t < plan_->ranks.size(); ++t) {
-    if (!plan_->copy(t, parameter)) add(t, parameter, digests[t * known_.size() + parameter]);
+  const auto others = plan_->ranks.size();
+  for (std::size_t t = 0; t <= others; ++t) {
+    if (t == others || !plan_->copy(t, parameter)) add(t, parameter, digests[t * known_.size() + parameter]);
   }
 }
 
@@ -46,8 +54,8 @@ Digest SourceClaim::shard(std::size_t tp_rank, std::size_t parameter) const noex
   return table_[tp_rank * known_.size() + parameter];
 }
 
-Digest SourceClaim::parameter(std::size_t parameter) const noexcept {
-  Digest sum;
+Digest SourceClaim::held(std::size_t parameter) const noexcept {
+  Digest sum = table_[plan_->ranks.size() * known_.size() + parameter];
   for (std::size_t t = 0; t < plan_->ranks.size(); ++t) {
     if (!plan_->copy(t, parameter)) sum += shard(t, parameter);
   }
@@ -56,7 +64,7 @@ Digest SourceClaim::parameter(std::size_t parameter) const noexcept {
 
 Digest SourceClaim::model() const {
   std::vector<Digest> parameters;
-  for (std::size_t p = 0; p < known_.size(); ++p) parameters.push_back(parameter(p));
+  for (std::size_t p = 0; p < known_.size(); ++p) parameters.push_back(held(p));
   return digest_of_model(plan_->model, parameters);
 }
 

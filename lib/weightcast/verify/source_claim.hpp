@@ -10,7 +10,9 @@
 namespace weightcast {
 
 /// What a trainer rank says that a source region of its holds: the digest of its part of every shard of every tp rank,
-/// taken while the weights were brought there. It knows the parameters of which all was; of the others it says nothing.
+/// taken while the weights were brought there. So that sums over ranks are right, one speaks for what several have (see
+/// Holding::speaker()); what others speak for is digested for itself. It knows the parameters of which all was; of the
+/// others it says nothing.
 /// Memory is allocated by the constructor only.
 class SourceClaim {
  public:
@@ -22,9 +24,11 @@ class SourceClaim {
   /// Adds the digests of a block of a parameter that lies at `data`, from where the offset of `block` is counted.
   /// Thread-safe.
   void add(const Piece& block, const std::byte* data);
+  /// The same of what another rank speaks for. Thread-safe.
+  void add_of_another(const Piece& block, const std::byte* data);
   /// The same of one shard, by whoever digests. Thread-safe.
   void add(std::size_t tp_rank, std::size_t parameter, const Digest& digest) noexcept;
-  /// The same of all shards of a parameter, from digests by tp rank and then parameter (GpuDigests::of_source()).
+  /// The same of all of a parameter, from digests as GpuDigests::of_source() has them.
   void add(std::size_t parameter, std::span<const Digest> digests) noexcept;
   /// All of a parameter was added.
   void complete(std::size_t parameter) noexcept { known_[parameter] = true; }
@@ -33,14 +37,15 @@ class SourceClaim {
   bool knows_all() const noexcept { return knows({0, known_.size()}); }
   /// Of shard `parameter` of `tp_rank`.
   Digest shard(std::size_t tp_rank, std::size_t parameter) const noexcept;
-  /// Of the whole parameter: the sum over its shards, copies counted once.
-  Digest parameter(std::size_t parameter) const noexcept;
-  /// Of the model: digest_of_model().
+  /// Of all that this rank has of a parameter: of a lone trainer rank the sum over its shards, copies counted once.
+  Digest held(std::size_t parameter) const noexcept;
+  /// digest_of_model() of all that this rank has: of a lone trainer rank that of the model.
   Digest model() const;
 
  private:
   const TransferPlan* plan_;
-  std::vector<Digest> table_;  // by tp rank, then parameter; copies stay zero
+  // By tp rank, then parameter; copies stay zero. Last, by parameter, of what other ranks speak for.
+  std::vector<Digest> table_;
   std::vector<bool> known_;
 };
 
