@@ -36,9 +36,11 @@ TEST(Roster, IsFormedFromTheWorldOrSaysHowToStartIt) {
   EXPECT_EQ(form_roster({}, 1, 4), (Roster{1, 3, 1}));
   EXPECT_EQ(form_roster({}, 2, 5), (Roster{1, 2, 2}));
   EXPECT_EQ(form_roster(2, 2, 5), (Roster{1, 2, 2}));
+  EXPECT_EQ(form_roster({}, 2, 7, 3), (Roster{3, 2, 2}));
+  EXPECT_EQ(form_roster(2, 1, 6, 4), (Roster{4, 2, 1}));
   const auto refused = [](std::optional<std::uint64_t> tp, std::uint64_t dp, int ranks, const std::string& what,
-                          const std::string& hint) {
-    const auto error = harness::error_of([&] { form_roster(tp, dp, ranks); });
+                          const std::string& hint, std::uint64_t trainers = 1) {
+    const auto error = harness::error_of([&] { form_roster(tp, dp, ranks, trainers); });
     EXPECT_EQ(error.code(), ExitCode::config) << ranks;
     EXPECT_EQ(error.what(), what);
     EXPECT_EQ(error.hint(), hint);
@@ -49,6 +51,13 @@ TEST(Roster, IsFormedFromTheWorldOrSaysHowToStartIt) {
           "start it with mpirun -n 3, or change --tp and --dp");
   refused({}, 1, 1, "1 ranks are not 1 trainer + 1 x tp engine ranks",
           "start it with mpirun -n 2, or change --tp and --dp");
+  refused(2, 2, 7, "7 ranks are not 4 trainer ranks + 2 x tp 2 engine ranks",
+          "start it with mpirun -n 8, or change --trainers, --tp and --dp", 4);
+  for (const int ranks : {1, 3, 4})  // nothing is left for engines
+    refused({}, 1, ranks, std::to_string(ranks) + " ranks are not 4 trainer ranks + 1 x tp engine ranks",
+            "start it with mpirun -n 5, or change --trainers, --tp and --dp", 4);
+  EXPECT_EQ(describe(form_roster({}, 2, 5)), "1 trainer + 2 x tp 2 engine ranks");
+  EXPECT_EQ(describe(form_roster({}, 2, 6, 2)), "2 trainer ranks + 2 x tp 2 engine ranks");
   EXPECT_THROW(form_roster(std::uint64_t{1} << 63, 2, 1), Error);  // a product that wraps around
   EXPECT_THROW(form_roster(1, std::uint64_t{1} << 63, 3), Error);
 }

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -37,8 +38,11 @@ struct Roster {
   std::size_t engine_index(int rank) const noexcept { return static_cast<std::size_t>(rank) - trainers; }
 };
 
-/// The roster of a world of `ranks`: tp as given, or what is left for each of `dp` replicas. Error(config) saying how
-/// to start it when that is no whole number.
-Roster form_roster(const std::optional<std::uint64_t>& tp, std::uint64_t dp, int ranks);
+/// "1 trainer + 2 x tp 4 engine ranks", "3 trainer ranks + 2 x tp 4 engine ranks".
+std::string describe(const Roster& roster);
+
+/// The roster of a world of `ranks`: tp as given, or what `trainers` leave for each of `dp` replicas. Error(config)
+/// saying how to start it when that is no whole number, or nothing.
+Roster form_roster(const std::optional<std::uint64_t>& tp, std::uint64_t dp, int ranks, std::uint64_t trainers = 1);
 
 }  // namespace weightcast
