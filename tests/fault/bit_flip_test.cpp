@@ -98,6 +98,38 @@ TEST(BitFlipSource, InTheTrainersWeightsAfterLoadingIsRefused) {
   EXPECT_TRUE(rig.serves(2, rig.seed2));
 }
 
+TEST(BitFlipSource, InAnyTrainerRanksPieceNamesThatRank) {
+  if (testing_harness::world_size() < 3) GTEST_SKIP() << "needs two trainer ranks";
+  int refused = 0, tried = 0;
+  for (const auto layout : {LayoutKind::fsdp, LayoutKind::tp, LayoutKind::custom}) {
+    UpdateRig rig({.transport = "direct", .trainers = 2, .layout = layout});
+    // What a trainer rank sends: a copy that another rank sends is nobody's loss.
+    std::vector<Segment> sent;
+    for (const auto& rank : rig.plan.ranks)
+      sent.insert(sent.end(), rank.schedule.segments.begin(), rank.schedule.segments.end());
+    std::mt19937_64 random(10);
+    for (int i = 0; i < (flips + 2) / 3; ++i, ++tried) {
+      const auto& segment = sent[random() % sent.size()];
+      const auto offset =
+          segment.source_offset + random() % segment.rows * segment.source_pitch + random() % segment.row_bytes;
+      const auto mask = static_cast<std::byte>(1 << random() % 8);
+      const bool mine = rig.world.rank() == static_cast<int>(segment.from);
+      if (mine) rig.trainer->source(0).data[offset] ^= mask;
+      const auto error = rig.update(0, 2);
+      if (mine) rig.trainer->source(0).data[offset] ^= mask;
+      ASSERT_TRUE(error) << "flip " << i << " went unnoticed";
+      ASSERT_EQ(error->code(), ExitCode::mismatch);
+      ASSERT_EQ(error->origin().rank, static_cast<int>(segment.from)) << error->what();
+      ++refused;
+    }
+    EXPECT_TRUE(rig.serves(1, rig.seed1));
+    ASSERT_FALSE(rig.update(0, 2));
+    EXPECT_TRUE(rig.serves(2, rig.seed2));
+  }
+  if (testing_harness::world_rank() == 0)
+    std::printf("%d of %d bit flips in pieces of trainer ranks refused, the rank named\n", refused, tried);
+}
+
 TEST(BitFlipSource, InTheTargetFileAfterItsDigestWasTakenIsRefused) {
   UpdateRig rig({.transport = "mpi"});
   const auto& parameters = rig.plan.model.parameters;

@@ -8,7 +8,7 @@
 namespace weightcast::testing_harness {
 
 /// A whole update group in a test: the trainer holds versions of seeds 2 and 1, engines serve seed 1 as version 1.
-/// Tests are written as if all ranks called the verbs: the rig calls them on the trainer and on tp rank 0 of each
+/// Tests are written as if all ranks called the verbs: the rig calls them on trainer ranks and on tp rank 0 of each
 /// replica, while a thread of each other rank serves, and tells all ranks how it went.
 class UpdateRig {
  public:
@@ -23,12 +23,15 @@ class UpdateRig {
     double timeout_s = 20;
     MemoryKind memory = MemoryKind::host;
     Model model = small_model();
+    std::uint64_t trainers = 1;
+    LayoutKind layout = LayoutKind::whole;
   };
 
   UpdateRig(const Settings& settings, const Wrap& wrap)
       : timeout_s(settings.timeout_s),
         world(Communicator::duplicate(MPI_COMM_WORLD)),
-        plan(make_plan(settings.model, form_roster({}, settings.dp, world.size()).tp, settings.dp)),
+        plan(make_plan(settings.model, form_roster({}, settings.dp, world.size(), settings.trainers).tp, settings.dp,
+                       layout_of(settings.model, settings.layout, settings.trainers))),
         seed1(plan.model, 1),
         seed2(plan.model, 2) {
     Placement placement;
@@ -40,8 +43,8 @@ class UpdateRig {
         return wrap(make_transport(name, method, memory));
       };
     }
-    if (world.rank() == 0) {
-      trainer = std::make_unique<Trainer>(plan, placement);
+    if (plan.roster().trainer(world.rank())) {
+      trainer = std::make_unique<Trainer>(plan, placement, static_cast<std::size_t>(world.rank()));
       trainer->load(seed2, 1);
       trainer->load(seed1, 1);
       trainer->init_parameter_update_group(world, options, 1);

@@ -2,6 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
+#include "harness/faulty_transport.hpp"
 #include "harness/update_rig.hpp"
 
 namespace weightcast {
@@ -275,6 +278,131 @@ TEST_F(UpdateTest, GroupsThatDoNotAgreeAreNotFormed) {
   ASSERT_TRUE(error);
   EXPECT_EQ(error->code(), ExitCode::config);
   EXPECT_THAT(error->hint(), HasSubstr(fmt::format("mpirun -n {}", tp + 2)));
+}
+
+/// Trainers and layouts that a world of this size has engine ranks for.
+struct Trainers {
+  std::uint64_t count;
+  LayoutKind layout;
+};
+std::vector<Trainers> several_trainers() {
+  std::vector<Trainers> result;
+  const auto cuts = possible_tp(testing_harness::small_model());
+  const auto can_cut = [&](std::uint64_t tp) { return std::ranges::find(cuts, tp) != cuts.end(); };
+  for (const std::uint64_t count : {2, 3, 5}) {
+    const auto world = static_cast<std::uint64_t>(testing_harness::world_size());
+    if (world <= count || !can_cut(world - count)) continue;
+    for (const auto layout : {LayoutKind::whole, LayoutKind::fsdp, LayoutKind::tp, LayoutKind::custom}) {
+      if (layout != LayoutKind::tp || can_cut(count)) result.push_back({count, layout});
+    }
+  }
+  return result;
+}
+
+TEST_F(UpdateTest, SeveralTrainerRanksPublishTogether) {
+  for (const auto& [count, layout] : several_trainers()) {
+    for (const char* transport : {"mpi", "direct"}) {
+      UpdateRig rig({.transport = transport, .trainers = count, .layout = layout});
+      UpdateResult result;
+      ASSERT_FALSE(rig.update(0, 2, &result));
+      EXPECT_TRUE(rig.serves(2, rig.seed2));
+      std::vector<Digest> digests;
+      for (std::size_t p = 0; p < rig.plan.model.parameters.size(); ++p)
+        digests.push_back(digest_bytes(rig.seed2.bytes(p), 0));
+      if (rig.caller()) {
+        EXPECT_EQ(result.digest, digest_of_model(rig.plan.model, digests));
+      }
+      if (rig.trainer) {
+        EXPECT_EQ(result.egress_bytes, rig.plan.egress_bytes_of(static_cast<std::size_t>(rig.world.rank())));
+      }
+      UpdateResult again;
+      ASSERT_FALSE(rig.update(0, 2, &again));
+      EXPECT_EQ(again.no_op, rig.caller());
+      EXPECT_TRUE(rig.update(1, 2)) << "other weights as a version that is there";
+      ASSERT_FALSE(rig.update(1, 3));
+      EXPECT_TRUE(rig.serves(3, rig.seed1));
+      ASSERT_FALSE(rig.rollback(2));
+      EXPECT_TRUE(rig.serves(2, rig.seed2));
+      ASSERT_FALSE(rig.update(0, 2, &again));
+      EXPECT_EQ(again.no_op, rig.caller());
+    }
+  }
+}
+
+TEST_F(UpdateTest, SeveralTrainerRanksPublishParameterByParameter) {
+  for (const auto& [count, layout] : several_trainers()) {
+    UpdateRig rig({.transport = "direct", .trainers = count, .layout = layout});
+    for (const auto& rule : rig.plan.model.parameters) {
+      EXPECT_TRUE(rig.serves(1, rig.seed1));
+      ASSERT_FALSE(rig.update_parameter(rule.info));
+    }
+    EXPECT_TRUE(rig.serves(2, rig.seed2));
+  }
+}
+
+TEST_F(UpdateTest, TrainerRanksThatDoNotAskForTheSameAreNamed) {
+  for (const auto& [count, layout] : several_trainers()) {
+    UpdateRig rig({.transport = "direct", .trainers = count, .layout = layout});
+    const auto error = rig.together([&] {
+      if (rig.trainer) {
+        rig.trainer->update_weights(0, rig.world.rank() == 1 ? 3 : 2);
+      } else {
+        rig.engine->update_weights().throw_if_refused();
+      }
+    });
+    ASSERT_TRUE(error);
+    EXPECT_EQ(error->code(), ExitCode::config);
+    EXPECT_THAT(error->what(), HasSubstr("of version 2 on top of 1 from its source 0, but trainer rank 1 publishes"));
+    EXPECT_TRUE(rig.serves(1, rig.seed1));
+    ASSERT_FALSE(rig.update(0, 2));
+    EXPECT_TRUE(rig.serves(2, rig.seed2));
+  }
+}
+
+TEST_F(UpdateTest, ATrainerRankThatDoesNotPublishIsNamedAndNothingHasChanged) {
+  const auto several = several_trainers();
+  if (several.empty()) GTEST_SKIP() << "needs two trainer ranks";
+  const auto& [count, layout] = several.front();
+  UpdateRig rig({.timeout_s = 2, .trainers = count, .layout = layout});
+  std::string message;
+  rig.together([&] {
+    if (!rig.trainer || rig.world.rank() == 1) return;
+    try {
+      rig.trainer->update_weights(0, 2);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::busy);
+      message = error.what();
+    }
+  });
+  if (rig.world.rank() == 0) {
+    EXPECT_THAT(message, HasSubstr("rank"));
+  }
+  if (rig.world.rank() == 2 && count > 2) {
+    EXPECT_THAT(message, HasSubstr("trainer rank 0 has withdrawn its offer"));
+  }
+  ASSERT_FALSE(rig.update(0, 2));
+  EXPECT_TRUE(rig.serves(2, rig.seed2));
+}
+
+TEST_F(UpdateTest, AFailureOfAnyTrainerRankIsEverybodysError) {
+  using testing_harness::Fault;
+  for (const auto& [count, layout] : several_trainers()) {
+    for (const char* transport : {"mpi", "direct"}) {
+      for (const auto kind : {Fault::Kind::throw_before, Fault::Kind::no_memory, Fault::Kind::throw_after}) {
+        Fault fault;
+        UpdateRig rig({.transport = transport, .trainers = count, .layout = layout}, testing_harness::injecting(fault));
+        fault.kind = kind;
+        fault.ranks = {static_cast<int>(count) - 1};
+        const auto error = rig.update(0, 2);
+        ASSERT_TRUE(error);
+        EXPECT_EQ(error->origin().rank, static_cast<int>(count) - 1);
+        EXPECT_TRUE(rig.serves(1, rig.seed1));
+        fault = {};
+        ASSERT_FALSE(rig.update(0, 2));
+        EXPECT_TRUE(rig.serves(2, rig.seed2));
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -157,6 +157,7 @@ std::optional<UpdateClaim> Offers::accept(Deadline wait, double timeout_s,
     switch (note->kind) {
       case Kind::farewell: closed_ = true; break;
       case Kind::offer: {
+        if (message_waits(comm_, 0, tag_note)) break;  // it is withdrawn already
         Reason reason;
         decided_by = Deadline::after(timeout_s);
         try {
