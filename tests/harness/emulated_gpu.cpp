@@ -169,6 +169,15 @@ std::byte* import_memory(int gpu, const IpcHandle& handle) {
 void close_import(int, std::byte* memory) noexcept {
   unmap_block(memory);
 }
+void register_host(int gpu, std::byte* memory, std::uint64_t size_bytes) {
+  expect_gpu(gpu);
+  const std::scoped_lock lock(mutex);
+  blocks[memory] = {-1, memory, size_bytes};
+}
+void release_host(std::byte* memory) noexcept {
+  const std::scoped_lock lock(mutex);
+  if (blocks.erase(memory) == 0) stop("release of what was not registered");
+}
 
 // As blocking copies do with streams of one's own: they wait for none of them.
 void upload(int, std::byte* device, const std::byte* host, std::uint64_t size_bytes) {

@@ -22,11 +22,12 @@ struct Case {
   MemoryKind memory = MemoryKind::host;
   std::uint64_t trainers = 1;
   LayoutKind layout = LayoutKind::whole;
+  MemoryKind trainer_memory = memory;
 };
 
 void PrintTo(const Case& c, std::ostream* out) {
   *out << c.transport << " " << name(c.method) << " dp " << c.dp << " " << name(c.family) << " " << name(c.memory)
-       << " " << c.trainers << " " << name(c.layout);
+       << " " << c.trainers << " " << name(c.layout) << " " << name(c.trainer_memory);
 }
 
 /// Counts how often each byte of the slot was announced.
@@ -78,7 +79,9 @@ class TransportTest : public testing::TestWithParam<Case> {
     plan =
         make_plan(model, engines / param.dp, param.dp, testing_harness::layout_of(model, param.layout, param.trainers));
     Placement placement;
-    if (param.memory == MemoryKind::cuda) placement = {MemoryKind::cuda, testing_harness::world_rank() % gpu::count()};
+    const bool trains = static_cast<std::uint64_t>(testing_harness::world_rank()) < param.trainers;
+    if ((trains ? param.trainer_memory : param.memory) == MemoryKind::cuda)
+      placement = {MemoryKind::cuda, testing_harness::world_rank() % gpu::count()};
     peers = Peers::meet(group, plan.roster(), placement, deadline());
     for (std::uint64_t seed : {1, 2}) weights.push_back(std::make_unique<RandomWeights>(plan.model, seed));
     if (peers.trainer()) {
@@ -270,6 +273,8 @@ std::vector<Case> cases(MemoryKind memory) {
       result.push_back({"direct", Method::sharded, dp, family, memory});
       for (const auto method : {Method::sharded, Method::broadcast})
         result.push_back({memory == MemoryKind::cuda ? "nccl" : "mpi", method, dp, family, memory});
+      if (memory == MemoryKind::cuda)
+        result.push_back({"direct", Method::sharded, dp, family, memory, 1, LayoutKind::whole, MemoryKind::host});
     }
   }
   for (const std::uint64_t trainers : {2, 3, 5}) {
@@ -280,6 +285,8 @@ std::vector<Case> cases(MemoryKind memory) {
           const auto* const name = memory == MemoryKind::cuda ? "nccl" : "mpi";
           result.push_back({name, method, dp, Family::qwen2, memory, trainers, layout});
         }
+        if (memory == MemoryKind::cuda)
+          result.push_back({"direct", Method::sharded, dp, Family::qwen2, memory, trainers, layout, MemoryKind::host});
       }
     }
   }
@@ -298,13 +305,14 @@ TEST(TransportRegistry, UnknownNamesAndImpossibleMethodsAreRefused) {
 
 /// Two ranks of a group that never met: probe() asks nobody.
 Peers pair(const Place& a, const Place& b) {
-  return {nullptr, {}, {a, b}};
+  return {nullptr, {.trainers = 0, .tp = 2, .dp = 1}, {a, b}};
 }
 
 TEST(TransportRegistry, EachPairThatCannotBeServedIsRefusedWithItsReason) {
   const Place here{MemoryKind::host, "here", ""}, there{MemoryKind::host, "there", ""};
   const Place first{{MemoryKind::cuda, 0}, "here", "0000:01:00.0"},
       second{{MemoryKind::cuda, 1}, "here", "0000:02:00.0"}, far{{MemoryKind::cuda, 0}, "there", "0000:01:00.0"};
+  // Two engine ranks, in either order.
   const auto refusal = [](std::string_view name, Method method, const Place& a, const Place& b) {
     const auto transport = make_transport(name, method, a.placement.kind);
     const auto reason = transport->probe(pair(a, b), 0, 1);
@@ -324,6 +332,14 @@ TEST(TransportRegistry, EachPairThatCannotBeServedIsRefusedWithItsReason) {
   EXPECT_EQ(refusal("direct", Method::sharded, first, second), "");
   EXPECT_EQ(refusal("direct", Method::sharded, first, far), "the ranks are on several hosts");
   EXPECT_EQ(refusal("direct", Method::sharded, first, here), no_device);
+  // A trainer rank on the host, and the engine on a GPU of that host.
+  const auto pulls = [](const Place& trainer, const Place& engine) {
+    const Peers peers{nullptr, {}, {trainer, engine}};
+    return make_transport("direct", Method::sharded, MemoryKind::cuda)->probe(peers, 0, 1).value_or("");
+  };
+  EXPECT_EQ(pulls(here, first), "");
+  EXPECT_EQ(pulls(there, first), "the ranks are on several hosts");
+  EXPECT_EQ(pulls(first, here), no_device);
   if (gpu::nccl_version() == "not built in") return;
   ::unsetenv("NCCL_HOSTID");
   for (const auto method : {Method::sharded, Method::broadcast}) {

@@ -27,7 +27,7 @@ std::string describe_rank(const ReportRank& rank) {
 void print_table(const Peers& peers, Method method, const std::vector<std::string>& ranks,
                  const std::string& transports, const std::set<std::string>& notes) {
   fmt::print("# weightcast preflight: 1 trainer + {} x tp {} engine ranks, memory {}, method {}\n", peers.roster.dp,
-             peers.roster.tp, name(peers.placement().kind), name(method));
+             peers.roster.tp, name(peers.memory()), name(method));
   fmt::print("rank  role     host                     cores  memory: free of total    gpu\n");
   for (const auto& rank : ranks) fmt::print("{}\n", rank);
   fmt::print("transports\n{}", transports);

@@ -43,6 +43,11 @@ IpcHandle export_memory(int gpu, const std::byte* memory);
 std::byte* import_memory(int gpu, const IpcHandle& handle);
 void close_import(int gpu, std::byte* memory) noexcept;
 
+/// Lets a GPU read and write this process's host memory, at the bus's speed, until release_host(). Error(unavailable)
+/// saying why not.
+void register_host(int gpu, std::byte* memory, std::uint64_t size_bytes);
+void release_host(std::byte* memory) noexcept;
+
 /// Blocking copies between host and device.
 void upload(int gpu, std::byte* device, const std::byte* host, std::uint64_t size_bytes);
 void download(int gpu, std::byte* host, const std::byte* device, std::uint64_t size_bytes);

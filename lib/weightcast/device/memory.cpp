@@ -200,17 +200,22 @@ Mapping::Mapping(const ShareHandle& handle, int gpu) {
     return;
   }
   const auto path = fmt::format("/proc/{}/fd/{}", handle.pid, handle.fd);
-  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const bool for_gpu = gpu >= 0;  // whose driver takes only what can be written to
+  const UniqueFd fd(::open(path.c_str(), (for_gpu ? O_RDWR : O_RDONLY) | O_CLOEXEC));
   if (!fd) fail(ExitCode::unavailable, "cannot open the trainer's memory at {}: {}", path, std::strerror(errno));
   if (static_cast<std::uint64_t>(::lseek(fd.get(), 0, SEEK_END)) != handle.size_bytes) {
     fail(ExitCode::unavailable, "{} is not the trainer's memory (another container's process?)", path);
   }
-  void* const address = map_aligned(handle.size_bytes, PROT_READ, MAP_SHARED, fd.get());
+  const int protection = for_gpu ? PROT_READ | PROT_WRITE : PROT_READ;
+  void* const address = map_aligned(handle.size_bytes, protection, MAP_SHARED, fd.get());
   if (address == MAP_FAILED) fail(ExitCode::unavailable, "cannot map the trainer's memory: {}", std::strerror(errno));
   ::madvise(address, handle.size_bytes, MADV_HUGEPAGE);
   // So that the first pull does not pay for page faults; older kernels do not know it, and then it does.
   ::madvise(address, handle.size_bytes, MADV_POPULATE_READ);
-  memory_ = {static_cast<const std::byte*>(address), close};
+  memory_ = {static_cast<const std::byte*>(address), {close.kind, -1, close.size_bytes}};
+  if (!for_gpu) return;
+  gpu::register_host(gpu, writable(), handle.size_bytes);
+  memory_.get_deleter().gpu = gpu;
 }
 
 void Mapping::Close::operator()(const std::byte* memory) const noexcept {
@@ -218,6 +223,7 @@ void Mapping::Close::operator()(const std::byte* memory) const noexcept {
   if (kind == MemoryKind::cuda) {
     gpu::close_import(gpu, address);
   } else {
+    if (gpu >= 0) gpu::release_host(address);
     ::munmap(address, size_bytes);
   }
 }

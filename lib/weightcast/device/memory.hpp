@@ -74,20 +74,20 @@ class Buffer {
   UniqueFd fd_;
 };
 
-/// Another process's shared buffer, mapped until the end of the scope: for reading, and device memory for writing, too.
-/// The exporter must outlive it.
+/// Another process's shared buffer, mapped until the end of the scope: for reading, and for a GPU for writing, too. The
+/// exporter must outlive it.
 class Mapping {
  public:
   Mapping() = default;
-  /// `gpu` will read it, when it is device memory. Error(unavailable) saying why when it cannot be mapped (another
-  /// host, container or user; no peer access).
+  /// For the host, or for `gpu`: then host memory is registered with it. Error(unavailable) saying why when it cannot
+  /// be mapped (another host, container or user; no peer access).
   explicit Mapping(const ShareHandle& handle, int gpu = -1);
 
-  /// On the host; device memory is only for the GPU that mapped it.
+  /// Device memory is only for the GPU that mapped it.
   std::span<const std::byte> bytes() const noexcept {
     return {memory_.get(), memory_ ? memory_.get_deleter().size_bytes : 0};
   }
-  /// Of device memory, for copies that its GPU makes.
+  /// For copies that its GPU makes.
   std::byte* writable() const noexcept { return const_cast<std::byte*>(memory_.get()); }
 
  private:

@@ -4,13 +4,13 @@
 
 namespace weightcast {
 
-/// What all transports have in common: one kind of memory on all ranks, and what attach() binds them to.
+/// What all transports have in common: the kind of memory of their ranks, and what attach() binds them to.
 class BoundTransport : public Transport {
  public:
   std::string_view name() const noexcept final { return name_; }
   std::optional<std::string> probe(const Peers& peers, int rank, int other) const final {
     for (const int each : {rank, other}) {
-      if (peers.place(each).placement.kind != memory_) return why_not(memory_);
+      if (!takes(peers, each)) return why_not(memory_);
     }
     return refuse(peers, rank, other);
   }
@@ -36,6 +36,8 @@ class BoundTransport : public Transport {
 
   /// See Transport: probe() of two ranks with the right memory, attach() and run().
   virtual std::optional<std::string> refuse(const Peers& /*peers*/, int /*rank*/, int /*other*/) const { return {}; }
+  /// Whether the weights of a rank are in memory that it can move them from or to.
+  virtual bool takes(const Peers& peers, int rank) const { return peers.place(rank).placement.kind == memory_; }
   virtual void bind(Deadline deadline) = 0;
   virtual void move(const Batch& batch, Deadline deadline) = 0;
   virtual std::uint64_t staging_bytes() const noexcept { return 0; }
@@ -64,10 +66,10 @@ class BoundTransport : public Transport {
 
 /// One host, see direct.hpp. For host memory: engines copy.
 std::unique_ptr<Transport> make_direct_host();
-/// For device memory: engines queue copies on their GPU, contiguous segments by copy engine, strided ones by a kernel.
-/// Across a link the GPU that has it pushes half of each part into their slots meanwhile: two copy engines hide each
-/// other's page walks. What a trainer rank on the same GPU sends, one kernel copies and digests in the same pass, where
-/// the batch wants digests.
+/// For engines in device memory: they queue copies on their GPU, contiguous segments by copy engine, strided ones by a
+/// kernel. Across a link the GPU that has it pushes half of each part into their slots meanwhile: two copy engines hide
+/// each other's page walks. What a trainer rank on the same GPU sends, one kernel copies and digests in the same pass,
+/// where the batch wants digests. From a trainer rank in host memory they pull at the speed of the bus.
 std::unique_ptr<Transport> make_direct_gpu();
 
 /// Host memory, any hosts, exact shards: each leaves its trainer rank once for each tp rank; with dp > 1 a replica

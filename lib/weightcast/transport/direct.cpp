@@ -41,7 +41,7 @@ void Upstream::attach(const Peers& peers, const TransferPlan& plan, const Endpoi
     return !peers.trainer() && replica == 0 && schedule_->supply(static_cast<std::size_t>(rank)) != nullptr;
   };
   sources_ = map_sources(*peers.group, endpoints.sources, gpu, wanted, deadline);
-  if (peers.roster.dp == 1 && peers.placement().kind == MemoryKind::host) return;
+  if (peers.roster.dp == 1 && peers.memory() == MemoryKind::host) return;
   comm_ = peers.group->split(0, peers.group->rank(), deadline);
   sinks_ = comm_.all_gather_values(std::span<const ShareHandle>(endpoints.shared_sinks), deadline);
   if (peers.trainer()) return;

@@ -21,10 +21,14 @@ class DirectGpu final : public BoundTransport {
   std::optional<std::string> refuse(const Peers& peers, int rank, int other) const override {
     return refuse_direct(peers, rank, other);
   }
+  bool takes(const Peers& peers, int rank) const override {
+    return peers.roster.trainer(rank) || BoundTransport::takes(peers, rank);
+  }
 
-  /// Whether the first pushes half of what the second receives from it: across a link.
+  /// Whether the first pushes half of what the second receives from it: across a link between GPUs.
   bool linked(int from, int to) const {
-    return !same_gpu(peers_->place(from), peers_->place(to)) && !upstream_.sinks_of(to).empty();
+    return peers_->place(from).placement.kind == MemoryKind::cuda &&
+           !same_gpu(peers_->place(from), peers_->place(to)) && !upstream_.sinks_of(to).empty();
   }
 
   void bind(Deadline deadline) override {

@@ -47,6 +47,8 @@ struct Peers {
   int rank() const noexcept { return group->rank(); }
   const Place& place(int rank) const { return places.at(static_cast<std::size_t>(rank)); }
   Placement placement() const { return place(rank()).placement; }
+  /// Where the engines keep their slots: all in one kind of memory, or no transport serves them.
+  MemoryKind memory() const { return place(roster.engine_rank(0, 0)).placement.kind; }
   bool trainer() const noexcept { return roster.trainer(rank()); }
   std::size_t tp_rank() const noexcept { return roster.tp_rank(rank()); }
   std::size_t replica() const noexcept { return roster.replica(rank()); }
@@ -125,7 +127,7 @@ class Transport {
 /// The names that make_transport() takes, in the order that `auto` tries them.
 std::vector<std::string_view> transport_names();
 
-/// A transport of that name for weights in that kind of memory. Error(usage) listing the names; Error(config) when
+/// A transport of that name for engines with that kind of memory. Error(usage) listing the names; Error(config) when
 /// method, memory or build rule it out.
 std::unique_ptr<Transport> make_transport(std::string_view name, Method method, MemoryKind memory);
 using TransportFactory = std::function<std::unique_ptr<Transport>(std::string_view, Method, MemoryKind)>;

@@ -103,7 +103,7 @@ UpdateGroup::~UpdateGroup() {
 
 void UpdateGroup::State::replace_transport() {
   retired.push_back(std::move(transport));
-  transport = options.make_transport(retired.back()->name(), options.method, options.placement.kind);
+  transport = options.make_transport(retired.back()->name(), options.method, peers.memory());
   agree(group, "attach", deadline(), [&](Deadline work) { transport->attach(peers, *plan, end->endpoints(), work); });
   transport_failed = false;
 }
@@ -142,7 +142,7 @@ void UpdateGroup::State::warm_up() {
   constexpr std::size_t few_parameters = 16;  // enough to open every connection
   const bool possible = options.warm_up && end->can_rehearse();
   // The first copy over a fresh mapping of another GPU's memory takes a fourth longer: there, all of every source.
-  const bool whole = options.placement.kind == MemoryKind::cuda;
+  const bool whole = peers.memory() == MemoryKind::cuda;
   const auto parameters = plan->model.parameters.size(),
              count = whole ? parameters : std::min(parameters, few_parameters);
   const auto sources = whole ? group.max(end->endpoints().sources.size(), deadline()) : 1;

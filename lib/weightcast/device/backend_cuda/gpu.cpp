@@ -211,6 +211,16 @@ void zero(std::byte* device, std::uint64_t size_bytes, const Stream& stream) {
   check(cudaMemsetAsync(device, 0, size_bytes, cuda(stream)), "cudaMemsetAsync");
 }
 
+void register_host(int gpu, std::byte* memory, std::uint64_t size_bytes) {
+  use(gpu);
+  check(cudaHostRegister(memory, size_bytes, cudaHostRegisterMapped), "cudaHostRegister");
+}
+
+void release_host(std::byte* memory) noexcept {
+  cudaHostUnregister(memory);
+  cudaGetLastError();
+}
+
 void fetch(std::byte* pinned, const std::byte* device, std::uint64_t size_bytes, const Stream& stream) {
   use(stream.gpu());
   check(cudaMemcpyAsync(pinned, device, size_bytes, cudaMemcpyDeviceToHost, cuda(stream)), "cudaMemcpyAsync");

@@ -37,6 +37,10 @@ std::byte* import_memory(int, const IpcHandle&) {
   none();
 }
 void close_import(int, std::byte*) noexcept {}
+void register_host(int, std::byte*, std::uint64_t) {
+  none();
+}
+void release_host(std::byte*) noexcept {}
 void upload(int, std::byte*, const std::byte*, std::uint64_t) {
   none();
 }
