@@ -40,9 +40,8 @@ class NcclBroadcast final : public BoundTransport {
       tasks_.upload(placement, "the slice plan");
     }
     allocate();
-    const auto scratch = Buffer::allocate(placement, sizeof(float), false, "a barrier");
-    comm_.ready(deadline, "forming the communicator");
-    comm_.barrier(scratch.region().data, stream_, deadline);
+    comm_.ready(deadline);
+    comm_.barrier(deadline);
   }
 
   void allocate() {
@@ -86,9 +85,8 @@ class NcclBroadcast final : public BoundTransport {
     const auto from = static_cast<int>(chunk.from);
     const bool mine = from == peers_->rank();
     auto* const data = mine ? source(batch) + chunk.source_offset : half(k);
-    comm_.group(
-        [&] { return ncclBroadcast(data, data, chunk.size_bytes, ncclUint8, from, comm_.get(), cuda(stream_)); },
-        deadline);
+    const auto place = [&](std::size_t) -> Region { return {data, chunk.size_bytes}; };
+    comm_.broadcast(1, place, from, stream_, deadline);
     if (mine) egress_bytes_ += chunk.size_bytes;  // NCCL broadcasts along a ring
   }
 

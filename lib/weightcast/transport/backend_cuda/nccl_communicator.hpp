@@ -3,6 +3,8 @@
 #include <cuda_runtime.h>
 #include <nccl.h>
 
+#include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -11,38 +13,50 @@
 
 namespace weightcast {
 
-/// Owner of a communicator that never blocks, bound to one GPU: NCCL is polled, every wait has a deadline and sees
-/// errors of the peers. Ends by abort in any case: that is local, and also ends kernels that wait for a lost peer.
-/// Errors are Error(unavailable) with NCCL's text, or Error(deadline).
+/// Owner of a communicator on one GPU. What NCCL does while it waits for other ranks (joining them, and the first use,
+/// which connects them) runs in a thread of its own and can be given up; after that NCCL only queues work, in the
+/// caller's thread, and work that is queued is polled. So every wait has a deadline and sees errors of the peers. Ends
+/// by abort in any case: that is local, and also ends kernels that wait for a lost peer. Errors are Error(unavailable)
+/// with NCCL's text, or Error(deadline).
 class NcclCommunicator {
  public:
   NcclCommunicator() = default;
   /// Begins to join the `size` ranks that were given the same id; ready() completes it.
   NcclCommunicator(const ncclUniqueId& id, int size, int rank, int gpu);
-  NcclCommunicator(NcclCommunicator&& other) noexcept;
+  NcclCommunicator(NcclCommunicator&& other) noexcept = default;
   NcclCommunicator& operator=(NcclCommunicator&& other) noexcept;
   ~NcclCommunicator() { abort(); }
 
-  ncclComm_t get() const noexcept { return comm_; }
-  /// Waits until NCCL has taken in all that it was asked for.
-  void ready(Deadline deadline, const char* what) const;
-  /// Runs `calls` as one group; they return NCCL's status. What they queue must not need another rank's stream.
-  void group(FunctionRef<ncclResult_t()> calls, Deadline deadline) const;
+  /// Waits until all ranks have joined, and checks that the communicator is bound to the GPU that was meant.
+  void ready(Deadline deadline);
+  /// The barrier that belongs to a device: one element reduced over all ranks on this GPU. Also connects the ranks for
+  /// all that broadcast() does. Once, after ready(); where ranks have several communicators, in an order in which no
+  /// two of them wait for each other.
+  void barrier(Deadline deadline);
+  /// Queues `count` transfers from rank `root` to all others, in order: each rank has the same sizes at a place of its
+  /// own. Always on the same stream. Waits when much more is queued than the link can need.
+  void broadcast(std::size_t count, FunctionRef<Region(std::size_t)> place, int root, const gpu::Stream& stream,
+                 Deadline deadline);
+  /// Whether broadcast() would not wait. For ranks that have others to serve meanwhile.
+  bool room() const;
   /// Waits until all that `stream` was given is done.
   void wait(const gpu::Stream& stream, Deadline deadline, const char* what) const;
-  /// The barrier that belongs to a device: one element reduced over all ranks on this GPU's stream. `scratch` has 4
-  /// bytes of its memory. Also checks that the communicator is bound to the GPU that was meant.
-  void barrier(std::byte* scratch, const gpu::Stream& stream, Deadline deadline) const;
   /// Leaves at once. Gives up waiting for NCCL itself after some seconds.
   void abort() noexcept;
 
  private:
-  void check(ncclResult_t status, const char* call) const;
-  /// False while NCCL is still taking in.
-  bool taken_in(const char* what) const;
+  struct Handle;
 
-  ncclComm_t comm_ = nullptr;
-  int gpu_ = -1;
+  /// Runs `work`, which takes the handle, in a thread of its own; finish() waits for it.
+  template <typename Work>
+  void begin(Work work);
+  void finish(Deadline deadline, const char* what);
+  /// Waits while much is queued.
+  void make_room(const gpu::Stream& stream, Deadline deadline);
+
+  std::shared_ptr<Handle> handle_;
+  std::optional<gpu::Event> mark_;  // a while ago in what was queued
+  std::uint64_t calls_ = 0;         // of broadcast() so far
 };
 
 /// Why these two ranks cannot use NCCL, or nothing.

@@ -1,3 +1,7 @@
+#include <sched.h>
+
+#include <algorithm>
+
 #include "weightcast/core/error.hpp"
 #include "weightcast/transport/backend_cuda/nccl_communicator.hpp"
 #include "weightcast/transport/bound_transport.hpp"
@@ -78,9 +82,12 @@ class NcclSharded final : public BoundTransport {
       }
     }
     allocate();
-    const auto scratch = Buffer::allocate(placement, sizeof(float), false, "a barrier");
-    for (const auto& channel : channels_) channel.comm.ready(deadline, "forming the communicator");
-    for (const auto& channel : channels_) channel.comm.barrier(scratch.region().data, channel.stream, deadline);
+    for (auto& channel : channels_) channel.comm.ready(deadline);
+    // In one order on all ranks, or they would wait for each other in a circle: by trainer rank, then tp rank.
+    std::vector<Channel*> ordered;
+    for (auto& channel : channels_) ordered.push_back(&channel);
+    std::ranges::stable_sort(ordered, {}, &Channel::from);
+    for (auto* channel : ordered) channel->comm.barrier(deadline);
   }
 
   void prepare_packing(Channel& channel) {
@@ -116,8 +123,8 @@ class NcclSharded final : public BoundTransport {
         channel.step = Step(channel.schedule->parts(batch.parameters), channel.from);
         channel.steps = 0;
       }
-      // An engine takes from one trainer rank after the other; that no trainer rank does so, too, keeps them from
-      // waiting for each other in a circle.
+      // An engine takes from one trainer rank after the other; a trainer rank serves all at once, whoever takes: so
+      // they never wait for each other in a circle.
       for (std::size_t i = 1; !peers_->trainer() && i < channels_.size(); ++i) {
         while (!channels_[i - 1].step.done()) advance(channels_[i - 1], batch, deadline);
         channels_[i].stream.after(channels_[i - 1].stream);
@@ -125,10 +132,17 @@ class NcclSharded final : public BoundTransport {
       // Shards of different tp ranks travel side by side, step by step.
       for (bool more = true; more;) {
         more = false;
+        bool progress = false;
         for (auto& channel : channels_) {
           if (channel.step.done()) continue;
           more = true;
+          if (channels_.size() > 1 && !channel.comm.room()) continue;
           advance(channel, batch, deadline);
+          progress = true;
+        }
+        if (more && !progress) {
+          if (deadline.passed()) fail(ExitCode::deadline, "NCCL: queueing transfers did not finish in time");
+          ::sched_yield();
         }
       }
       work(batch);
@@ -188,27 +202,26 @@ class NcclSharded final : public BoundTransport {
       batch.gpu_observer->landed(unpacks ? channel.pack_stream : channel.stream, channel.step.part());
   }
 
-  void broadcast(const Channel& channel, Deadline deadline, FunctionRef<std::byte*(const Copy&)> place_copy,
+  void broadcast(Channel& channel, Deadline deadline, FunctionRef<std::byte*(const Copy&)> place_copy,
                  FunctionRef<std::byte*(const PackedRows&)> place_packed) {
     const auto& [schedule, step] = std::tie(*channel.schedule, channel.step);
     const auto copies = step.index == 0 ? step.part().copies.of(schedule.copies) : std::span<const Copy>();
     const auto packed =
         step.packs() ? schedule.pack_steps[step.pack_step()].of(schedule.packed) : std::span<const PackedRows>();
-    if (copies.empty() && packed.empty()) return;
-    auto status = ncclSuccess;
-    const auto queue = [&](std::byte* data, std::uint64_t size_bytes) {
-      const auto queued = ncclBroadcast(data, data, size_bytes, ncclUint8, 0, channel.comm.get(), cuda(channel.stream));
-      if (status == ncclSuccess || status == ncclInProgress) status = queued;
-      if (peers_->trainer()) egress_bytes_ += size_bytes;
-    };
-    channel.comm.group(
-        [&] {
-          for (const auto& copy : copies) queue(place_copy(copy), copy.size_bytes);
-          for (const auto& rows : packed)
-            queue(place_packed(rows), rows.row_count * schedule.segments[rows.segment_index].row_bytes);
-          return status;
+    channel.comm.broadcast(
+        copies.size() + packed.size(),
+        [&](std::size_t i) {
+          Region place;
+          if (i < copies.size()) {
+            place = {place_copy(copies[i]), copies[i].size_bytes};
+          } else {
+            const auto& rows = packed[i - copies.size()];
+            place = {place_packed(rows), rows.row_count * schedule.segments[rows.segment_index].row_bytes};
+          }
+          if (peers_->trainer()) egress_bytes_ += place.size_bytes;
+          return place;
         },
-        deadline);
+        0, channel.stream, deadline);
   }
 
   static std::byte* half(const Channel& channel, std::size_t k) noexcept {
