@@ -49,6 +49,7 @@ class GpuSlotWitness final : public SlotWitness, public GpuObserver {
     try {
       const bool last = ++announced_ == parts_;
       gpu_.queue(part.segments, last ? gpu::Share::all : gpu::Share::half, &stream);
+      if (last) gpu_.fetch();  // while the ranks agree on STAGE
     } catch (...) {
       error_ = std::current_exception();
     }

@@ -65,10 +65,12 @@ GpuDigests::GpuDigests(std::size_t results, const std::vector<std::vector<gpu::D
 
 void GpuDigests::begin(const std::byte* base) {
   base_ = base;
+  fetching_ = false;
   gpu::zero(sums_.region().data, sums_.region().size_bytes, stream_);
 }
 
 void GpuDigests::queue(const Range& items, gpu::Share share, const gpu::Stream* after) {
+  fetching_ = false;
   if (after != nullptr) stream_.after(*after);
   const auto begin = first_task_[items.first], end = first_task_[items.end()];
   const auto to = target();
@@ -76,9 +78,15 @@ void GpuDigests::queue(const Range& items, gpu::Share share, const gpu::Stream* 
 }
 
 void GpuDigests::fill(std::size_t parameter, const gpu::CopySource& source, std::byte* base) {
+  fetching_ = false;
   const auto begin = first_task_[parameter], end = first_task_[parameter + 1];
   const auto to = target();
   gpu::copy_and_digest(to.tasks + begin, end - begin, source, base, to.sums, stream_);
+}
+
+void GpuDigests::fetch() {
+  gpu::fetch(fetched_.first(sums_.region().size_bytes).data(), sums_.region().data, sums_.region().size_bytes, stream_);
+  fetching_ = true;
 }
 
 gpu::DigestTarget GpuDigests::target() noexcept {
@@ -87,10 +95,10 @@ gpu::DigestTarget GpuDigests::target() noexcept {
 }
 
 std::span<const Digest> GpuDigests::finish(Deadline deadline) {
-  auto* const fetched = fetched_.first(sums_.region().size_bytes).data();
-  gpu::fetch(fetched, sums_.region().data, sums_.region().size_bytes, stream_);
+  if (!fetching_) fetch();
   stream_.synchronize(deadline, "digesting weights");
-  return {reinterpret_cast<const Digest*>(fetched), results_};
+  fetching_ = false;
+  return {reinterpret_cast<const Digest*>(fetched_.first(sums_.region().size_bytes).data()), results_};
 }
 
 }  // namespace weightcast

@@ -31,6 +31,9 @@ class GpuDigests {
   /// Of a slot: lets whoever copies its segments there from a trainer rank's source on the same GPU digest them on the
   /// way, item by item, in place of queue(). Between begin() and finish().
   gpu::DigestTarget target() noexcept;
+  /// Queues the results' way to the host, behind all that was queued so far: early, where nothing else is expected.
+  /// finish() does it where it was not done, or not for all.
+  void fetch();
   /// Waits for all that was queued. What was not queued since begin() adds nothing to any result.
   std::span<const Digest> finish(Deadline deadline);
 
@@ -43,6 +46,7 @@ class GpuDigests {
   std::size_t results_ = 0;
   gpu::Stream stream_;
   const std::byte* base_ = nullptr;
+  bool fetching_ = false;  // all that was queued
 };
 
 }  // namespace weightcast
