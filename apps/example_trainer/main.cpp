@@ -92,7 +92,7 @@ int run(const Options& options) {
     const auto placement = choose_placement(job.world(), wanted.device, wanted.gpus, job.deadline());
     Side side(job, plan, placement);
     side.create();
-    if (job.trainer()) {
+    if (side.trainer() != nullptr) {
       AdamW optimiser(plan.model, placement);
       const auto weights = side.trainer()->reserve();
       side.form_group({.timeout_s = wanted.timeout_s}, 0);

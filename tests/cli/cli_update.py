@@ -106,7 +106,9 @@ class Success(Workplace):
                                            *(f"--{k}={v}" for k, v in choice.items()))
                 self.same_snapshot(self.two + ".h5", snapshot)
                 self.assertLessEqual(choice.items(), report.items())
-                self.assertEqual(report["world"], {"trainer": 1, "tp": tp, "dp": dp})
+                self.assertEqual(report["world"], {"trainer": 1, "trainers": 1, "tp": tp, "dp": dp})
+                self.assertEqual((report["source_layout"], report["updates"][0]["trainer_egress_bytes"]),
+                                 ("whole", [report["updates"][0]["egress_bytes"]]))
                 self.assertEqual(report["model"], {"family": "llama", "parameters": 30, "bytes": 224128})
                 self.assertEqual([u["result"] for u in report["updates"]], ["committed"])
                 self.assertEqual([r["role"] for r in report["ranks"]], ["trainer"] + ["engine"] * tp * dp)

@@ -32,11 +32,12 @@ READERS = {"count": COUNT, "reads": COUNT, "mixed": COUNT, "stale": COUNT, "read
            "layers": [{"layer": TEXT, "calls": COUNT, "median_s": NUMBER, "p99_s": NUMBER}]}
 UPDATE = {"id": COUNT, "version": COUNT, "result": TEXT, "total_s": NUMBER, "prepare_s": NUMBER, "stage_s": NUMBER,
           "verify_s": NUMBER, "vote_s": NUMBER, "commit_s": NUMBER, "pause_s": NUMBER, "egress_bytes": COUNT,
-          "staging_bytes": COUNT}
+          "staging_bytes": COUNT, "trainer_egress_bytes": absent([COUNT])}
 ROW = {"model": TEXT, "model_bytes": COUNT, "device": TEXT, "transport": TEXT, "method": TEXT, "granularity": TEXT,
        "tp": COUNT, "dp": COUNT, "verify": TEXT, "cold_s": NUMBER, "median_s": NUMBER, "min_s": NUMBER,
        "max_s": NUMBER, "p99_s": NUMBER, "model_GBps": NUMBER, "egress_bytes": COUNT, "staging_bytes": COUNT,
        "wrong": COUNT, "ceiling_GBps": NUMBER, "ratio_to_ceiling": NUMBER, "group_warmup": absent(bool),
+       "trainers": absent(COUNT), "source_layout": absent(TEXT), "trainer_egress_bytes": absent([COUNT]),
        "layers": absent([LAYER]), "stages": absent([LAYER]), "readers": absent(READERS)}
 ALWAYS = {
     "schema": TEXT, "command": TEXT, "ok": bool, "exit_code": COUNT,
@@ -46,7 +47,7 @@ ALWAYS = {
 }
 COMMANDS = {
     "update": {
-        "world": {"trainer": COUNT, "tp": COUNT, "dp": COUNT},
+        "world": {"trainer": COUNT, "trainers": absent(COUNT), "tp": COUNT, "dp": COUNT}, "source_layout": absent(TEXT),
         "device": TEXT, "transport": TEXT, "method": TEXT, "granularity": TEXT, "commit": TEXT,
         "model": {"family": TEXT, "parameters": COUNT, "bytes": COUNT},
         "group": {"init_s": NUMBER, "warmup_s": NUMBER},
@@ -119,6 +120,10 @@ def problems_of(report):
         problems.append("ok and exit_code contradict each other")
     if not report["ok"] and report["error"] is None:
         problems.append("it failed, but error is null")
+    for one in report.get("updates", []) + report.get("rows", []):
+        by_trainer = one.get("trainer_egress_bytes")
+        if by_trainer and sum(by_trainer) != one["egress_bytes"]:
+            problems.append(f"egress_bytes is {one['egress_bytes']}, but by trainer rank {by_trainer}")
     if report["error"] is not None and report["error"]["code"] != report["exit_code"]:
         problems.append("error.code is not exit_code")
     return problems

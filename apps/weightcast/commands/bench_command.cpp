@@ -5,6 +5,7 @@
 
 #include "commands/plain_copies.hpp"
 #include "options/bench_options.hpp"
+#include "output/update_table.hpp"
 #include "output/versions.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/job/job.hpp"
@@ -38,7 +39,8 @@ class ModelBench {
         placement_(placement),
         side_(job, plan_, placement) {
     agree(job.world(), "load", job.deadline(), [&] {
-      plan_ = make_plan(build_model(load_model_config(model_name_)), roster.tp, roster.dp);
+      const auto model = build_model(load_model_config(model_name_));
+      plan_ = make_plan(model, roster.tp, roster.dp, make_layout(options.source_layout, model, roster.trainers));
       for (std::uint64_t seed : {2, 1}) sources_.push_back(make_synthetic_source(plan_.model, seed));
     });
     side_.load({sources_[0].get(), sources_[1].get()}, *sources_[1]);
@@ -59,9 +61,12 @@ class ModelBench {
                   .transport = std::string(side_.group().transport()),
                   .method = std::string(name_of(what.method)),
                   .granularity = std::string(name_of(what.granularity)),
+                  .trainers = roster_.trainers,
                   .tp = roster_.tp,
                   .dp = roster_.dp,
+                  .source_layout = std::string(name_of(options_.source_layout)),
                   .verify = std::string(name_of(what.verify)),
+                  .trainer_egress_bytes = {},
                   .group_warmup = options_.group_warmup,
                   .path = {},
                   .readers = {}};
@@ -90,7 +95,7 @@ class ModelBench {
     // On ranks that served, too.
     version_ = first + 2 + options_.warmup + options_.repeat;
     source_index_ = (1 + options_.warmup + options_.repeat) % 2 == 0 ? served : 1 - served;
-    if (what.granularity == Granularity::parameter) row.path = study.gather(job_.world(), job_.deadline());
+    if (what.granularity == Granularity::parameter) row.path = study.gather(job_.world(), roster_, job_.deadline());
     if (options_.readers > 0) {
       std::vector<ReportUpdate> updates(version_ - first);
       row.readers = gather_readers(job_.world(), reads, options_.readers, updates, job_.deadline());
@@ -125,7 +130,12 @@ class ModelBench {
     if (readers) readers->update_begins();
     const auto result = side_.update(source_index_, version_, granularity);
     if (readers) readers->update_ended(result);
-    row.egress_bytes = result.egress_bytes;
+    row.egress_bytes = 0;
+    row.trainer_egress_bytes.clear();
+    for (const auto& one : side_.trainer_results(callers, result)) {
+      row.trainer_egress_bytes.push_back(one.egress_bytes);
+      row.egress_bytes += one.egress_bytes;
+    }
     row.staging_bytes = result.staging_bytes;
     return result.total_s();
   }
@@ -143,13 +153,14 @@ class ModelBench {
   std::size_t source_index_ = 1;  // of what is served
   Placement placement_;
   TransferPlan plan_;
-  std::vector<std::unique_ptr<WeightSource>> sources_;  // the trainer's regions 0 and 1; engines start with 1
+  std::vector<std::unique_ptr<WeightSource>> sources_;  // the trainer's source regions 0 and 1; engines start with 1
   Side side_;
 };
 
 void print_header(const BenchOptions& options, const Roster& roster, MemoryKind memory) {
-  fmt::print("# weightcast bench: 1 trainer + {} x tp {} engine ranks, memory {}; {} updates after {} to warm up\n",
-             roster.dp, roster.tp, name(memory), options.repeat, options.warmup);
+  fmt::print("# weightcast bench: {}, memory {}; {} updates after {} to warm up\n", describe(roster), name(memory),
+             options.repeat, options.warmup);
+  if (roster.trainers > 1) fmt::print("# source layout {}\n", name_of(options.source_layout));
   if (!options.group_warmup) fmt::print("# no warm-up when a group is formed: the cold update pays for it\n");
   if (options.ceiling) {
     fmt::print(
@@ -178,12 +189,12 @@ void print_row(const ReportRow& row) {
 void run(const BenchOptions& options, Job& job, Report& report, const EarlyName& json) {
   Roster roster;
   agree(job.world(), "start", job.deadline(), [&] {
-    roster = form_roster(options.tp, options.dp, job.world().size());
-    if (job.trainer()) json.probe();
+    roster = form_roster(options.tp, options.dp, job.world().size(), options.trainers);
+    if (job.first()) json.probe();
   });
   const auto placement = choose_placement(job.world(), options.device, options.gpus, job.deadline());
-  report.ranks = gather_ranks(job.world(), placement, job.deadline());
-  if (job.trainer()) print_header(options, roster, placement.kind);
+  report.ranks = gather_ranks(job.world(), roster, placement, job.deadline());
+  if (job.first()) print_header(options, roster, placement.kind);
   for (const auto& model : options.models) {
     ModelBench bench(options, job, model, roster, placement);
     for (const auto granularity : options.granularities) {
@@ -193,8 +204,9 @@ void run(const BenchOptions& options, Job& job, Report& report, const EarlyName&
             continue;  // engines pull what they need
           for (const auto verify : options.verifies) {
             report.rows.push_back(bench.run({transport, method, granularity, verify}));
-            if (!job.trainer()) continue;
+            if (!job.first()) continue;
             print_row(report.rows.back());
+            print_trainer_egress(report.rows.back().trainer_egress_bytes, report.rows.back().model_bytes);
             print_path(report.rows.back().path);
             if (report.rows.back().readers) fmt::print("{}", describe(*report.rows.back().readers));
           }
@@ -225,7 +237,9 @@ int run_bench(const BenchOptions& options) {
     }
     if (json) write_report(json.get(), report, reader_deadline(options.timeout_s));
   };
-  Job job(options.timeout_s, finish, [&](const Error& error) { write_late_report(json, nothing_yet, error); });
+  Job job(
+      options.timeout_s, finish, [&](const Error& error) { write_late_report(json, nothing_yet, error); },
+      options.trainers);
   return job.run([&] { run(options, job, report, json); });
 }
 

@@ -21,7 +21,8 @@ struct PlainCopy {
 
 std::vector<double> plain_copies(Job& job, Side& side, const Roster& roster, Placement placement) {
   const auto& world = job.world();
-  const auto buffers = side.trainer() != nullptr ? side.trainer()->buffers() : std::vector<const Buffer*>();
+  const bool trainer = side.trainer() != nullptr;
+  const auto buffers = trainer ? side.trainer()->buffers() : std::vector<const Buffer*>();
   const int rank = world.rank();
   const bool on_gpu = placement.kind == MemoryKind::cuda;
   const auto peers = Peers::meet(world, roster, placement, job.deadline());
@@ -34,7 +35,7 @@ std::vector<double> plain_copies(Job& job, Side& side, const Roster& roster, Pla
     sources = std::move(mapped[0]);
     std::vector<ShareHandle> own;
     Region slot;
-    if (!job.trainer()) {
+    if (!trainer) {
       auto& store = side.engine()->store();
       const auto index = store.stage(work);
       store.drop();
@@ -49,9 +50,9 @@ std::vector<double> plain_copies(Job& job, Side& side, const Roster& roster, Pla
     for (std::size_t t = 0; t < roster.tp; ++t) {
       const int engine = roster.engine_rank(0, t);
       const bool pushes = on_gpu && !same_gpu(peers.place(0), peers.place(engine));
-      if (rank != engine && !(job.trainer() && pushes)) continue;
+      if (rank != engine && !(trainer && pushes)) continue;
       if (on_gpu) streams.emplace_back(placement.gpu);
-      if (job.trainer()) {
+      if (trainer) {
         const auto& handle = handles.at(static_cast<std::size_t>(engine)).at(0);
         slots.emplace_back(handle, placement.gpu);
         const auto share = share_of(buffers[0]->region().size_bytes, handle.size_bytes), half = share / 2;

@@ -1,4 +1,5 @@
 #include "commands/commands.hpp"
+#include "options/source_options.hpp"
 #include "output/notes.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 #include "weightcast/trainer/weight_source.hpp"
@@ -17,8 +18,8 @@ CommandSpec plan_command() {
                   {"model", "SHAPE", "a named shape or config.json"},
                   {"tp", "N", "tensor-parallel ranks of an engine", "1"},
                   {"dp", "N", "engines (replicas)", "1"},
-                  {"trainers", "R", "trainer ranks", "1"},
-                  {"source-layout", "whole|fsdp|tp", "what each trainer rank has", "whole"},
+                  trainers_option(),
+                  source_layout_option(),
                   ignore_option()},
   };
 }
@@ -47,10 +48,10 @@ int run_plan(const Options& options) {
   }
   const Model model =
       checkpoint.empty() ? build_model(load_model_config(shape)) : model_of(checkpoint, options.list("ignore"));
-  constexpr std::uint64_t most_ranks = 1'000'000, most_trainers = 4096;  // each has an entry for every parameter
-  const TransferPlan plan = make_plan(
-      model, options.number("tp", 1, most_ranks), options.number("dp", 1, most_ranks),
-      make_layout(options.choice<LayoutKind>("source-layout"), model, options.number("trainers", 1, most_trainers)));
+  constexpr std::uint64_t most_ranks = 1'000'000;
+  const auto sources = parse_source_options(options);
+  const TransferPlan plan = make_plan(model, options.number("tp", 1, most_ranks), options.number("dp", 1, most_ranks),
+                                      make_layout(sources.source_layout, model, sources.trainers));
   fmt::print("{}", describe(plan));
   if (const std::string violation = prove_coverage(plan); !violation.empty()) {
     fail(ExitCode::internal, "the plan is wrong: {}", violation);

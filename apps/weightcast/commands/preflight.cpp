@@ -26,8 +26,8 @@ std::string describe_rank(const ReportRank& rank) {
 
 void print_table(const Peers& peers, Method method, const std::vector<std::string>& ranks,
                  const std::string& transports, const std::set<std::string>& notes) {
-  fmt::print("# weightcast preflight: 1 trainer + {} x tp {} engine ranks, memory {}, method {}\n", peers.roster.dp,
-             peers.roster.tp, name(peers.memory()), name(method));
+  fmt::print("# weightcast preflight: {}, memory {}, method {}\n", describe(peers.roster), name(peers.memory()),
+             name(method));
   fmt::print("rank  role     host                     cores  memory: free of total    gpu\n");
   for (const auto& rank : ranks) fmt::print("{}\n", rank);
   fmt::print("transports\n{}", transports);
@@ -41,10 +41,10 @@ int run_preflight(const UpdateOptions& options, Job& job) {
   const auto body = [&] {
     Roster roster;
     agree(job.world(), "preflight", job.deadline(),
-          [&] { roster = form_roster(options.tp, options.dp, job.world().size()); });
+          [&] { roster = form_roster(options.tp, options.dp, job.world().size(), options.trainers); });
     const auto placement = choose_placement(job.world(), options.device, options.gpus, job.deadline());
     const auto peers = Peers::meet(job.world(), roster, placement, job.deadline());
-    const auto hosts = gather_ranks(job.world(), placement, job.deadline());
+    const auto hosts = gather_ranks(job.world(), roster, placement, job.deadline());
     const auto ranks =
         job.world().all_gather(describe_rank(hosts[static_cast<std::size_t>(job.world().rank())]), job.deadline());
     const auto method = options.method;
@@ -71,7 +71,7 @@ int run_preflight(const UpdateOptions& options, Job& job) {
       std::istringstream lines(text);
       for (std::string line; std::getline(lines, line);) notes.insert(line);
     }
-    if (job.trainer()) print_table(peers, method, ranks, transports, notes);
+    if (job.first()) print_table(peers, method, ranks, transports, notes);
     agree(job.world(), "preflight", job.deadline(), [&] {
       if (usable) return;
       throw Error(ExitCode::config, "no transport can be used. " + refusals,

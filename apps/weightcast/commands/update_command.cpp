@@ -48,7 +48,7 @@ class Update {
     });
     if (options_.verify == VerifyChoice::all) timed(phases.check_s, [&] { check_reference(); });
     if (!options_.snapshot.empty()) timed(phases.snapshot_s, [&] { snapshot(); });
-    if (job_.trainer()) print_update_summary(report_, options_.verify);
+    if (job_.first()) print_update_summary(report_, options_.verify);
   }
 
  private:
@@ -69,17 +69,19 @@ class Update {
 
   void join() {
     agree(job_.world(), "start", job_.deadline(), [&] {
-      roster_ = form_roster(options_.tp, options_.dp, job_.world().size());
-      if (job_.trainer()) {
+      roster_ = form_roster(options_.tp, options_.dp, job_.world().size(), options_.trainers);
+      if (job_.first()) {
         outputs_.json.probe();
         outputs_.trace.probe();
       }
       if (writes_snapshot()) probe_snapshot(outputs_.snapshot.get());
     });
     placement_ = choose_placement(job_.world(), options_.device, options_.gpus, job_.deadline());
-    report_.ranks = gather_ranks(job_.world(), placement_, job_.deadline());
+    report_.ranks = gather_ranks(job_.world(), roster_, placement_, job_.deadline());
+    report_.trainers = roster_.trainers;
     report_.tp = roster_.tp;
     report_.dp = roster_.dp;
+    report_.source_layout = name_of(options_.source_layout);
     report_.device = name(placement_.kind);
     report_.method = name_of(options_.method);
     report_.granularity = name_of(options_.granularity);
@@ -94,7 +96,8 @@ class Update {
       const auto config = !options_.model ? config_of(*named, notes)
                           : named ? load_model_config(*options_.model, {dtype_of_weights(named->tensors()), &notes})
                                   : load_model_config(*options_.model);
-      plan_ = make_plan(build_model(config), roster_.tp, roster_.dp);
+      const auto model = build_model(config);
+      plan_ = make_plan(model, roster_.tp, roster_.dp, make_layout(options_.source_layout, model, roster_.trainers));
       initial_ = make_source(plan_.model, options_.initial, std::move(initial), options_.ignore);
       target_ = make_source(plan_.model, options_.target, std::move(target), options_.ignore);
       for (const auto* source : {initial_.get(), target_.get()}) {
@@ -109,7 +112,7 @@ class Update {
     std::vector<const WeightSource*> published = {target_.get()};
     if (options_.repeat > 1) published.push_back(initial_.get());
     side_.emplace(job_, plan_, placement_, options_.commit);
-    Progress progress("loading weights", model.size_bytes() * published.size());
+    Progress progress("loading weights", plan_.held_bytes(0) * published.size());
     side_->load(published, *initial_, [&](std::uint64_t bytes) { progress.add(bytes); });
   }
 
@@ -122,7 +125,7 @@ class Update {
     const auto& group = side_->group();
     report_.transport = group.transport();
     report_.group = {group.init_s(), group.warmup_s()};
-    if (job_.trainer()) {
+    if (job_.first()) {
       print_update_header(report_, initial_->describe(), target_->describe(), options_.verify, group.transport_notes());
     }
   }
@@ -130,7 +133,7 @@ class Update {
   /// The weights that the last update brought.
   const WeightSource& last_source() const { return options_.repeat % 2 == 1 ? *target_ : *initial_; }
 
-  /// On the trainer and the first rank of each engine.
+  /// On the trainer ranks and the first rank of each engine.
   void serve_and_update(const Communicator& callers) {
     if (options_.verify == VerifyChoice::sample) check_sample(callers, *initial_, "before");
     auto* const engine = side_->engine();
@@ -140,12 +143,14 @@ class Update {
     for (std::uint64_t i = 0; i < options_.repeat; ++i) {
       job_.stop_if_asked(callers, i);
       if (engine == nullptr) {
-        publish(i);
+        publish(callers, i);
         continue;
       }
       readers->update_begins();
-      readers->update_ended(side_->update(i % 2, i + 2, options_.granularity));
+      const auto result = side_->update(i % 2, i + 2, options_.granularity);
+      readers->update_ended(result);
       if (i == 0) study_->note_cold(*engine);
+      side_->trainer_results(callers, result);
     }
     if (engine != nullptr) study_->note_warm(*engine, options_.repeat - 1);
     agree(callers, "readers", job_.deadline(), [&] {
@@ -156,46 +161,61 @@ class Update {
 
   /// Where the time of the calls went, and what the readers saw, reach all ranks.
   void show_load() {
-    report_.path = study_->gather(job_.world(), job_.deadline());
-    if (job_.trainer() && options_.granularity == Granularity::parameter) print_path(report_.path);
+    report_.path = study_->gather(job_.world(), roster_, job_.deadline());
+    if (job_.first() && options_.granularity == Granularity::parameter) print_path(report_.path);
     if (options_.readers == 0) return;
     report_.readers = gather_readers(job_.world(), reads_, options_.readers, report_.updates, job_.deadline());
-    if (job_.trainer()) fmt::print("{}", describe(*report_.readers));
+    if (job_.first()) fmt::print("{}", describe(*report_.readers));
     check_readers(*report_.readers);
   }
 
-  void publish(std::uint64_t index) {
-    const std::uint64_t version = index + 2;
-    ReportUpdate row{.id = index + 1, .version = version, .result = "aborted"};
+  /// The row of an update that has ended, as one trainer rank saw it.
+  ReportUpdate row_of(std::uint64_t index, const UpdateResult& result) const {
+    return {.id = index + 1,
+            .version = result.version,
+            .result = result.no_op ? "unchanged" : "committed",
+            .total_s = result.total_s(),
+            .prepare_s = result.prepare_s,
+            .stage_s = result.stage_s,
+            .verify_s = result.verify_s,
+            .vote_s = result.vote_s,
+            .commit_s = result.commit_s,
+            .pause_s = options_.commit == CommitMode::swap ? result.commit_s : result.total_s(),
+            .egress_bytes = result.egress_bytes,
+            .staging_bytes = result.staging_bytes,
+            .trainer_egress_bytes = {}};
+  }
+
+  UpdateResult update_or_note_failure(std::uint64_t index) {
+    ReportUpdate row{.id = index + 1, .version = index + 2, .result = "aborted", .trainer_egress_bytes = {}};
     try {
-      const auto total = side_->update(index % 2, version, options_.granularity);
-      if (total.digest) report_.verify.digest = total.digest->hex();
-      row = {.id = row.id,
-             .version = version,
-             .result = total.no_op ? "unchanged" : "committed",
-             .total_s = total.total_s(),
-             .prepare_s = total.prepare_s,
-             .stage_s = total.stage_s,
-             .verify_s = total.verify_s,
-             .vote_s = total.vote_s,
-             .commit_s = total.commit_s,
-             .pause_s = options_.commit == CommitMode::swap ? total.commit_s : total.total_s(),
-             .egress_bytes = total.egress_bytes,
-             .staging_bytes = total.staging_bytes};
+      return side_->update(index % 2, row.version, options_.granularity);
     } catch (const Error& error) {
       const bool untouched = error.origin().stage == "prepare";
       if (options_.commit == CommitMode::in_place && !untouched) row.result = "dirty";
       report_.updates.push_back(row);
       throw;
     }
-    trace_.add(row);
+  }
+
+  void publish(const Communicator& callers, std::uint64_t index) {
+    const auto result = update_or_note_failure(index);
+    auto row = row_of(index, result);
+    row.egress_bytes = row.staging_bytes = 0;
+    for (const auto& one : side_->trainer_results(callers, result)) {
+      trace_.add(row_of(index, one), row.trainer_egress_bytes.size());
+      row.trainer_egress_bytes.push_back(one.egress_bytes);
+      row.egress_bytes += one.egress_bytes;
+      row.staging_bytes = std::max(row.staging_bytes, one.staging_bytes);
+    }
+    if (result.digest) report_.verify.digest = result.digest->hex();
     report_.updates.push_back(row);
-    print_update_row(row, report_.model.bytes);
+    if (job_.first()) print_update_row(row, report_.model.bytes);
   }
 
   void check_sample(const Communicator& callers, const WeightSource& expected, const std::string& when) {
     agree(callers, "sample", job_.deadline(), [&] {
-      if (job_.trainer() && when == "before") {
+      if (job_.first() && when == "before") {
         const auto equal = equal_samples(plan_.model, *initial_, *target_, options_.truncate);
         if (!equal.empty()) {
           throw Error(
@@ -207,7 +227,7 @@ class Update {
       if (side_->engine() != nullptr) check_samples(*side_->engine(), plan_.model, expected, options_.truncate, when);
     });
     const auto count = sample_parameters(plan_.model).size();
-    if (job_.trainer()) {
+    if (job_.first()) {
       fmt::print("# sample: {} parameters x {} rows equal to {} {} the update{}\n", count, options_.truncate,
                  expected.describe(), when, when == "before" ? ", and initial and target differ in each" : "");
     }
@@ -236,10 +256,10 @@ class Update {
   void snapshot() {
     const auto& model = plan_.model;
     job_.stop_if_asked(job_.world(), options_.repeat);
-    if (job_.trainer()) fmt::print(stderr, "writing {}\n", printable(options_.snapshot));
+    if (job_.first()) fmt::print(stderr, "writing {}\n", printable(options_.snapshot));
     job_.agree_patiently("snapshot", model.size_bytes(), [&](const Pulse&, Deadline deadline) {
       // One replica writes: they all hold the same.
-      if (job_.trainer() || roster_.replica(job_.world().rank()) != 0) return;
+      if (side_->engine() == nullptr || roster_.replica(job_.world().rank()) != 0) return;
       const auto pin = side_->engine()->store().pin();
       const auto& replica = side_->group().replica();
       const HostView slot(pin.slot());
@@ -259,7 +279,9 @@ class Update {
   }
 
   /// The first rank of the first engine makes the file, so it is the one that looks at its name.
-  bool writes_snapshot() const { return !options_.snapshot.empty() && job_.world().rank() == 1; }
+  bool writes_snapshot() const {
+    return !options_.snapshot.empty() && job_.world().rank() == roster_.engine_rank(0, 0);
+  }
 
   const UpdateOptions& options_;
   const Outputs& outputs_;
@@ -297,7 +319,9 @@ int run_update(const UpdateOptions& options) {
   report.command = "update";
   report.versions = versions();
   const Report nothing_yet = report;
-  Job job(options.timeout_s, finish, [&](const Error& error) { write_late_report(outputs.json, nothing_yet, error); });
+  Job job(
+      options.timeout_s, finish, [&](const Error& error) { write_late_report(outputs.json, nothing_yet, error); },
+      options.trainers);
   if (options.preflight) return run_preflight(options, job);
   Update update(options, outputs, job, report, trace);
   return job.run([&] { update.run(); });

@@ -12,8 +12,10 @@ CommandSpec bench_command() {
           "Times updates with weights made in memory.\n"
           "A row per combination of model, transport, method and granularity.",
       .options = {{"model", "LIST", "named shapes or config.json files"},
-                  {"tp", "N", "tensor-parallel ranks of an engine; default (world - 1) / dp"},
+                  {"tp", "N", "tensor-parallel ranks of an engine; default (world - trainers) / dp"},
                   {"dp", "N", "engines (replicas)", "1"},
+                  trainers_option(),
+                  source_layout_option(),
                   {"device", "DEVICE", "auto, host or cuda: where the weights are", "auto"},
                   {"gpus", "LIST", "GPU of each rank in rank order, like 0,1,1; default: the host's GPUs in turn"},
                   {"transport", "LIST", "of auto, direct, nccl, mpi", "auto"},

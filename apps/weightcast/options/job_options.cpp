@@ -6,6 +6,7 @@ JobOptions parse_job_options(const Options& options) {
   constexpr std::uint64_t most_ranks = 1'000'000, most_readers = 1024;  // beyond what a launcher or a host can start
   constexpr int last_gpu = 1023;
   JobOptions result;
+  static_cast<SourceOptions&>(result) = parse_source_options(options);
   if (options.has("tp")) result.tp = options.number("tp", 1, most_ranks);
   result.dp = options.number("dp", 1, most_ranks);
   result.device = options.choice<DeviceChoice>("device");

@@ -5,13 +5,13 @@
 #include <string>
 #include <vector>
 
-#include "options/options.hpp"
+#include "options/source_options.hpp"
 
 namespace weightcast {
 
 /// What every job of several ranks is asked.
-struct JobOptions {
-  std::optional<std::uint64_t> tp;  ///< default: (world - 1) / dp
+struct JobOptions : SourceOptions {
+  std::optional<std::uint64_t> tp;  ///< default: (world - trainers) / dp
   std::uint64_t dp = 1;
   DeviceChoice device = DeviceChoice::automatic;
   std::vector<int> gpus;      ///< of each rank in rank order; empty: the host's in turn

@@ -8,14 +8,17 @@ CommandSpec update_command() {
       .arguments = "--initial PATH|synth[:SEED] --target PATH|synth[:SEED] [options]",
       .summary =
           "Moves the weights of --target from a trainer to engines that start with those of --initial.\n"
-          "Rank 0 is the trainer; 1 + tp x dp ranks in all. All engines switch, verified, or none.",
+          "The first ranks are the trainer, rank 0 alone by default; trainers + tp x dp ranks in all.\n"
+          "All engines switch, verified, or none.",
       .options = {{"initial", "WEIGHTS",
                    "what the engines start with: a checkpoint, or synth:SEED for made-up weights"},
                   {"target", "WEIGHTS", "what the trainer publishes"},
                   {"model", "SHAPE", "named shape or config.json; needed when both weights are made up"},
                   ignore_option(),
-                  {"tp", "N", "tensor-parallel ranks of an engine; default (world - 1) / dp"},
+                  {"tp", "N", "tensor-parallel ranks of an engine; default (world - trainers) / dp"},
                   {"dp", "N", "engines (replicas)", "1"},
+                  trainers_option(),
+                  source_layout_option(),
                   {"device", "DEVICE", "auto, host or cuda: where the weights are", "auto"},
                   {"gpus", "LIST", "GPU of each rank in rank order, like 0,1,1; default: the host's GPUs in turn"},
                   {"transport", "NAME", "auto, direct, nccl or mpi", "auto"},
@@ -32,7 +35,7 @@ CommandSpec update_command() {
                    "threads that read on each engine at full rate during the updates, and check what they get", "0"},
                   {"timeout", "DURATION", "the longest that any wait may take", "60s"},
                   {"json", "FILE", "write a report"},
-                  {"trace", "FILE", "write a timeline of all ranks"},
+                  {"trace", "FILE", "write a timeline of the updates, as each trainer rank saw them"},
                   {"preflight", "",
                    "show ranks, hosts, devices and transports, check that --transport can be used, then stop"}},
       .parallel = true,

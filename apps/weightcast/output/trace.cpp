@@ -5,16 +5,16 @@
 
 namespace weightcast {
 
-void Trace::add(const ReportUpdate& update) {
+void Trace::add(const ReportUpdate& update, std::size_t trainer_rank) {
   double begin = clock_.elapsed_s() - update.total_s;
-  events_.push_back({"update " + std::to_string(update.id), begin, update.total_s});
+  events_.push_back({"update " + std::to_string(update.id), trainer_rank, begin, update.total_s});
   const std::pair<const char*, double> stages[] = {{"prepare", update.prepare_s},
                                                    {"stage", update.stage_s},
                                                    {"verify", update.verify_s},
                                                    {"vote", update.vote_s},
                                                    {"commit", update.commit_s}};
   for (const auto& [name, seconds] : stages) {
-    events_.push_back({name, begin, seconds});
+    events_.push_back({name, trainer_rank, begin, seconds});
     begin += seconds;
   }
 }
@@ -25,7 +25,7 @@ std::string Trace::to_json() const {
     events.push_back({{"name", event.name},
                       {"ph", "X"},
                       {"pid", 0},
-                      {"tid", 0},
+                      {"tid", event.rank},
                       {"ts", event.begin_s * 1e6},
                       {"dur", event.duration_s * 1e6}});
   }

@@ -6,13 +6,15 @@
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/job/stop.hpp"
+#include "weightcast/plan/roster.hpp"
 
 namespace weightcast {
 
 void print_update_header(const Report& report, const std::string& initial, const std::string& target,
                          VerifyChoice verify, const std::string& notes) {
-  fmt::print("# weightcast update: {} ({} parameters, {}), 1 trainer + {} x tp {} engine ranks\n", report.model.family,
-             report.model.parameters, format_size(report.model.bytes), report.dp, report.tp);
+  fmt::print("# weightcast update: {} ({} parameters, {}), {}\n", report.model.family, report.model.parameters,
+             format_size(report.model.bytes), describe(Roster{report.trainers, report.tp, report.dp}));
+  if (report.trainers > 1) fmt::print("# source layout {}\n", report.source_layout);
   fmt::print("# from {} to {}; memory {}, transport {}, method {}, granularity {}, commit {}, verify {}\n", initial,
              target, report.device, report.transport, report.method, report.granularity, report.commit,
              name_of(verify));
@@ -34,7 +36,15 @@ void print_update_row(const ReportUpdate& row, std::uint64_t model_bytes) {
   std::fflush(stdout);
 }
 
+void print_trainer_egress(const std::vector<std::uint64_t>& bytes, std::uint64_t model_bytes) {
+  if (bytes.size() < 2) return;
+  fmt::print("# egress by trainer rank:");
+  for (const auto one : bytes) fmt::print(" {:.3f}", static_cast<double>(one) / static_cast<double>(model_bytes));
+  fmt::print("\n");
+}
+
 void print_update_summary(const Report& report, VerifyChoice verify) {
+  if (!report.updates.empty()) print_trainer_egress(report.updates.back().trainer_egress_bytes, report.model.bytes);
   if (!report.verify.digest.empty()) fmt::print("# digest {}\n", report.verify.digest);
   if (verify == VerifyChoice::none) {
     fmt::print("nothing verified (--verify none)\n");

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "options/choices.hpp"
 #include "weightcast/telemetry/report.hpp"
@@ -14,6 +15,8 @@ void print_update_header(const Report& report, const std::string& initial, const
                          VerifyChoice verify, const std::string& notes);
 /// Not when the job is being ended and nobody reads.
 void print_update_row(const ReportUpdate& row, std::uint64_t model_bytes);
+/// A line that says which part of the model left each trainer rank, where there are several.
+void print_trainer_egress(const std::vector<std::uint64_t>& bytes, std::uint64_t model_bytes);
 /// The last line counts verified parameters.
 void print_update_summary(const Report& report, VerifyChoice verify);
 

@@ -23,14 +23,6 @@ constexpr double wake_s = 0.1;  // until the watchdog knows that this process wa
 constexpr double kill_s = 5;    // from a launcher's SIGCONT until its signals, on a busy machine
 constexpr double turn_s = 3;    // for writing the report and ending the job, before the next rank does it
 
-/// Fills in what this rank knows of where an error arose.
-void place(Error& error, int rank) {
-  auto& origin = error.origin();
-  if (origin.rank < 0) origin.rank = rank;
-  if (origin.host.empty() && origin.rank == rank) origin.host = host_name();
-  origin.role = Roster().role(origin.rank);
-}
-
 void show(const Error& error) {
   std::fflush(stdout);
   fmt::print(stderr, "{}", error_block(error, static_cast<int>(error.code())));
@@ -80,10 +72,11 @@ bool Job::astray() const {
   return world_.size() == 1 && launch_size() > 1 && launch_rank() > 0;
 }
 
-Job::Job(double timeout_s, Finish finish, FinishLate finish_late)
+Job::Job(double timeout_s, Finish finish, FinishLate finish_late, std::uint64_t trainers)
     : timeout_s_(timeout_s),
       finish_(std::move(finish)),
       finish_late_(std::move(finish_late)),
+      trainers_(trainers),
       note_(std::in_place, &clock_, "start", Deadline::after(timeout_s)),
       watchdog_([this](const std::stop_token& stop) { watch(stop); }),
       environment_(nullptr, nullptr),
@@ -120,6 +113,13 @@ std::optional<Error> Job::find_missing(const Communicator& ranks, const std::str
     if (missing.reach() == Error::Reach::lost) return missing;
   }
   return std::nullopt;
+}
+
+void Job::place(Error& error, int rank) const {
+  auto& origin = error.origin();
+  if (origin.rank < 0) origin.rank = rank;
+  if (origin.host.empty() && origin.rank == rank) origin.host = host_name();
+  origin.role = Roster{.trainers = trainers_}.role(origin.rank);
 }
 
 void Job::watch(const std::stop_token& stop) {
@@ -205,7 +205,7 @@ int Job::run(FunctionRef<void()> body) {
   if (!shared()) give_up(*error);
   try {
     agree(world_, "report", deadline(), [&] {
-      if (trainer() && !astray()) finish_(error);
+      if (first() && !astray()) finish_(error);
     });
   } catch (...) {
     const auto failure = current_error();
@@ -217,7 +217,7 @@ int Job::run(FunctionRef<void()> body) {
   if (!error) return 0;
   if (astray()) {
     let_others_speak(1.0);
-  } else if (trainer()) {
+  } else if (first()) {
     show(*error);
   }
   if (told_by_launcher()) leave_now(error->code());

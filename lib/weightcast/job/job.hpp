@@ -16,8 +16,8 @@
 #include "weightcast/core/function_ref.hpp"
 #include "weightcast/telemetry/report.hpp"
 
-/// What programs share that run as a job of 1 + tp * dp ranks, which ends on all ranks with one exit status. This room
-/// is for programs: it prints, has signals handled and ends the process; no other room ever does.
+/// What programs share that run as a job of trainer and engine ranks, which ends on all ranks with one exit status.
+/// This room is for programs: it prints, has signals handled and ends the process; no other room ever does.
 namespace weightcast {
 
 /// The name of an output as it was when the program began. What is wrong with it is said later, when all ranks are
@@ -63,13 +63,14 @@ class Job {
  public:
   /// Initialises MPI. From now on signals that ask to end are only noted: see stop_if_asked(). `finish` runs once at
   /// the end, on rank 0 or, when that is lost, on the lowest rank that runs; in case MPI itself hangs, on another
-  /// thread.
-  Job(double timeout_s, Finish finish, FinishLate finish_late);
+  /// thread. `trainers`: of the ranks, as many are the trainer.
+  Job(double timeout_s, Finish finish, FinishLate finish_late, std::uint64_t trainers = 1);
   ~Job();
   Job(Job&&) = delete;
 
   const Communicator& world() const noexcept { return world_; }
-  bool trainer() const noexcept { return world_.rank() == 0; }
+  /// Whether this is rank 0, which speaks for all: it prints and writes.
+  bool first() const noexcept { return world_.rank() == 0; }
   /// Of a wait or a stage that begins now. A little earlier than the timeout of the job, so that who is missing can
   /// still be found out.
   Deadline deadline() const noexcept { return Deadline::after(timeout_s_ - roll_call_s()); }
@@ -108,6 +109,8 @@ class Job {
   /// Error(deadline) naming the rank of `ranks` that does not answer any more, if there is one. Collective over those
   /// that do.
   std::optional<Error> find_missing(const Communicator& ranks, const std::string& stage, double seconds) const;
+  /// Fills in what `rank` knows of where an error arose.
+  void place(Error& error, int rank) const;
   /// The end of a job that has lost a rank, by the lowest rank that runs.
   [[noreturn]] void give_up(const Error& error);
   /// The end of a job that the launcher ends while it is busy.
@@ -122,6 +125,7 @@ class Job {
   double timeout_s_;
   Finish finish_;
   FinishLate finish_late_;
+  std::uint64_t trainers_;
   StageClock clock_;
   std::atomic<bool> in_mpi_ = false;      // and so able to look for a missing rank
   std::atomic<bool> woken_ = false;       // this process was stopped

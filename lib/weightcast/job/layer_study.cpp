@@ -44,12 +44,13 @@ std::vector<ReportCalls> LayerStudy::summarize(const Engine& engine, std::uint64
   return result;
 }
 
-ReportPath LayerStudy::gather(const Communicator& world, Deadline deadline) const {
+ReportPath LayerStudy::gather(const Communicator& world, const Roster& roster, Deadline deadline) const {
   constexpr auto size = request_layers.size() + stage_names.size();
   std::vector<ReportCalls> mine(2 * size);
   std::copy(cold_.begin(), cold_.end(), mine.begin());
   std::copy(warm_.begin(), warm_.end(), mine.begin() + size);
-  const auto theirs = world.all_gather_values(std::span<const ReportCalls>(mine), deadline).at(1);
+  const auto first_engine = static_cast<std::size_t>(roster.engine_rank(0, 0));
+  const auto theirs = world.all_gather_values(std::span<const ReportCalls>(mine), deadline).at(first_engine);
   ReportPath path;
   std::size_t i = 0;
   for (const auto* name : request_layers) path.layers.push_back({name, theirs[i], theirs[size + i]}), ++i;
@@ -60,7 +61,8 @@ ReportPath LayerStudy::gather(const Communicator& world, Deadline deadline) cons
 void print_path(const ReportPath& path) {
   if (path.layers.empty()) return;
   fmt::print(
-      "# us of one call on engine rank 1, with the layers below, then its own part alone; cold is the first update, "
+      "# us of one call on the first engine rank, with the layers below, then its own part alone; cold is the first "
+      "update, "
       "warm "
       "all later ones;\n"
       "# 1st is an update's first call (the largest parameter, as a rule). The seed's parts of model_runner: create is "

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "weightcast/engine/engine.hpp"
+#include "weightcast/plan/roster.hpp"
 #include "weightcast/telemetry/report.hpp"
 
 /// Where the time of requests goes, layer by layer, cold and warm: the first engine rank's notes reach rank 0.
@@ -21,7 +22,7 @@ class LayerStudy {
   void note_cold(const Engine& engine) { cold_ = summarize(engine, 1); }
   void note_warm(const Engine& engine, std::uint64_t updates) { warm_ = summarize(engine, updates); }
   /// What the first engine rank noted, on all ranks. Collective.
-  ReportPath gather(const Communicator& world, Deadline deadline) const;
+  ReportPath gather(const Communicator& world, const Roster& roster, Deadline deadline) const;
 
  private:
   /// The layers from the top, then the stages.

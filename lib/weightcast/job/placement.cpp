@@ -7,7 +7,6 @@
 #include "weightcast/core/file.hpp"
 #include "weightcast/core/parallel.hpp"
 #include "weightcast/device/gpu.hpp"
-#include "weightcast/plan/roster.hpp"
 
 namespace weightcast {
 
@@ -32,7 +31,8 @@ Placement choose_placement(const Communicator& world, DeviceChoice device, const
   return placement;
 }
 
-std::vector<ReportRank> gather_ranks(const Communicator& world, Placement placement, Deadline deadline) {
+std::vector<ReportRank> gather_ranks(const Communicator& world, const Roster& roster, Placement placement,
+                                     Deadline deadline) {
   const auto hosts = world.all_gather(host_name(), deadline);
   std::string gpu;
   if (placement.kind == MemoryKind::cuda) {
@@ -43,7 +43,7 @@ std::vector<ReportRank> gather_ranks(const Communicator& world, Placement placem
   std::vector<ReportRank> ranks;
   for (std::size_t r = 0; r < hosts.size(); ++r) {
     const auto rank = static_cast<int>(r);
-    ranks.push_back({rank, std::string(Roster().role(rank)), hosts[r], gpus[r]});
+    ranks.push_back({rank, std::string(roster.role(rank)), hosts[r], gpus[r]});
   }
   return ranks;
 }

@@ -5,6 +5,7 @@
 
 #include "weightcast/comm/communicator.hpp"
 #include "weightcast/device/memory.hpp"
+#include "weightcast/plan/roster.hpp"
 #include "weightcast/telemetry/report.hpp"
 
 /// Who is who in a job, and where each rank keeps its weights.
@@ -12,14 +13,15 @@ namespace weightcast {
 
 enum class DeviceChoice { automatic, host, cuda };
 
-/// Where this rank keeps weights: on the GPU that `gpus` names for it in rank order, or the host's GPUs in turn by
-/// local rank; `automatic` is the host when any rank has no GPU. The kind is the same on all ranks. Collective.
-/// Error(config) when build, machine or list do not fit.
+/// Where this rank keeps weights: on the GPU that `gpus` names for it in rank order (a trainer and an engine rank may
+/// share one), or the host's GPUs in turn by local rank; `automatic` is the host when any rank has no GPU. The kind is
+/// the same on all ranks. Collective. Error(config) when build, machine or list do not fit.
 Placement choose_placement(const Communicator& world, DeviceChoice device, const std::vector<int>& gpus,
                            Deadline deadline);
 
 /// Every rank's role, host and GPU (its name and PCI bus id), on all ranks. Collective.
-std::vector<ReportRank> gather_ranks(const Communicator& world, Placement placement, Deadline deadline);
+std::vector<ReportRank> gather_ranks(const Communicator& world, const Roster& roster, Placement placement,
+                                     Deadline deadline);
 
 /// Threads that each rank of this host may use for loading. Collective.
 std::size_t threads_per_rank(const Communicator& world, Deadline deadline);

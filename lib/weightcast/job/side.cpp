@@ -30,8 +30,8 @@ Side::Side(const Job& job, const TransferPlan& plan, Placement placement, Commit
     : job_(&job), plan_(&plan), placement_(placement), commit_(commit) {}
 
 void Side::create() {
-  if (job_->trainer()) {
-    trainer_ = std::make_unique<Trainer>(*plan_, placement_);
+  if (plan_->roster().trainer(job_->world().rank())) {
+    trainer_ = std::make_unique<Trainer>(*plan_, placement_, static_cast<std::size_t>(job_->world().rank()));
   } else {
     engine_ = std::make_unique<Engine>(*plan_, tp_rank(), commit_, placement_);
   }
@@ -83,6 +83,14 @@ UpdateResult Side::update(std::size_t source_index, std::uint64_t version, Granu
     total = call;
   }
   return total;
+}
+
+std::vector<UpdateResult> Side::trainer_results(const Communicator& callers, const UpdateResult& mine) const {
+  const std::span<const UpdateResult> own(&mine, trainer_ ? 1 : 0);
+  std::vector<UpdateResult> results;
+  for (const auto& theirs : callers.all_gather_values(own, job_->deadline()))
+    results.insert(results.end(), theirs.begin(), theirs.end());
+  return results;
 }
 
 ReferenceCheck Side::check(const ReadReference& reference) const {

@@ -17,8 +17,8 @@ namespace weightcast {
 /// How one version travels: as one transaction, or, as the seed does it, in one request for each parameter.
 enum class Granularity { model, parameter };
 
-/// This rank's side of a job: the trainer with the weights that it publishes, or a rank of an engine. What the two do
-/// together has one name here.
+/// This rank's side of a job: a trainer rank with the weights that it publishes, or a rank of an engine. What the two
+/// do together has one name here.
 class Side {
  public:
   /// Holds nothing yet. `job` and `plan` must outlive it; `commit` is how engines switch.
@@ -26,9 +26,9 @@ class Side {
 
   /// Makes the trainer or the engine, without weights. Local.
   void create();
-  /// The same, with weights: the trainer reads all of `published`, which become its source regions 0, 1, ...; engines
-  /// read `served`, as version 1. `progress(bytes)` is called on the trainer, by any of its threads. Collective;
-  /// patient with slow disks, but it ends on all ranks when one has noted a signal.
+  /// The same, with weights: each trainer rank reads its pieces of all of `published`, which become its source regions
+  /// 0, 1, ...; engines read `served`, as version 1. `progress(bytes)` is called on trainer ranks, by any thread.
+  /// Collective; patient with slow disks, but it ends on all ranks when one has noted a signal.
   void load(const std::vector<const WeightSource*>& published, const WeightSource& served,
             FunctionRef<void(std::uint64_t bytes)> progress = {});
 
@@ -36,13 +36,17 @@ class Side {
   /// Collective.
   void form_group(GroupOptions options, std::uint64_t served_version);
 
-  /// In while_serving(): the trainer publishes its source region `source_index`, the first rank of each engine
+  /// In while_serving(): the trainer ranks publish their source regions `source_index`, the first rank of each engine
   /// receives them. By parameter it goes in the order of the model; then times and bytes that left are the sums of all
   /// calls, and the rest is what the last one said. Throws the error of an update that was refused.
   UpdateResult update(std::size_t source_index, std::uint64_t version, Granularity granularity);
 
-  /// Compares every byte that this rank serves with a reference; nothing differs on the trainer. Collective; patient as
-  /// load() is.
+  /// What each trainer rank's update() gave, by rank; this one's was `mine`. Collective over the `callers` of
+  /// while_serving().
+  std::vector<UpdateResult> trainer_results(const Communicator& callers, const UpdateResult& mine) const;
+
+  /// Compares every byte that this rank serves with a reference; nothing differs on trainer ranks. Collective; patient
+  /// as load() is.
   ReferenceCheck check(const ReadReference& reference) const;
 
   /// nullptr on the ranks that are the other.
@@ -62,9 +66,9 @@ class Side {
   std::unique_ptr<Engine> engine_;
 };
 
-/// Runs `body` on the trainer (`engine` is nullptr) and on the first rank of each replica, with a communicator of just
-/// these, while the other engine ranks serve. Ends with Engine::shutdown(): all ranks are back, and all throw what any
-/// of them threw. Collective over the job.
+/// Runs `body` on the trainer ranks (`engine` is nullptr) and on the first rank of each replica, with a communicator of
+/// just these, while the other engine ranks serve. Ends with Engine::shutdown(): all ranks are back, and all throw what
+/// any of them threw. Collective over the job.
 void while_serving(const Job& job, Engine* engine, FunctionRef<void(const Communicator& callers)> body);
 
 /// What reads a source, which must outlive it.

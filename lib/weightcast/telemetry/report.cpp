@@ -30,7 +30,8 @@ Json to_value(const ReportUpdate& u) {
           {"commit_s", u.commit_s},
           {"pause_s", u.pause_s},
           {"egress_bytes", u.egress_bytes},
-          {"staging_bytes", u.staging_bytes}};
+          {"staging_bytes", u.staging_bytes},
+          {"trainer_egress_bytes", u.trainer_egress_bytes}};
 }
 
 Json to_value(const ReportSummary& s) {
@@ -88,8 +89,10 @@ Json to_value(const ReportRow& r) {
               {"transport", r.transport},
               {"method", r.method},
               {"granularity", r.granularity},
+              {"trainers", r.trainers},
               {"tp", r.tp},
               {"dp", r.dp},
+              {"source_layout", r.source_layout},
               {"verify", r.verify},
               {"cold_s", r.cold_s},
               {"median_s", r.median_s},
@@ -99,6 +102,7 @@ Json to_value(const ReportRow& r) {
               {"model_GBps", r.model_GBps},
               {"egress_bytes", r.egress_bytes},
               {"staging_bytes", r.staging_bytes},
+              {"trainer_egress_bytes", r.trainer_egress_bytes},
               {"wrong", r.wrong},
               {"ceiling_GBps", r.ceiling_GBps},
               {"ratio_to_ceiling", r.ratio_to_ceiling},
@@ -140,7 +144,8 @@ std::string to_json(const Report& r) {
   if (r.command == "bench") {
     json["rows"] = to_array(r.rows);
   } else {
-    json["world"] = {{"trainer", 1}, {"tp", r.tp}, {"dp", r.dp}};
+    json["world"] = {{"trainer", r.trainers}, {"trainers", r.trainers}, {"tp", r.tp}, {"dp", r.dp}};
+    json["source_layout"] = r.source_layout;
     json["device"] = r.device;
     json["transport"] = r.transport;
     json["method"] = r.method;

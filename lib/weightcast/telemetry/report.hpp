@@ -24,6 +24,7 @@ struct ReportUpdate {
   double total_s = unknown, prepare_s = unknown, stage_s = unknown, verify_s = unknown, vote_s = unknown;
   double commit_s = unknown, pause_s = unknown;
   std::uint64_t egress_bytes = 0, staging_bytes = 0;
+  std::vector<std::uint64_t> trainer_egress_bytes;  ///< of each trainer rank; egress_bytes in all
 };
 
 struct ReportSummary {
@@ -87,10 +88,11 @@ struct ReportRow {
   std::string model;
   std::uint64_t model_bytes = 0;
   std::string device, transport, method, granularity;
-  std::uint64_t tp = 1, dp = 1;
-  std::string verify;
+  std::uint64_t trainers = 1, tp = 1, dp = 1;
+  std::string source_layout, verify;
   double cold_s = unknown, median_s = unknown, min_s = unknown, max_s = unknown, p99_s = unknown, model_GBps = unknown;
   std::uint64_t egress_bytes = 0, staging_bytes = 0, wrong = 0;
+  std::vector<std::uint64_t> trainer_egress_bytes;  ///< of each trainer rank; egress_bytes in all
   double ceiling_GBps = unknown, ratio_to_ceiling = unknown;
   bool group_warmup = true;
   ReportPath path;  ///< in granularity parameter
@@ -114,8 +116,8 @@ struct Report {
 
   // update
   std::vector<std::string> notes;  ///< what people should know of the weights that were read
-  std::uint64_t tp = 1, dp = 1;
-  std::string device, transport, method, granularity, commit;
+  std::uint64_t trainers = 1, tp = 1, dp = 1;
+  std::string source_layout, device, transport, method, granularity, commit;
   struct {
     std::string family;
     std::uint64_t parameters = 0, bytes = 0;
