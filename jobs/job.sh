@@ -86,7 +86,8 @@ load_modules() {
   set -eu
 }
 
-# Hosts of all ranks, in rank order: the trainer first, then each replica within one node, if a node is large enough.
+# Hosts of all ranks, in rank order: the trainer ranks first, node after node, then each replica within one node, if a
+# node is large enough.
 place() {
   local count part slots=() free=() hosts=() most=0 total=0 i replica
   mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -100,16 +101,22 @@ place() {
   done
   local have="the job has $total tasks on ${#nodes[@]} nodes (SLURM_TASKS_PER_NODE=$SLURM_TASKS_PER_NODE)"
   if [[ -z $TP ]]; then
-    TP=$(((total - 1) / DP))
-    ((TP > 0 && 1 + TP * DP == total)) ||
-      stop 78 "$have, and $((total - 1)) engine ranks are not $DP x tp: change --ntasks-per-node, or set TP and DP"
+    ((TRAINERS < total)) ||
+      stop 78 "$have, and $TRAINERS for trainer ranks leave none for engines: change --nodes and --ntasks-per-node, or TRAINERS"
+    TP=$(((total - TRAINERS) / DP))
+    ((TP > 0 && TRAINERS + TP * DP == total)) ||
+      stop 78 "$have, and $((total - TRAINERS)) engine ranks are not $DP x tp: change --ntasks-per-node, or set TP and DP"
   fi
-  ((1 + TP * DP <= total)) ||
-    stop 78 "$have, but 1 trainer + $DP x tp $TP engine ranks are $((1 + TP * DP)): change --nodes and --ntasks-per-node, or TP and DP"
+  ((TRAINERS + TP * DP <= total)) ||
+    stop 78 "$have, but $TRAINERS trainer + $DP x tp $TP engine ranks are $((TRAINERS + TP * DP)): change --nodes and --ntasks-per-node, or TRAINERS, TP and DP"
 
   free=("${slots[@]}")
-  hosts=("${nodes[0]}")
-  free[0]=$((free[0] - 1))
+  for i in "${!nodes[@]}"; do
+    while ((free[i] > 0 && ${#hosts[@]} < TRAINERS)); do
+      hosts+=("${nodes[i]}")
+      free[i]=$((free[i] - 1))
+    done
+  done
   for ((replica = 0; replica < DP; ++replica)); do
     local left=$TP
     for i in "${!nodes[@]}"; do
@@ -159,6 +166,7 @@ begin() {
   load_modules
   command -v "$LAUNCHER" >/dev/null || stop 66 "there is no $LAUNCHER on $(hostname): set MODULES or LAUNCHER"
   command -v "$PROGRAM" >/dev/null || stop 66 "there is no program $PROGRAM on $(hostname): build it, or set PROGRAM"
+  [[ ${TRAINERS:=1} =~ ^[1-9][0-9]*$ ]] || stop 64 "TRAINERS is a positive number"
   [[ ${TP:=} =~ ^([1-9][0-9]*)?$ && ${DP:=1} =~ ^[1-9][0-9]*$ ]] || stop 64 "TP and DP are positive numbers"
   export OMPI_MCA_hwloc_base_binding_policy=none  # a rank has several threads
   if ((EUID == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
@@ -189,7 +197,7 @@ ranks() {
 
 preflight() {
   local status=0
-  ranks update --preflight --tp "$TP" --dp "$DP" "$@" >"$OUTPUT/preflight.txt" || status=$?
+  ranks update --preflight --trainers "$TRAINERS" --tp "$TP" --dp "$DP" "$@" >"$OUTPUT/preflight.txt" || status=$?
   cat "$OUTPUT/preflight.txt"
   # rank role host cores free "of" total gpu
   mapfile -t gpus < <(sed -nE 's/^ *[0-9]+ +(trainer|engine) +([^ ]+) .* of +[0-9.]+ [kMGT]?B +([^ -].*)$/\2: \3/p' \
