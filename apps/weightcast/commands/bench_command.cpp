@@ -187,6 +187,7 @@ void print_row(const ReportRow& row) {
 }
 
 void run(const BenchOptions& options, Job& job, Report& report, const EarlyName& json) {
+  expect_same(job.world(), describe(options), job.deadline());
   Roster roster;
   agree(job.world(), "start", job.deadline(), [&] {
     roster = form_roster(options.tp, options.dp, job.world().size(), options.trainers);

@@ -39,6 +39,7 @@ void print_table(const Peers& peers, Method method, const std::vector<std::strin
 
 int run_preflight(const UpdateOptions& options, Job& job) {
   const auto body = [&] {
+    expect_same(job.world(), describe(options), job.deadline());
     Roster roster;
     agree(job.world(), "preflight", job.deadline(),
           [&] { roster = form_roster(options.tp, options.dp, job.world().size(), options.trainers); });

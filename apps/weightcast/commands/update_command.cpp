@@ -68,6 +68,7 @@ class Update {
   }
 
   void join() {
+    expect_same(job_.world(), describe(options_), job_.deadline());
     agree(job_.world(), "start", job_.deadline(), [&] {
       roster_ = form_roster(options_.tp, options_.dp, job_.world().size(), options_.trainers);
       if (job_.first()) {

@@ -10,6 +10,10 @@ OptionSpec source_layout_option() {
   return {"source-layout", "whole|fsdp|tp", "what each trainer rank has; default whole, of several trainer ranks fsdp"};
 }
 
+std::string describe(const SourceOptions& sources) {
+  return fmt::format("--trainers {} --source-layout {}", sources.trainers, name_of(sources.source_layout));
+}
+
 SourceOptions parse_source_options(const Options& options) {
   constexpr std::uint64_t most_trainers = 4096;  // each has an entry for every parameter
   SourceOptions result;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "options/options.hpp"
 
@@ -14,6 +15,8 @@ struct SourceOptions {
 
 OptionSpec trainers_option();
 OptionSpec source_layout_option();
+/// As they are given on the command line.
+std::string describe(const SourceOptions& sources);
 /// The defaults for a command that has neither. Error(usage), Error(config).
 SourceOptions parse_source_options(const Options& options);
 

@@ -31,6 +31,15 @@ Placement choose_placement(const Communicator& world, DeviceChoice device, const
   return placement;
 }
 
+void expect_same(const Communicator& world, const std::string& what, Deadline deadline) {
+  const auto first = world.all_gather(what, deadline).at(0);
+  agree(world, "start", deadline, [&] {
+    if (what == first) return;
+    throw Error(ExitCode::config, fmt::format("started with {}, but rank 0 with {}", what, first),
+                "start all ranks with the same options, and the same WEIGHTCAST_* variables on all hosts");
+  });
+}
+
 std::vector<ReportRank> gather_ranks(const Communicator& world, const Roster& roster, Placement placement,
                                      Deadline deadline) {
   const auto hosts = world.all_gather(host_name(), deadline);

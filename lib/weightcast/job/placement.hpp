@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 #include <vector>
 
 #include "weightcast/comm/communicator.hpp"
@@ -18,6 +19,9 @@ enum class DeviceChoice { automatic, host, cuda };
 /// the same on all ranks. Collective. Error(config) when build, machine or list do not fit.
 Placement choose_placement(const Communicator& world, DeviceChoice device, const std::vector<int>& gpus,
                            Deadline deadline);
+
+/// Error(config), naming who differs from rank 0, unless all ranks were asked for `what`. Collective.
+void expect_same(const Communicator& world, const std::string& what, Deadline deadline);
 
 /// Every rank's role, host and GPU (its name and PCI bus id), on all ranks. Collective.
 std::vector<ReportRank> gather_ranks(const Communicator& world, const Roster& roster, Placement placement,
