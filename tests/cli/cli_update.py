@@ -74,8 +74,6 @@ class Workplace(workplace.Workplace):
         done = offline("verify", a, b)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
-
-class Success(Workplace):
     def update(self, ranks, *arguments, initial=None, target=None, **keywords):
         """The report of an update that succeeds, and its standard output."""
         path = self.path("report.json")
@@ -88,6 +86,33 @@ class Success(Workplace):
         self.no_leftovers()
         return report, done.stdout
 
+    def refused(self, status, *arguments, ranks=3, initial=None, target=None, reported=True, **keywords):
+        """The error block of an update that must end with `status`, one block, a report, and nothing else written."""
+        outputs = tempfile.mkdtemp(dir=self.folder)
+        report, snapshot = os.path.join(outputs, "report.json"), os.path.join(outputs, "out.h5")
+        done = mpirun(ranks, "update", "--initial", initial or self.one, "--target", target or self.two, "--json", report,
+                      "--snapshot", snapshot, *arguments, **keywords)
+        self.one_block(done, status)
+        self.assertEqual(os.listdir(outputs), ["report.json"] if reported else [])
+        if reported:
+            content = self.report(report)
+            self.assertFalse(content["ok"])
+            self.assertEqual(content["error"]["code"], status)
+            if content["error"]["stage"] == "load":
+                world = content["world"]
+                self.assertEqual((world["trainers"] + world["tp"] * world["dp"], content["method"]), (ranks, "sharded"))
+            self.assertEqual([u for u in content["updates"] if u["result"] == "committed"], [])
+        self.no_leftovers()
+        return done.stderr
+
+    def one_block(self, done, status):
+        self.assertEqual(done.returncode, status, done.stdout + done.stderr)
+        self.assertEqual(done.stderr.count("weightcast: error: "), 1, done.stderr)
+        self.assertIn(f"(exit status {status})", done.stderr)
+        self.assertRegex(done.stderr, r"(?m)^  where  rank \d+, host ")
+
+
+class Success(Workplace):
     def test_every_way_leads_to_the_same_weights(self):
         digests = set()
         for tp, dp, transport, method, granularity, commit, verify in (
@@ -244,30 +269,6 @@ class Success(Workplace):
 
 
 class BadInput(Workplace):
-    def refused(self, status, *arguments, ranks=3, initial=None, target=None, reported=True, **keywords):
-        """The error block of an update that must end with `status`, one block, a report, and nothing else written."""
-        outputs = tempfile.mkdtemp(dir=self.folder)
-        report, snapshot = os.path.join(outputs, "report.json"), os.path.join(outputs, "out.h5")
-        done = mpirun(ranks, "update", "--initial", initial or self.one, "--target", target or self.two, "--json", report,
-                      "--snapshot", snapshot, *arguments, **keywords)
-        self.one_block(done, status)
-        self.assertEqual(os.listdir(outputs), ["report.json"] if reported else [])
-        if reported:
-            content = self.report(report)
-            self.assertFalse(content["ok"])
-            self.assertEqual(content["error"]["code"], status)
-            if content["error"]["stage"] == "load":
-                self.assertEqual((content["world"]["tp"] * content["world"]["dp"], content["method"]), (ranks - 1, "sharded"))
-            self.assertEqual([u for u in content["updates"] if u["result"] == "committed"], [])
-        self.no_leftovers()
-        return done.stderr
-
-    def one_block(self, done, status):
-        self.assertEqual(done.returncode, status, done.stdout + done.stderr)
-        self.assertEqual(done.stderr.count("weightcast: error: "), 1, done.stderr)
-        self.assertIn(f"(exit status {status})", done.stderr)
-        self.assertRegex(done.stderr, r"(?m)^  where  rank \d+, host ")
-
     def damaged(self, change):
         """A copy of checkpoint one whose single file was rewritten by change(folder, tensors)."""
         folder = tempfile.mkdtemp(dir=self.folder)
@@ -508,11 +509,11 @@ class Faults(Workplace):
                 self.no_leftovers()
 
     def test_a_stopped_rank_is_named_when_the_deadline_has_passed(self):
-        for rank, transport in ((2, "mpi"), (1, "direct"), (0, "mpi")):
-            with self.subTest(rank=rank, transport=transport):
+        for rank, transport, trainers in ((2, "mpi", 1), (1, "direct", 1), (0, "mpi", 1), (1, "mpi", 2)):
+            with self.subTest(rank=rank, transport=transport, trainers=trainers):
                 if os.path.exists(self.path("report.json")):
                     os.remove(self.path("report.json"))
-                job = self.begin("--timeout=2s", "--transport", transport)
+                job = self.begin("--timeout=2s", "--transport", transport, "--trainers", trainers)
                 os.kill(self.processes()[rank], signal.SIGSTOP)
                 self.assertEqual(job.wait(timeout=60), DEADLINE, self.text("stderr"))
                 block = self.text("stderr")
@@ -521,7 +522,7 @@ class Faults(Workplace):
                     self.assertRegex(blocks.pop(1), r"where  rank 0, host |did not answer in time")
                 self.assertEqual(len(blocks), 1, block)
                 self.assertRegex(block, rf"weightcast: error: .*\brank {rank}\b")
-                self.assertRegex(block, rf"(?m)^  where  rank {rank}, .*stage ")
+                self.assertRegex(block, rf"(?m)^  where  rank {rank}, .*{'trainer' if rank < trainers else 'engine'}, stage ")
                 self.everybody_is_gone()
                 if rank != 0:  # the trainer is well and writes the report
                     error = self.report(self.report_path)["error"]

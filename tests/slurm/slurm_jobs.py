@@ -186,6 +186,26 @@ class Jobs(Sandbox):
                 for name in names:
                     self.check_update(self.output(test, name), name.split("-")[0])
 
+    def test_several_trainer_ranks(self):
+        tasks = {1: ["--nodes=1", "--ntasks-per-node=4"], 2: ["--nodes=2", "--ntasks-per-node=2"]}
+        jobs = [(launcher, nodes, [self.submit(script, *tasks[nodes], LAUNCHER=launcher, TRAINERS=2, TP=2, DP=1, MODEL="tiny", OPTIONS=options)
+                                   for script, options in (("update", "--model tiny --repeat 3 --source-layout tp"), ("bench", "--repeat 3"))])
+                for launcher, nodes in (("mpirun", 1), ("srun", 2))]
+        jobs[0][2].append(self.submit("test", *tasks[1], TRAINERS=2, TP=2, DP=1))
+        for launcher, nodes, ids in jobs:
+            with self.subTest(launcher=launcher, nodes=nodes):
+                ids = [self.completed(job) for job in ids]
+                report = self.output(ids[0])
+                self.check_update(report, "direct" if nodes == 1 else "mpi")
+                self.assertEqual((report["world"]["trainers"], report["source_layout"]), (2, "tp"))
+                self.assertEqual([r["role"] for r in report["ranks"]], ["trainer"] * 2 + ["engine"] * 2)
+                self.assertEqual([r["host"] for r in report["ranks"]], ["n1"] * 4 if nodes == 1 else ["n1", "n1", "n2", "n2"])
+                self.assertEqual([(r["source_layout"], r["wrong"]) for r in self.output(ids[1])["rows"]], [("fsdp", 0)])
+                for test in ids[2:]:
+                    self.assertIn("job: all passed", self.text(test))
+                    names = [n for n in os.listdir(os.path.join(self.folder, self.find(test, ""))) if n.endswith(("-fsdp.json", "-whole.json"))]
+                    self.assertEqual(len(names), 18, names)
+
 
 class Endings(Sandbox):
     """Jobs that are ended: the report says why, and nobody is left."""
@@ -278,6 +298,8 @@ class BadInput(Sandbox):
         self.refused(CONFIG, "the job has 3 tasks on 1 nodes", TP=4)
         self.refused(CONFIG, "the job has 1 tasks on 1 nodes", "--nodes=1", "--ntasks-per-node=1")
         self.refused(CONFIG, "3 engine ranks are not 2 x tp", "--nodes=2", "--ntasks-per-node=2", DP=2)
+        self.refused(CONFIG, "3 for trainer ranks leave none for engines", TRAINERS=3)
+        self.refused(CONFIG, "2 trainer + 1 x tp 2 engine ranks are 4", TRAINERS=2, TP=2)
         self.refused(CONFIG, "no node with room for replica 2 of tp 3", "--nodes=2", "--ntasks-per-node=5", TP=3, DP=3)
 
     def test_missing_things(self):
