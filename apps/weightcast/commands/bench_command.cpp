@@ -70,7 +70,7 @@ class ModelBench {
                   .group_warmup = options_.group_warmup,
                   .path = {},
                   .readers = {}};
-    auto plain = options_.ceiling ? plain_copies(job_, side_, roster_, placement_) : std::vector<double>();
+    auto plain = options_.ceiling ? plain_copies(job_, side_, placement_) : std::vector<double>();
     LayerStudy study(what.granularity == Granularity::model ? 1 : plan_.model.parameters.size());
     const auto first = version_, served = source_index_;
     std::vector<double> seconds;
@@ -107,7 +107,7 @@ class ModelBench {
     row.p99_s = p99(seconds);
     row.model_GBps = static_cast<double>(size_bytes) / row.median_s / 1e9;
     if (options_.ceiling) {  // taken before and after, because machines drift
-      const auto after = plain_copies(job_, side_, roster_, placement_);
+      const auto after = plain_copies(job_, side_, placement_);
       plain.insert(plain.end(), after.begin(), after.end());
       row.ceiling_GBps = static_cast<double>(size_bytes) / median(plain) / 1e9;
       row.ratio_to_ceiling = row.model_GBps / row.ceiling_GBps;

@@ -9,7 +9,33 @@
 namespace weightcast {
 namespace {
 
-/// What a rank copies in a try, from the trainer's two source regions in turn.
+/// What a tp rank takes from a trainer rank: as many bytes as the plan moves between them, in one piece.
+struct Share {
+  int trainer = 0, engine = 0;  ///< ranks
+  std::uint64_t from_offset = 0, to_offset = 0, size_bytes = 0;
+};
+
+/// Of the first replica, each tp rank's in the order in which it turns to the trainer ranks.
+std::vector<Share> shares_of(const TransferPlan& plan) {
+  std::vector<Share> shares;
+  std::vector<std::uint64_t> taken(plan.sources.ranks.size());
+  for (std::size_t t = 0; t < plan.tp; ++t) {
+    const auto& schedule = plan.ranks[t].schedule;
+    std::uint64_t to_offset = 0;
+    for (const auto& supply : schedule.supplies) {
+      std::uint64_t size_bytes = 0;
+      for (const auto& segment : supply.segments.of(schedule.segments)) size_bytes += segment.size_bytes();
+      const auto from_offset = std::min(taken[supply.from], plan.source_bytes(supply.from) - size_bytes);
+      shares.push_back(
+          {static_cast<int>(supply.from), plan.roster().engine_rank(0, t), from_offset, to_offset, size_bytes});
+      taken[supply.from] += size_bytes;
+      to_offset += size_bytes;
+    }
+  }
+  return shares;
+}
+
+/// What a rank copies in a try, from a trainer rank's two source regions in turn.
 struct PlainCopy {
   const void* from[2];
   void* to;
@@ -19,20 +45,24 @@ struct PlainCopy {
 
 }  // namespace
 
-std::vector<double> plain_copies(Job& job, Side& side, const Roster& roster, Placement placement) {
+std::vector<double> plain_copies(Job& job, Side& side, Placement placement) {
   const auto& world = job.world();
   const bool trainer = side.trainer() != nullptr;
   const auto buffers = trainer ? side.trainer()->buffers() : std::vector<const Buffer*>();
   const int rank = world.rank();
   const bool on_gpu = placement.kind == MemoryKind::cuda;
-  const auto peers = Peers::meet(world, roster, placement, job.deadline());
-  std::vector<Mapping> sources, slots;  // of the trainer, of engines
+  const auto peers = Peers::meet(world, side.plan().roster(), placement, job.deadline());
+  std::vector<std::vector<Mapping>> sources;  // by trainer rank
+  std::vector<Mapping> slots;                 // of engines
   std::vector<gpu::Stream> streams;
   std::vector<PlainCopy> copies;
   agree(world, "ceiling", job.deadline(), [&](Deadline work) {
-    auto mapped = map_sources(
-        world, buffers, placement.gpu, [](int) { return true; }, work);
-    sources = std::move(mapped[0]);
+    auto shares = shares_of(side.plan());
+    std::erase_if(shares, [&](const Share& share) { return share.engine != rank && share.trainer != rank; });
+    const auto takes_from = [&](int other) {
+      return !trainer && std::ranges::any_of(shares, [&](const Share& share) { return share.trainer == other; });
+    };
+    sources = map_sources(world, buffers, placement.gpu, takes_from, work);
     std::vector<ShareHandle> own;
     Region slot;
     if (!trainer) {
@@ -43,26 +73,25 @@ std::vector<double> plain_copies(Job& job, Side& side, const Roster& roster, Pla
       if (on_gpu) own = {store.share()[index]};
     }
     const auto handles = world.all_gather_values(std::span<const ShareHandle>(own), work);
-    const auto share_of = [&](std::uint64_t source_bytes, std::uint64_t slot_bytes) {
-      return std::min(source_bytes / roster.tp, slot_bytes);
-    };
-    streams.reserve(roster.tp);
-    for (std::size_t t = 0; t < roster.tp; ++t) {
-      const int engine = roster.engine_rank(0, t);
-      const bool pushes = on_gpu && !same_gpu(peers.place(0), peers.place(engine));
-      if (rank != engine && !(trainer && pushes)) continue;
+    streams.reserve(shares.size());
+    for (const auto& share : shares) {
+      const bool pushes = on_gpu && !same_gpu(peers.place(share.trainer), peers.place(share.engine));
+      if (trainer && !pushes) continue;
       if (on_gpu) streams.emplace_back(placement.gpu);
-      if (trainer) {
-        const auto& handle = handles.at(static_cast<std::size_t>(engine)).at(0);
-        slots.emplace_back(handle, placement.gpu);
-        const auto share = share_of(buffers[0]->region().size_bytes, handle.size_bytes), half = share / 2;
-        const auto from = [&](std::size_t source) { return buffers[source]->region().data + t * share + half; };
-        copies.push_back({{from(0), from(1)}, slots.back().writable() + half, share - half, &streams.back()});
-      } else {
-        const auto share = share_of(sources[0].bytes().size(), slot.size_bytes), half = pushes ? share / 2 : share;
-        const auto from = [&](std::size_t source) { return sources[source].bytes().data() + t * share; };
-        copies.push_back({{from(0), from(1)}, slot.data, half, on_gpu ? &streams.back() : nullptr});
-      }
+      const auto half = pushes ? share.size_bytes / 2 : share.size_bytes;
+      const auto from_offset = share.from_offset + (trainer ? half : 0),
+                 to_offset = share.to_offset + (trainer ? half : 0);
+      const auto from = [&](std::size_t source) {
+        const auto* const region = trainer ? buffers[source]->region().data
+                                           : sources[static_cast<std::size_t>(share.trainer)][source].bytes().data();
+        return region + from_offset;
+      };
+      if (trainer) slots.emplace_back(handles[static_cast<std::size_t>(share.engine)].at(0), placement.gpu);
+      auto* const to = trainer ? slots.back().writable() : slot.data;
+      copies.push_back({{from(0), from(1)},
+                        to + to_offset,
+                        trainer ? share.size_bytes - half : half,
+                        on_gpu ? &streams.back() : nullptr});
     }
   });
   std::vector<double> seconds;
