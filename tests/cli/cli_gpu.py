@@ -53,6 +53,14 @@ class OneGpu(cli.Workplace):
         for rank in report["ranks"]:
             self.assertRegex(rank["gpu"], r"^\d+ .* [0-9A-Fa-f]{4}:[0-9A-Fa-f]{2}:")
 
+    def test_trainer_ranks_beside_engine_ranks(self):
+        for layout in ("fsdp", "tp", "whole"):
+            with self.subTest(layout=layout):
+                done, report = self.update(4, "--trainers=2", "--tp=2", "--repeat=3", "--gpus=0,0,0,0", "--source-layout", layout)
+                self.assertEqual(done.returncode, 0, done.stderr)
+                self.assertEqual((report["device"], report["transport"], report["source_layout"]), ("cuda", "direct", layout))
+                self.assertEqual((report["verify"]["parameters"], report["verify"]["mismatched"]), (30, 0))
+
     def test_nccl_says_that_ranks_share_a_gpu(self):
         self.refused(cli.CONFIG, r"ranks 0 and 1 share a GPU", r"--gpus", arguments=("--transport=nccl", "--gpus=0,0"))
 
@@ -86,8 +94,8 @@ class Faults(cli.Faults):
 
     transport, timeout = "direct", "2s"
 
-    def begin(self, *_, ranks=3):
-        return super().begin("--timeout", self.timeout, "--device=cuda", "--transport", self.transport, ranks=ranks)
+    def begin(self, *_, **keywords):
+        return super().begin("--timeout", self.timeout, "--device=cuda", "--transport", self.transport, **keywords)
 
 
 class NcclFaults(Faults):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """`weightcast update` and `bench` with several trainer ranks: every layout brings the same weights, and bad input is refused.
 
-usage: cli_trainers.py PROGRAM MPIEXEC [unittest arguments]
+usage: cli_trainers.py PROGRAM MPIEXEC [Layouts|BadInput|unittest arguments]
 WEIGHTCAST_LAYOUTS=all: every number of trainer ranks up to 4, with every layout, tp, dp and transport, and SmolLM2, too.
 """
 

@@ -452,13 +452,13 @@ class BadInput(Workplace):
 class Faults(Workplace):
     """Ranks that die or stop while updates run."""
 
-    def begin(self, *arguments, ranks=3):
+    def begin(self, *arguments, ranks=3, trainers=1):
         """A job that updates for ever, some updates after its start."""
         self.report_path = self.path("report.json")
         out, err = (open(self.path(name), "w", encoding="utf-8") for name in ("stdout", "stderr"))
         with out, err:
             job = start(ranks, "update", "--initial", self.one, "--target", self.two, "--repeat=1000000", "--json", self.report_path,
-                        *arguments, stdout=out, stderr=err)
+                        "--trainers", trainers, *arguments, stdout=out, stderr=err)
         self.addCleanup(self.end, job)
         until = time.monotonic() + 60
         while not re.search(r"(?m)^ +3 +4 +committed", self.text("stdout")):
@@ -500,9 +500,9 @@ class Faults(Workplace):
         self.assertEqual(self.processes(), {})
 
     def test_a_killed_rank_ends_the_job(self):
-        for rank in (0, 2):
-            with self.subTest(rank=rank):
-                job = self.begin()
+        for rank, trainers in ((0, 1), (2, 1), (1, 2)):
+            with self.subTest(rank=rank, trainers=trainers):
+                job = self.begin(trainers=trainers)
                 os.kill(self.processes()[rank], signal.SIGKILL)
                 self.assertNotEqual(job.wait(timeout=30), 0)
                 self.everybody_is_gone()
@@ -513,7 +513,7 @@ class Faults(Workplace):
             with self.subTest(rank=rank, transport=transport, trainers=trainers):
                 if os.path.exists(self.path("report.json")):
                     os.remove(self.path("report.json"))
-                job = self.begin("--timeout=2s", "--transport", transport, "--trainers", trainers)
+                job = self.begin("--timeout=2s", "--transport", transport, trainers=trainers)
                 os.kill(self.processes()[rank], signal.SIGSTOP)
                 self.assertEqual(job.wait(timeout=60), DEADLINE, self.text("stderr"))
                 block = self.text("stderr")
@@ -534,9 +534,10 @@ class Faults(Workplace):
     def test_a_signal_ends_the_job_between_updates(self):
         """One rank is told, all leave; SIGUSR1 to mpirun goes to every rank."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # mpirun inherits it, if who started this had blocked it
-        for target, number in ((1, signal.SIGUSR1), (0, signal.SIGTERM), (1, signal.SIGINT), (None, signal.SIGUSR1)):
-            with self.subTest(rank=target, signal=number):
-                job = self.begin()
+        for target, number, trainers in ((1, signal.SIGUSR1, 1), (0, signal.SIGTERM, 1), (1, signal.SIGINT, 1), (None, signal.SIGUSR1, 1),
+                                         (1, signal.SIGUSR1, 2)):
+            with self.subTest(rank=target, signal=number, trainers=trainers):
+                job = self.begin(trainers=trainers)
                 os.kill(self.processes()[target], number)
                 self.assertEqual(job.wait(timeout=30), DEADLINE, self.text("stderr"))
                 self.everybody_is_gone()
