@@ -1,8 +1,10 @@
 // Kernels against the host: the same digests, the same copies, for aligned and odd shapes.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstring>
 #include <random>
+#include <set>
 #include <vector>
 
 #include "harness/model_bytes.hpp"
@@ -162,6 +164,78 @@ TEST_F(GpuKernels, StridedCopiesMoveRowsAndNothingBetween) {
     }
     const HostView held(to.region());
     ASSERT_EQ(std::memcmp(held.bytes().data(), expected.data(), expected.size()), 0) << row_bytes;
+  }
+}
+
+/// Rows of a parameter and of the memory that they lie in, with gaps or without; every second at multiples of 16 bytes.
+struct RandomRows {
+  ParameterRows rows;
+  std::uint64_t at = 0;  // of row 0 in memory
+  WordGenerator words = {};
+  std::uint64_t held() const { return at + rows.rows * rows.pitch; }
+  std::uint64_t parameter() const { return rows.offset + rows.rows * rows.parameter_pitch; }
+
+  explicit RandomRows(std::mt19937_64& random) : words{random(), random(), random()} {
+    const std::uint64_t unit = random() % 2 == 0 ? 16 : 1;
+    const auto some = [&](std::uint64_t most) { return unit * (random() % most); };
+    const auto row_bytes = unit + some(random() % 4 == 0 ? 40'000 : 40);
+    const bool gaps = random() % 3 != 0;
+    rows = {some(1000), row_bytes + (gaps ? some(50) : 0), row_bytes + (gaps ? some(50) : 0), row_bytes,
+            1 + random() % 30};
+    at = some(20);
+  }
+};
+
+TEST_F(GpuKernels, WhatIsMadeIsWhatTheHostMakes) {
+  std::mt19937_64 random(3);
+  gpu::Stream stream(0);
+  for (int i = 0; i < 200; ++i) {
+    const RandomRows made(random);
+    const auto& rows = made.rows;
+    auto expected = random_bytes(made.held(), random());
+    const auto memory = on_gpu(expected);
+    gpu::generate(made.words, rows, memory.region().data + made.at, stream);
+    stream.synchronize(Deadline::after(10), "making weights");
+    std::vector<std::byte> parameter(made.parameter());
+    for (std::size_t byte = 0; byte < parameter.size(); ++byte)
+      parameter[byte] = static_cast<std::byte>(made.words.byte(byte));
+    copy_rows(expected.data() + made.at, rows.pitch, parameter.data() + rows.offset, rows.parameter_pitch,
+              rows.row_bytes, rows.rows);
+    const HostView held(memory.region());
+    ASSERT_EQ(std::memcmp(held.bytes().data(), expected.data(), expected.size()), 0)
+        << rows.row_bytes << " x " << rows.rows << " at " << made.at << ", pitch " << rows.pitch;
+  }
+}
+
+TEST_F(GpuKernels, ComparisonsFindTheFirstByteThatDiffers) {
+  std::mt19937_64 random(4);
+  gpu::Stream stream(0);
+  for (int i = 0; i < 200; ++i) {
+    const RandomRows made(random);
+    const auto& rows = made.rows;
+    const auto size = rows.row_bytes * rows.rows, first = random() % 1'000'000;
+    std::vector<std::byte> reference(made.parameter());
+    generate(made.words, 0, reference);
+    auto held = random_bytes(made.held(), random());  // what lies between the rows is nobody's
+    copy_rows(held.data() + made.at, rows.pitch, reference.data() + rows.offset, rows.parameter_pitch, rows.row_bytes,
+              rows.rows);
+    // Nothing, or up to three bits in any place.
+    std::set<std::uint64_t> flipped;
+    for (auto flips = random() % 4; flips > 0; --flips) flipped.insert(random() % size);
+    for (const auto number : flipped)
+      held[made.at + number / rows.row_bytes * rows.pitch + number % rows.row_bytes] ^= std::byte{0x20};
+    const auto expected = flipped.empty() ? 0 : ~(first + *flipped.begin());
+    const auto memory = on_gpu(held), given = on_gpu(reference), found = on_gpu(std::vector<std::byte>(24));
+    auto* const differences = reinterpret_cast<std::uint64_t*>(found.region().data);
+    gpu::compare(made.words, rows, memory.region().data + made.at, first, differences, stream);
+    gpu::compare(given.region().data + rows.offset, rows, memory.region().data + made.at, first, differences + 1,
+                 stream);
+    stream.synchronize(Deadline::after(10), "comparing weights");
+    std::array<std::uint64_t, 3> seen{};
+    read_region(found.region(), 0, std::as_writable_bytes(std::span(seen)));
+    ASSERT_EQ(seen[0], expected) << rows.row_bytes << " x " << rows.rows << " at " << made.at;
+    ASSERT_EQ(seen[1], expected) << rows.row_bytes << " x " << rows.rows << " at " << made.at;
+    ASSERT_EQ(seen[2], 0U);
   }
 }
 

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -17,6 +18,8 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <span>
+#include <vector>
 
 #include "weightcast/core/error.hpp"
 #include "weightcast/device/gpu.hpp"
@@ -205,7 +208,8 @@ void Stream::after(const Stream& other) {
   const auto before = *static_cast<Handle*>(other.handle());
   queue_of(*this).add([before, mark = before->queued] { before->run_until(mark); });
 }
-void Stream::synchronize(Deadline, const char*) const {
+void Stream::synchronize(Deadline, const char*, FunctionRef<void()> look) const {
+  if (look) look();
   queue_of(*this).run_until(queue_of(*this).queued);
 }
 
@@ -283,6 +287,55 @@ void scatter(const StridedElements& elements, std::byte* matrix, const std::byte
     visit_elements(elements, matrix, [&](std::uint64_t i, std::byte* element) {
       std::memcpy(element, from + i * elements.element_bytes, elements.element_bytes);
     });
+  });
+}
+
+namespace {
+
+/// Each row by itself, looked up: its number and its bytes.
+template <typename Visit>
+void visit_rows(const ParameterRows& rows, const std::byte* data, const Visit& visit) {
+  for (std::uint64_t row = 0; row < rows.rows; ++row)
+    visit(row, std::span(at(data + row * rows.pitch, rows.row_bytes), rows.row_bytes));
+}
+
+/// `expect(row)` gives the bytes that a row should have.
+template <typename Expect>
+void queue_comparison(const ParameterRows& rows, const std::byte* data, std::uint64_t first, std::uint64_t* difference,
+                      const Stream& stream, const Expect& expect) {
+  queue_of(stream).add([=] {
+    auto* const result = reinterpret_cast<std::uint64_t*>(at(reinterpret_cast<std::byte*>(difference), 8));
+    visit_rows(rows, data, [&](std::uint64_t row, std::span<const std::byte> held) {
+      const std::vector<std::byte> expected = expect(row);
+      const auto differs = std::mismatch(held.begin(), held.end(), expected.begin()).first;
+      const auto position = first + row * rows.row_bytes + static_cast<std::uint64_t>(differs - held.begin());
+      if (differs != held.end()) *result = std::max(*result, ~position);
+    });
+  });
+}
+
+}  // namespace
+
+void generate(const WordGenerator& words, const ParameterRows& rows, std::byte* data, const Stream& stream) {
+  queue_of(stream).add([=] {
+    visit_rows(rows, data, [&](std::uint64_t row, std::span<std::byte> bytes) {
+      weightcast::generate(words, rows.offset + row * rows.parameter_pitch, bytes);
+    });
+  });
+}
+void compare(const WordGenerator& words, const ParameterRows& rows, const std::byte* data, std::uint64_t first,
+             std::uint64_t* difference, const Stream& stream) {
+  queue_comparison(rows, data, first, difference, stream, [=](std::uint64_t row) {
+    std::vector<std::byte> expected(rows.row_bytes);
+    weightcast::generate(words, rows.offset + row * rows.parameter_pitch, expected);
+    return expected;
+  });
+}
+void compare(const std::byte* reference, const ParameterRows& rows, const std::byte* data, std::uint64_t first,
+             std::uint64_t* difference, const Stream& stream) {
+  queue_comparison(rows, data, first, difference, stream, [=](std::uint64_t row) {
+    const auto* const bytes = at(reference + row * rows.parameter_pitch, rows.row_bytes);
+    return std::vector(bytes, bytes + rows.row_bytes);
   });
 }
 

@@ -56,6 +56,22 @@ TEST(SyntheticSource, AnyRangeHasTheSameBits) {
   }
 }
 
+TEST(SyntheticSource, GeneratorsMakeTheSameBytes) {
+  for (const DType dtype : {DType::BF16, DType::F16, DType::F32, DType::F64}) {
+    const Model model = tiny(dtype);
+    const auto source = make_synthetic_source(model, 11);
+    ASSERT_EQ(source->generators().size(), model.parameters.size());
+    for (std::size_t p = 0; p < model.parameters.size(); ++p) {
+      const auto bytes = read(*source, p, 3, 200);
+      for (std::size_t i = 0; i < bytes.size(); ++i)
+        ASSERT_EQ(static_cast<std::uint8_t>(bytes[i]), source->generators()[p].byte(3 + i)) << name(dtype) << " " << i;
+    }
+  }
+  std::vector<std::byte> zeros(21, std::byte{1});
+  generate(WordGenerator{}, 5, zeros);
+  EXPECT_EQ(zeros, std::vector<std::byte>(21));
+}
+
 TEST(SyntheticSource, LooksLikeWeightsInEveryFloatType) {
   for (const DType dtype : {DType::BF16, DType::F16, DType::F32, DType::F64}) {
     const Model model = tiny(dtype);
@@ -133,6 +149,7 @@ TEST(CheckpointSource, GivesTheBytesOfTheCheckpoint) {
   const Model model = tied_model();
   const CheckpointFolder folder(model, true, true);
   const auto source = make_source(model, folder.path());
+  EXPECT_TRUE(source->generators().empty());
   const auto synthetic = make_synthetic_source(model, 5);
   for (std::size_t i = 0; i < model.parameters.size(); ++i) {
     ASSERT_EQ(read(*source, i, 2, 100), read(*synthetic, i, 2, 100)) << model.parameters[i].info.name;

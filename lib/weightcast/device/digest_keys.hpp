@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "weightcast/device/host_device.hpp"
+#include "weightcast/device/splitmix.hpp"
 
 /// The constants of the digest (digest.md), for host and device code alike: no containers, no intrinsics.
 namespace weightcast::digest_keys {
@@ -14,10 +15,7 @@ inline constexpr std::uint64_t spare_keys = 16;
 
 /// Output of the SplitMix64 generator for the state `x`.
 WEIGHTCAST_HOST_DEVICE constexpr std::uint64_t splitmix64(std::uint64_t x) noexcept {
-  std::uint64_t z = x + 0x9e3779b97f4a7c15ULL;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-  return z ^ (z >> 31);
+  return splitmix(x + splitmix_step);
 }
 
 /// K_lane[j], j < 256: the odd inner factor of word j of every block. `lane` is 0 or 1.

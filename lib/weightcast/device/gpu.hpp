@@ -9,7 +9,9 @@
 #include <string>
 
 #include "weightcast/core/deadline.hpp"
+#include "weightcast/core/function_ref.hpp"
 #include "weightcast/device/elements.hpp"
+#include "weightcast/device/word_generator.hpp"
 
 /// What this project needs of GPUs, without a word of CUDA. Implemented by backend_cuda; on builds without CUDA by
 /// backend_none, where there are no GPUs and every other call is Error(config). GPUs are CUDA ordinals. Every call sets
@@ -48,7 +50,8 @@ void close_import(int gpu, std::byte* memory) noexcept;
 void register_host(int gpu, std::byte* memory, std::uint64_t size_bytes);
 void release_host(std::byte* memory) noexcept;
 
-/// Blocking copies between host and device.
+/// Blocking copies between host and device. Each calling thread has a stream for them, so those of several threads are
+/// under way at the same time; from and to pinned memory they are as fast as the link.
 void upload(int gpu, std::byte* device, const std::byte* host, std::uint64_t size_bytes);
 void download(int gpu, std::byte* host, const std::byte* device, std::uint64_t size_bytes);
 
@@ -72,8 +75,9 @@ class Stream {
   void* handle() const noexcept { return stream_.get(); }
   /// Work queued here from now on begins after all that `other` has been given so far. Allocates nothing.
   void after(const Stream& other);
-  /// Waits until everything queued is done; polls. Error(deadline) naming `what`.
-  void synchronize(Deadline deadline, const char* what) const;
+  /// Waits until everything queued is done; polls. Error(deadline) naming `what`. `look` is called between two polls
+  /// and may throw to give up; then the work goes on.
+  void synchronize(Deadline deadline, const char* what, FunctionRef<void()> look = {}) const;
 
  private:
   std::unique_ptr<void, CloseStream> stream_;
@@ -113,6 +117,18 @@ void copy_batch(void* const* destinations, const void* const* sources, const std
 void gather(const StridedElements& elements, std::optional<Rounding> rounding, std::byte* destination,
             const std::byte* matrix, const Stream& stream);
 void scatter(const StridedElements& elements, std::byte* matrix, const std::byte* source, const Stream& stream);
+
+/// Queues the making of rows, by one kernel, where they lie in memory of the stream's GPU; any alignment, fastest at 16
+/// bytes. Nothing for no rows.
+void generate(const WordGenerator& words, const ParameterRows& rows, std::byte* data, const Stream& stream);
+/// Queue the comparison of rows that lie there with what would be made, and with what lies at `reference` on the same
+/// GPU, where rows are as far apart as in the parameter. Of the bytes that differ the first, counted row after row from
+/// `first` on, becomes the greater of `*difference` (on the GPU) and its complement: 0 stays where all are equal, and
+/// queued on any number of streams the least number wins.
+void compare(const WordGenerator& words, const ParameterRows& rows, const std::byte* data, std::uint64_t first,
+             std::uint64_t* difference, const Stream& stream);
+void compare(const std::byte* reference, const ParameterRows& rows, const std::byte* data, std::uint64_t first,
+             std::uint64_t* difference, const Stream& stream);
 
 /// How much of a GPU a kernel may take: all of it, or about half of its multiprocessors, which leaves room for what
 /// moves weights, and reads them several times as fast as a link brings them.

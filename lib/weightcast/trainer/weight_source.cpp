@@ -3,7 +3,6 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <cstring>
 #include <filesystem>
@@ -20,83 +19,36 @@ namespace {
 
 constexpr std::string_view synthetic_prefix = "synth:";
 
-/// Turns 64 random bits into packed elements: `keep` selects the sign, the low exponent bits and the mantissa, `add`
+/// Whose words are packed elements: what is kept are the sign, the low exponent bits and the mantissa, what is added
 /// lifts the exponents so that 2^-16 <= |w| < 1 (FP16: 2^-8 <= |w| < 1). The sums never carry into the next element.
-struct ElementShape {
-  std::uint64_t keep, add;
-};
-
-ElementShape element_shape(const TensorInfo& tensor) {
+WordGenerator generator_of(const TensorInfo& tensor, std::uint64_t seed) {
+  const auto start = splitmix(seed) ^ XXH3_64bits(tensor.name.data(), tensor.name.size());
   switch (tensor.dtype) {
-    case DType::BF16: return {0x87ff87ff87ff87ff, 0x3780378037803780};
-    case DType::F16: return {0x9fff9fff9fff9fff, 0x1c001c001c001c00};
-    case DType::F32: return {0x87ffffff87ffffff, 0x3780000037800000};
-    case DType::F64: return {0x80ffffffffffffff, 0x3ef0000000000000};
+    case DType::BF16: return {start, 0x87ff87ff87ff87ff, 0x3780378037803780};
+    case DType::F16: return {start, 0x9fff9fff9fff9fff, 0x1c001c001c001c00};
+    case DType::F32: return {start, 0x87ffffff87ffffff, 0x3780000037800000};
+    case DType::F64: return {start, 0x80ffffffffffffff, 0x3ef0000000000000};
     default: break;
   }
   fail(ExitCode::config, "{}: there are no synthetic weights of type {}", tensor.name, name(tensor.dtype));
 }
 
-/// The finaliser of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
-constexpr std::uint64_t mix(std::uint64_t z) noexcept {
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-  return z ^ (z >> 31);
-}
-
-/// Word i (8 bytes, little-endian) of a parameter is keep & mix(start + i * step) + add, so any range can be made
-/// alone.
-struct Generator {
-  static constexpr std::uint64_t step = 0x9e3779b97f4a7c15;  // 2^64 / golden ratio
-  std::uint64_t start;
-  ElementShape shape;
-
-  std::uint64_t word(std::uint64_t index) const noexcept {
-    return (mix(start + index * step) & shape.keep) + shape.add;
-  }
-  void words(std::uint64_t first, std::byte* destination, std::size_t count) const noexcept {
-    for (std::size_t i = 0; i < count; ++i) {
-      const std::uint64_t value = word(first + i);
-      std::memcpy(destination + 8 * i, &value, 8);
-    }
-  }
-};
-
 class SyntheticSource : public WeightSource {
  public:
   SyntheticSource(const Model& model, std::uint64_t seed) : seed_(seed) {
     generators_.reserve(model.parameters.size());
-    for (const ParameterRule& rule : model.parameters) {
-      const std::string& name = rule.info.name;
-      generators_.push_back({mix(seed) ^ XXH3_64bits(name.data(), name.size()), element_shape(rule.info)});
-    }
+    for (const ParameterRule& rule : model.parameters) generators_.push_back(generator_of(rule.info, seed));
   }
 
   void read(std::size_t parameter, std::uint64_t offset, std::span<std::byte> destination) const override {
-    if (destination.empty()) return;
-    const Generator& generator = generators_[parameter];
-    // A word that the range cuts at its start or end is made whole and copied in part.
-    const auto partial = [&](std::uint64_t at, std::size_t count) {
-      std::array<std::byte, 8> whole;
-      generator.words(at / 8, whole.data(), 1);
-      std::memcpy(destination.data(), whole.data() + at % 8, count);
-      destination = destination.subspan(count);
-    };
-    if (offset % 8 != 0) {
-      const std::size_t head = std::min<std::size_t>(destination.size(), 8 - offset % 8);
-      partial(offset, head);
-      offset += head;
-    }
-    const std::size_t words = destination.size() / 8;
-    generator.words(offset / 8, destination.data(), words);
-    destination = destination.subspan(8 * words);
-    if (!destination.empty()) partial(offset + 8 * words, destination.size());
+    generate(generators_[parameter], offset, destination);
   }
   std::string describe() const override { return fmt::format("synth:{}", seed_); }
+  std::span<const WordGenerator> generators() const noexcept override { return generators_; }
 
  private:
   std::uint64_t seed_;
-  std::vector<Generator> generators_;
+  std::vector<WordGenerator> generators_;
 };
 
 constexpr std::uint64_t block_bytes = 4 * mebibyte, step_elements = 256 * 1024;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "weightcast/checkpoint/checkpoint.hpp"
+#include "weightcast/device/word_generator.hpp"
 #include "weightcast/model/match_checkpoint.hpp"
 
 namespace weightcast {
@@ -23,6 +24,9 @@ class WeightSource {
   virtual std::string describe() const = 0;
   /// What people should know of how these weights were read, a line each: what was left out, renamed, rounded.
   virtual std::vector<std::string> notes() const { return {}; }
+  /// What makes each parameter where it is needed, GPUs included: the same bytes as read() has. Empty unless these
+  /// weights are made up.
+  virtual std::span<const WordGenerator> generators() const noexcept { return {}; }
 };
 
 /// Fills `destination` with a rectangle of a parameter's matrix view, row by row.

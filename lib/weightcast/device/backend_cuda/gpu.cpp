@@ -134,15 +134,17 @@ void close_import(int gpu, std::byte* memory) noexcept {
 
 void upload(int gpu, std::byte* device, const std::byte* host, std::uint64_t size_bytes) {
   use(gpu);
-  check(cudaMemcpy(device, host, size_bytes, cudaMemcpyHostToDevice), "cudaMemcpy to the GPU");
-  // From pageable memory it may return while the last bytes are on their way, and who reads them next is another
-  // process or a stream that does not wait for this one (CUDA Runtime API, "API synchronization behavior").
-  check(cudaStreamSynchronize(cudaStreamLegacy), "cudaStreamSynchronize");
+  // Whoever reads it next is another process or a stream that does not wait for this one: so all of it must be there.
+  check(cudaMemcpyAsync(device, host, size_bytes, cudaMemcpyHostToDevice, cudaStreamPerThread),
+        "cudaMemcpyAsync to the GPU");
+  check(cudaStreamSynchronize(cudaStreamPerThread), "cudaStreamSynchronize");
 }
 
 void download(int gpu, std::byte* host, const std::byte* device, std::uint64_t size_bytes) {
   use(gpu);
-  check(cudaMemcpy(host, device, size_bytes, cudaMemcpyDeviceToHost), "cudaMemcpy from the GPU");
+  check(cudaMemcpyAsync(host, device, size_bytes, cudaMemcpyDeviceToHost, cudaStreamPerThread),
+        "cudaMemcpyAsync from the GPU");
+  check(cudaStreamSynchronize(cudaStreamPerThread), "cudaStreamSynchronize");
 }
 
 void CloseStream::operator()(void* stream) const noexcept {
@@ -171,13 +173,17 @@ void Stream::after(const Stream& other) {
   check(cudaStreamWaitEvent(cuda(*this), event, 0), "cudaStreamWaitEvent");
 }
 
-void Stream::synchronize(Deadline deadline, const char* what) const {
+void Stream::synchronize(Deadline deadline, const char* what, FunctionRef<void()> look) const {
   use(gpu());
   while (true) {
     const auto status = cudaStreamQuery(cuda(*this));
     if (status == cudaSuccess) return;
     if (status != cudaErrorNotReady) check(status, what);
     if (deadline.passed()) fail(ExitCode::deadline, "{} did not finish in time", what);
+    if (look) {
+      look();
+      use(gpu());  // whatever it has done
+    }
     ::sched_yield();
   }
 }
@@ -264,6 +270,26 @@ void scatter(const StridedElements& elements, std::byte* matrix, const std::byte
   if (elements.count == 0) return;
   use(stream.gpu());
   check(launch_scatter(elements, matrix, source, cuda(stream)), "scatter kernel");
+}
+
+void generate(const WordGenerator& words, const ParameterRows& rows, std::byte* data, const Stream& stream) {
+  if (rows.rows == 0 || rows.row_bytes == 0) return;
+  use(stream.gpu());
+  check(launch_generate(words, rows.joined(), data, cuda(stream)), "generate kernel");
+}
+
+void compare(const WordGenerator& words, const ParameterRows& rows, const std::byte* data, std::uint64_t first,
+             std::uint64_t* difference, const Stream& stream) {
+  if (rows.rows == 0 || rows.row_bytes == 0) return;
+  use(stream.gpu());
+  check(launch_compare(words, rows.joined(), data, first, difference, cuda(stream)), "compare kernel");
+}
+
+void compare(const std::byte* reference, const ParameterRows& rows, const std::byte* data, std::uint64_t first,
+             std::uint64_t* difference, const Stream& stream) {
+  if (rows.rows == 0 || rows.row_bytes == 0) return;
+  use(stream.gpu());
+  check(launch_compare(reference, rows.joined(), data, first, difference, cuda(stream)), "compare kernel");
 }
 
 void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results, Share share,

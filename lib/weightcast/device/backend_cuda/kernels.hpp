@@ -4,8 +4,8 @@
 
 #include "weightcast/device/gpu.hpp"
 
-/// The kernels behind copy_strided(), gather(), scatter(), digest() and copy_and_digest(). nvcc cannot read fmt's
-/// headers, so errors come back as codes.
+/// The kernels behind copy_strided(), gather(), scatter(), generate(), compare(), digest() and copy_and_digest(). nvcc
+/// cannot read fmt's headers, so errors come back as codes.
 namespace weightcast::gpu {
 
 /// Of the GPU in use: what a grid is sized by. 1 when it cannot be asked: then the launch will say why.
@@ -25,6 +25,14 @@ cudaError_t launch_gather_narrow(const StridedElements& elements, Rounding round
                                  const std::byte* matrix, cudaStream_t stream);
 cudaError_t launch_scatter(const StridedElements& elements, std::byte* matrix, const std::byte* source,
                            cudaStream_t stream);
+
+/// Of rows as joined() has them; at least one byte.
+cudaError_t launch_generate(const WordGenerator& words, const ParameterRows& rows, std::byte* data,
+                            cudaStream_t stream);
+cudaError_t launch_compare(const WordGenerator& words, const ParameterRows& rows, const std::byte* data,
+                           std::uint64_t first, std::uint64_t* difference, cudaStream_t stream);
+cudaError_t launch_compare(const std::byte* reference, const ParameterRows& rows, const std::byte* data,
+                           std::uint64_t first, std::uint64_t* difference, cudaStream_t stream);
 
 cudaError_t launch_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
                           Share share, cudaStream_t stream);

@@ -55,7 +55,7 @@ Stream::Stream(int) {
 void Stream::after(const Stream&) {
   none();
 }
-void Stream::synchronize(Deadline, const char*) const {
+void Stream::synchronize(Deadline, const char*, FunctionRef<void()>) const {
   none();
 }
 Event::Event(int) {
@@ -77,6 +77,16 @@ void gather(const StridedElements&, std::optional<Rounding>, std::byte*, const s
   none();
 }
 void scatter(const StridedElements&, std::byte*, const std::byte*, const Stream&) {
+  none();
+}
+void generate(const WordGenerator&, const ParameterRows&, std::byte*, const Stream&) {
+  none();
+}
+void compare(const WordGenerator&, const ParameterRows&, const std::byte*, std::uint64_t, std::uint64_t*,
+             const Stream&) {
+  none();
+}
+void compare(const std::byte*, const ParameterRows&, const std::byte*, std::uint64_t, std::uint64_t*, const Stream&) {
   none();
 }
 void digest(const DigestTask*, std::uint64_t, const std::byte*, std::uint64_t*, Share, const Stream&) {
