@@ -142,7 +142,7 @@ class ModelBench {
 
   /// Parameters that differ from their source on any rank, summed over the ranks.
   std::uint64_t wrong() const {
-    return job_.world().sum(side_.check(reader_of(*sources_[source_index_])).mismatched.size(), job_.deadline());
+    return job_.world().sum(side_.check(reference_of(*sources_[source_index_])).mismatched.size(), job_.deadline());
   }
 
   const BenchOptions& options_;

@@ -238,7 +238,7 @@ class Update {
   /// Every byte of every engine rank against the weights' own source.
   void check_reference() {
     const auto& model = plan_.model;
-    const auto check = side_->check(reader_of(last_source()));
+    const auto check = side_->check(reference_of(last_source()));
     std::vector<std::byte> wrong(model.parameters.size());
     for (const auto p : check.mismatched) wrong[p] = std::byte{1};
     const auto all = job_.world().gather(wrong, 0, job_.deadline());

@@ -37,4 +37,10 @@ constexpr double longest_disk_s(std::uint64_t bytes) noexcept {
   return static_cast<double>(bytes) / slowest_bytes_per_s;
 }
 
+/// Seconds in which a GPU that works has been through so many bytes, whatever else it has been given.
+constexpr double longest_gpu_s(std::uint64_t bytes) noexcept {
+  constexpr double others_s = 60;
+  return others_s + longest_disk_s(bytes);
+}
+
 }  // namespace weightcast

@@ -38,10 +38,10 @@ Engine::~Engine() {
   }
 }
 
-void Engine::load(std::uint64_t version, const ReadReference& read, std::size_t threads,
+void Engine::load(std::uint64_t version, const Reference& reference, std::size_t threads,
                   const std::function<void(std::uint64_t)>& progress) {
   scheduler_.expect_no_group("load()");
-  runner_.load(version, read, threads, progress);
+  runner_.load(version, reference, threads, progress);
 }
 
 void Engine::init_parameter_update_group(const Communicator& parent, const GroupOptions& options, Driver driver) {

@@ -42,7 +42,7 @@ class Engine {
   Engine(Engine&&) = delete;
 
   /// Loads and serves the first version. Local; before init_parameter_update_group().
-  void load(std::uint64_t version, const ReadReference& read, std::size_t threads,
+  void load(std::uint64_t version, const Reference& reference, std::size_t threads,
             const std::function<void(std::uint64_t)>& progress = {});
 
   /// Forms the update group, warms it up and ends in a barrier bound to this rank's device. Collective (see

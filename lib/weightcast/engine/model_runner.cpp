@@ -17,11 +17,11 @@ ModelRunner::ModelRunner(const TransferPlan& plan, std::size_t tp_rank, CommitMo
   if (placement.kind == MemoryKind::cuda) gpu_digests_.emplace(GpuDigests::of_slot(plan, tp_rank, placement.gpu));
 }
 
-void ModelRunner::load(std::uint64_t version, const ReadReference& read, std::size_t threads,
+void ModelRunner::load(std::uint64_t version, const Reference& reference, std::size_t threads,
                        const std::function<void(std::uint64_t)>& progress) {
   const auto slot = store_.stage(Deadline::after(1));
   try {
-    fill_from_reference(*plan_, tp_rank_, store_.slots()[slot], read, threads, progress);
+    fill_from_reference(*plan_, tp_rank_, store_.slots()[slot], reference, threads, progress);
   } catch (...) {
     store_.drop();
     throw;

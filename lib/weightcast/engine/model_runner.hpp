@@ -29,8 +29,8 @@ class ModelRunner {
  public:
   ModelRunner(const TransferPlan& plan, std::size_t tp_rank, CommitMode mode, Placement placement);
 
-  /// Fills and serves the first version from a reader of full parameters. Local.
-  void load(std::uint64_t version, const ReadReference& read, std::size_t threads,
+  /// Fills and serves the first version from a reader of full parameters (fill_from_reference()). Local.
+  void load(std::uint64_t version, const Reference& reference, std::size_t threads,
             const std::function<void(std::uint64_t)>& progress);
   /// Takes part in the trainer's next update; nothing when it has left (see UpdateGroup::receive()). `empty_cache`:
   /// gives back memory that is only kept for speed.

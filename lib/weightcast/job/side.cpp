@@ -9,21 +9,22 @@
 namespace weightcast {
 namespace {
 
-/// `read`, which looks between two parts whether the job goes on.
-ReadReference attentive(const ReadReference& read, const Pulse& pulse) {
-  return [&read, &pulse](std::size_t parameter, std::uint64_t offset, std::span<std::byte> to) {
+/// `reference`, which looks whether the job goes on.
+Reference attentive(Reference reference, const Pulse& pulse) {
+  reference.look = [&pulse] {
     stop_if_asked();
     pulse.check();
-    read(parameter, offset, to);
   };
+  return reference;
 }
 
 }  // namespace
 
-ReadReference reader_of(const WeightSource& source) {
-  return [&source](std::size_t parameter, std::uint64_t offset, std::span<std::byte> to) {
+Reference reference_of(const WeightSource& source) {
+  const auto read = [&source](std::size_t parameter, std::uint64_t offset, std::span<std::byte> to) {
     source.read(parameter, offset, to);
   };
+  return {read, source.generators()};
 }
 
 Side::Side(const Job& job, const TransferPlan& plan, Placement placement, CommitMode commit)
@@ -43,7 +44,7 @@ void Side::load(const std::vector<const WeightSource*>& published, const WeightS
   const auto ranks = static_cast<std::uint64_t>(job_->world().size());
   job_->agree_patiently("load", plan_->model.size_bytes() * (ranks + 1), [&](const Pulse& pulse) {
     create();
-    if (engine_) engine_->load(1, attentive(reader_of(served), pulse), threads);
+    if (engine_) engine_->load(1, attentive(reference_of(served), pulse), threads);
     const auto look = [&](std::uint64_t bytes) {
       stop_if_asked();
       pulse.check();
@@ -93,7 +94,7 @@ std::vector<UpdateResult> Side::trainer_results(const Communicator& callers, con
   return results;
 }
 
-ReferenceCheck Side::check(const ReadReference& reference) const {
+ReferenceCheck Side::check(const Reference& reference) const {
   ReferenceCheck result;
   const auto threads = threads_per_rank(job_->world(), job_->deadline());
   const auto ranks = static_cast<std::uint64_t>(job_->world().size());

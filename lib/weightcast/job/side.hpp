@@ -47,7 +47,7 @@ class Side {
 
   /// Compares every byte that this rank serves with a reference; nothing differs on trainer ranks. Collective; patient
   /// as load() is.
-  ReferenceCheck check(const ReadReference& reference) const;
+  ReferenceCheck check(const Reference& reference) const;
 
   /// nullptr on the ranks that are the other.
   Trainer* trainer() const noexcept { return trainer_.get(); }
@@ -71,7 +71,7 @@ class Side {
 /// any of them threw. Collective over the job.
 void while_serving(const Job& job, Engine* engine, FunctionRef<void(const Communicator& callers)> body);
 
-/// What reads a source, which must outlive it.
-ReadReference reader_of(const WeightSource& source);
+/// A source, which must outlive it, as a reference.
+Reference reference_of(const WeightSource& source);
 
 }  // namespace weightcast

@@ -4,18 +4,14 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
 #include "weightcast/device/memory.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
+#include "weightcast/verify/reference.hpp"
 
 namespace weightcast {
-
-/// What reads bytes [offset, offset + destination.size()) of a parameter from a reference.
-using ReadReference =
-    std::function<void(std::size_t parameter, std::uint64_t offset, std::span<std::byte> destination)>;
 
 struct ReferenceCheck {
   std::vector<std::size_t> mismatched;  ///< parameters whose shard differs
@@ -23,13 +19,14 @@ struct ReferenceCheck {
 };
 
 /// Compares every byte of a tp rank's slot with the reference: an independent reader of the same weights, not a digest.
-/// Vocabulary padding must be zero. Reads both in bounded blocks, on up to `threads` threads. Local.
+/// Vocabulary padding must be zero. On the host reads both in bounded blocks, on up to `threads` threads; what is on a
+/// GPU stays there (compare_on_gpu()), but for the element that `first` shows. Local.
 ReferenceCheck check_against_reference(const TransferPlan& plan, std::size_t tp_rank, const Region& slot,
-                                       const ReadReference& read, std::size_t threads);
+                                       const Reference& reference, std::size_t threads);
 
-/// Fills a tp rank's slot from the reference, in bounded blocks, on up to `threads` threads; `progress(bytes)` may be
-/// empty.
-void fill_from_reference(const TransferPlan& plan, std::size_t tp_rank, const Region& slot, const ReadReference& read,
+/// Fills a tp rank's slot from the reference: made-up weights on a GPU are made there, all others are read in bounded
+/// blocks, on up to `threads` threads. `progress(bytes)` is told what is there; it may be empty.
+void fill_from_reference(const TransferPlan& plan, std::size_t tp_rank, const Region& slot, const Reference& reference,
                          std::size_t threads, const std::function<void(std::uint64_t)>& progress = {});
 
 }  // namespace weightcast
