@@ -5,6 +5,7 @@
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/parallel.hpp"
 #include "weightcast/plan/chunks.hpp"
+#include "weightcast/trainer/generate_source.hpp"
 
 namespace weightcast {
 
@@ -17,9 +18,21 @@ std::unique_ptr<Trainer::Source> Trainer::make_source(const std::string& purpose
 
 std::size_t Trainer::load(const WeightSource& source, std::size_t threads,
                           const std::function<void(std::uint64_t)>& progress) {
-  constexpr std::uint64_t block_bytes = 4 * mebibyte;
   auto added = make_source(fmt::format("the trainer's copy of {}", source.describe()));
   const auto region = added->buffer.region();
+  if (region.kind == MemoryKind::cuda && !source.generators().empty()) {
+    generate_source(*plan_, trainer_rank_, source.generators(), region, added->claimed, progress);
+  } else {
+    read_source(source, region, added->claimed, threads, progress);
+  }
+  for (std::size_t p = 0; p < plan_->model.parameters.size(); ++p) added->claimed.complete(p);
+  sources_.push_back(std::move(added));
+  return sources_.size() - 1;
+}
+
+void Trainer::read_source(const WeightSource& source, const Region& region, SourceClaim& claim, std::size_t threads,
+                          const std::function<void(std::uint64_t)>& progress) const {
+  constexpr std::uint64_t block_bytes = 4 * mebibyte;
   const bool on_host = region.kind == MemoryKind::host;
   const auto blocks = chunks_held(*plan_, trainer_rank_, block_bytes);
   std::uint64_t longest = 0;
@@ -29,18 +42,15 @@ std::size_t Trainer::load(const WeightSource& source, std::size_t threads,
     const auto block = on_host ? region.bytes().subspan(at, size_bytes) : staging.first(size_bytes);
     read_slice(source, plan_->model, rows.parameter_index, rows.slice, block);
     if (speaker == trainer_rank_) {
-      added->claimed.add(rows, block.data());
+      claim.add(rows, block.data());
     } else {
-      added->claimed.add_of_another(rows, block.data());
+      claim.add_of_another(rows, block.data());
     }
     if (!on_host) write_region(region, at, block);
     if (progress) progress(size_bytes);
   };
   parallel_for(
       blocks.size(), threads, [&] { return Staging(region, on_host ? 0 : longest); }, bring);
-  for (std::size_t p = 0; p < plan_->model.parameters.size(); ++p) added->claimed.complete(p);
-  sources_.push_back(std::move(added));
-  return sources_.size() - 1;
 }
 
 std::size_t Trainer::reserve() {

@@ -25,8 +25,9 @@ class Trainer {
       : plan_(&plan), placement_(placement), trainer_rank_(trainer_rank), fill_(plan) {}
 
   /// Adds a source region and fills it with this rank's pieces on up to `threads` threads, digesting each block as it
-  /// arrives, so that later damage to file or memory is noticed. Returns its index. Local; before
-  /// init_parameter_update_group().
+  /// arrives, so that later damage to file or memory is noticed; made-up weights on a GPU are made and digested there.
+  /// `progress(bytes)` is told what is there, by any thread, and nothing, again and again, while a GPU works; it may
+  /// throw. Returns its index. Local; before init_parameter_update_group().
   std::size_t load(const WeightSource& source, std::size_t threads,
                    const std::function<void(std::uint64_t bytes)>& progress = {});
 
@@ -75,6 +76,9 @@ class Trainer {
     SourceClaim claimed;
   };
   std::unique_ptr<Source> make_source(const std::string& purpose) const;
+  /// Through the host, in blocks.
+  void read_source(const WeightSource& source, const Region& region, SourceClaim& claim, std::size_t threads,
+                   const std::function<void(std::uint64_t)>& progress) const;
   /// Error(config) when there is no such source region.
   Source& to_fill(std::size_t source_index);
   UpdateResult update(std::size_t source_index, std::uint64_t version, std::size_t first, std::size_t count);
