@@ -89,7 +89,7 @@ int run(const Options& options) {
       const auto roster = form_roster(wanted.tp, wanted.dp, job.world().size());
       plan = make_plan(build_model(load_model_config(model)), roster.tp, roster.dp);
     });
-    const auto placement = choose_placement(job.world(), wanted.device, wanted.gpus, job.deadline());
+    const auto placement = choose_placement(job.world(), plan.roster(), wanted, job.deadline());
     Side side(job, plan, placement);
     side.create();
     if (side.trainer() != nullptr) {

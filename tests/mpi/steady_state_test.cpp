@@ -211,7 +211,7 @@ TEST(SteadyState, TheTrainersDigestsStartNoThread) {
   for (int i = 0; i < 10; ++i) digest(together);
   EXPECT_EQ(cpp_allocations, before);
   for (std::size_t p = 0; p < plan.model.parameters.size(); ++p)
-    EXPECT_EQ(together.claim().parameter(p), alone.claim().parameter(p)) << plan.model.parameters[p].info.name;
+    EXPECT_EQ(together.claim().held(p), alone.claim().held(p)) << plan.model.parameters[p].info.name;
 }
 
 }  // namespace

@@ -31,12 +31,14 @@ struct Combination {
 /// Everything that the rows of one model share: its weights, loaded once.
 class ModelBench {
  public:
-  ModelBench(const BenchOptions& options, Job& job, std::string model_name, const Roster& roster, Placement placement)
+  ModelBench(const BenchOptions& options, Job& job, std::string model_name, const Roster& roster, Placement placement,
+             MemoryKind memory)
       : options_(options),
         job_(job),
         model_name_(std::move(model_name)),
         roster_(roster),
         placement_(placement),
+        memory_(memory),
         side_(job, plan_, placement) {
     agree(job.world(), "load", job.deadline(), [&] {
       const auto model = build_model(load_model_config(model_name_));
@@ -57,7 +59,7 @@ class ModelBench {
     const auto size_bytes = plan_.model.size_bytes();
     ReportRow row{.model = model_name_,
                   .model_bytes = size_bytes,
-                  .device = std::string(name(placement_.kind)),
+                  .device = std::string(name(memory_)),
                   .transport = std::string(side_.group().transport()),
                   .method = std::string(name_of(what.method)),
                   .granularity = std::string(name_of(what.granularity)),
@@ -152,6 +154,7 @@ class ModelBench {
   std::uint64_t version_ = 1;
   std::size_t source_index_ = 1;  // of what is served
   Placement placement_;
+  MemoryKind memory_;  // of the engines
   TransferPlan plan_;
   std::vector<std::unique_ptr<WeightSource>> sources_;  // the trainer's source regions 0 and 1; engines start with 1
   Side side_;
@@ -193,11 +196,12 @@ void run(const BenchOptions& options, Job& job, Report& report, const EarlyName&
     roster = form_roster(options.tp, options.dp, job.world().size(), options.trainers);
     if (job.first()) json.probe();
   });
-  const auto placement = choose_placement(job.world(), options.device, options.gpus, job.deadline());
+  const auto placement = choose_placement(job.world(), roster, options, job.deadline());
   report.ranks = gather_ranks(job.world(), roster, placement, job.deadline());
-  if (job.first()) print_header(options, roster, placement.kind);
+  const auto memory = memory_of_engines(job.world(), roster, placement, job.deadline());
+  if (job.first()) print_header(options, roster, memory);
   for (const auto& model : options.models) {
-    ModelBench bench(options, job, model, roster, placement);
+    ModelBench bench(options, job, model, roster, placement, memory);
     for (const auto granularity : options.granularities) {
       for (const auto method : options.methods) {
         for (const auto transport : options.transports) {

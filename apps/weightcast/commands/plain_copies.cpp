@@ -50,8 +50,8 @@ std::vector<double> plain_copies(Job& job, Side& side, Placement placement) {
   const bool trainer = side.trainer() != nullptr;
   const auto buffers = trainer ? side.trainer()->buffers() : std::vector<const Buffer*>();
   const int rank = world.rank();
-  const bool on_gpu = placement.kind == MemoryKind::cuda;
   const auto peers = Peers::meet(world, side.plan().roster(), placement, job.deadline());
+  const bool on_gpu = peers.memory() == MemoryKind::cuda;
   std::vector<std::vector<Mapping>> sources;  // by trainer rank
   std::vector<Mapping> slots;                 // of engines
   std::vector<gpu::Stream> streams;
@@ -75,7 +75,8 @@ std::vector<double> plain_copies(Job& job, Side& side, Placement placement) {
     const auto handles = world.all_gather_values(std::span<const ShareHandle>(own), work);
     streams.reserve(shares.size());
     for (const auto& share : shares) {
-      const bool pushes = on_gpu && !same_gpu(peers.place(share.trainer), peers.place(share.engine));
+      const bool pushes = peers.place(share.trainer).placement.kind == MemoryKind::cuda &&
+                          !same_gpu(peers.place(share.trainer), peers.place(share.engine));
       if (trainer && !pushes) continue;
       if (on_gpu) streams.emplace_back(placement.gpu);
       const auto half = pushes ? share.size_bytes / 2 : share.size_bytes;

@@ -43,7 +43,7 @@ int run_preflight(const UpdateOptions& options, Job& job) {
     Roster roster;
     agree(job.world(), "preflight", job.deadline(),
           [&] { roster = form_roster(options.tp, options.dp, job.world().size(), options.trainers); });
-    const auto placement = choose_placement(job.world(), options.device, options.gpus, job.deadline());
+    const auto placement = choose_placement(job.world(), roster, options, job.deadline());
     const auto peers = Peers::meet(job.world(), roster, placement, job.deadline());
     const auto hosts = gather_ranks(job.world(), roster, placement, job.deadline());
     const auto ranks =

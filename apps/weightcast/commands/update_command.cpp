@@ -77,13 +77,13 @@ class Update {
       }
       if (writes_snapshot()) probe_snapshot(outputs_.snapshot.get());
     });
-    placement_ = choose_placement(job_.world(), options_.device, options_.gpus, job_.deadline());
+    placement_ = choose_placement(job_.world(), roster_, options_, job_.deadline());
     report_.ranks = gather_ranks(job_.world(), roster_, placement_, job_.deadline());
     report_.trainers = roster_.trainers;
     report_.tp = roster_.tp;
     report_.dp = roster_.dp;
     report_.source_layout = name_of(options_.source_layout);
-    report_.device = name(placement_.kind);
+    report_.device = name(memory_of_engines(job_.world(), roster_, placement_, job_.deadline()));
     report_.method = name_of(options_.method);
     report_.granularity = name_of(options_.granularity);
     report_.commit = name_of(options_.commit);

@@ -10,11 +10,9 @@
 namespace weightcast {
 
 /// What every job of several ranks is asked.
-struct JobOptions : SourceOptions {
+struct JobOptions : SourceOptions, DeviceOptions {
   std::optional<std::uint64_t> tp;  ///< default: (world - trainers) / dp
   std::uint64_t dp = 1;
-  DeviceChoice device = DeviceChoice::automatic;
-  std::vector<int> gpus;      ///< of each rank in rank order; empty: the host's in turn
   std::uint64_t readers = 0;  ///< threads that read on each engine meanwhile
   double timeout_s = 60;
   std::string json;  ///< where the report goes; empty: none

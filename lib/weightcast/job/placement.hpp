@@ -14,11 +14,19 @@ namespace weightcast {
 
 enum class DeviceChoice { automatic, host, cuda };
 
-/// Where this rank keeps weights: on the GPU that `gpus` names for it in rank order (a trainer and an engine rank may
-/// share one), or the host's GPUs in turn by local rank; `automatic` is the host when any rank has no GPU. The kind is
-/// the same on all ranks. Collective. Error(config) when build, machine or list do not fit.
-Placement choose_placement(const Communicator& world, DeviceChoice device, const std::vector<int>& gpus,
+struct DeviceOptions {
+  DeviceChoice device = DeviceChoice::automatic;          ///< where weights are
+  DeviceChoice trainer_device = DeviceChoice::automatic;  ///< where the trainer's are; automatic: as `device`
+  std::vector<int> gpus = {};  ///< of each rank that is on one, in rank order; empty: the host's in turn
+};
+
+/// Where this rank keeps weights: on the GPU that is named for it (a trainer and an engine rank may share one), or the
+/// host's GPUs in turn by local rank; `automatic` is the host when any rank has no GPU. The kind is the same on all
+/// engine ranks, and on all trainer ranks. Collective. Error(config) when build, machine or list do not fit.
+Placement choose_placement(const Communicator& world, const Roster& roster, const DeviceOptions& options,
                            Deadline deadline);
+/// The kind of the engines' memory, on all ranks. Collective.
+MemoryKind memory_of_engines(const Communicator& world, const Roster& roster, Placement placement, Deadline deadline);
 
 /// Error(config), naming who differs from rank 0, unless all ranks were asked for `what`. Collective.
 void expect_same(const Communicator& world, const std::string& what, Deadline deadline);
