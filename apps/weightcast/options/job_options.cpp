@@ -10,7 +10,8 @@ JobOptions parse_job_options(const Options& options) {
   if (options.has("tp")) result.tp = options.number("tp", 1, most_ranks);
   result.dp = options.number("dp", 1, most_ranks);
   result.device = options.choice<DeviceChoice>("device");
-  if (options.has("trainer-device")) result.trainer_device = options.choice<DeviceChoice>("trainer-device");
+  if (options.takes("trainer-device") && options.has("trainer-device"))
+    result.trainer_device = options.choice<DeviceChoice>("trainer-device");
   if (options.takes("gpus")) result.gpus = options.numbers("gpus", last_gpu);
   if (options.takes("readers")) result.readers = options.number("readers", 0, most_readers);
   result.timeout_s = options.duration_s("timeout");
