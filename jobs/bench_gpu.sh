@@ -21,7 +21,8 @@ installed, bench.png and bench.svg. A row that fails is named at the end; the ot
 
   1 GPU    engines beside the trainer, tp 1 and 2 (direct)
   N GPUs   also, one rank per GPU and direct and nccl: tp 1, 2, 4, ... below N, with dp 2 and with as many replicas as
-           fit; for N = 2, 4, 8, ... also tp N with one engine beside the trainer (direct)
+           fit; for N = 2, 4, 8, ... also tp N with one engine beside the trainer (direct), N trainer ranks beside tp N, and
+           N/2 trainer ranks with tp N/2 on the other GPUs (fsdp, direct)
 
 Variables: MPIRUN (default mpirun), PYTHON (default python3: with torch, matplotlib), COMMIT (where git cannot say).
 Exit code 0: every row ran and arrived right; 69: some did not; 64 usage; 66 no program; 78 no GPU.
@@ -184,7 +185,10 @@ for ((tp = 1; tp < gpus; tp *= 2)); do
   ((most == 1)) || one_rank_per_gpu "$tp" "$most"
 done
 if ((gpus > 1 && (gpus & (gpus - 1)) == 0)); then
-  bench "split-tp$gpus-direct" "0,$(seq -s, 0 $((gpus - 1)))" --tp "$gpus" --transport direct --model "$models"
+  all=$(seq -s, 0 $((gpus - 1))) half=$((gpus / 2))
+  bench "split-tp$gpus-direct" "0,$all" --tp "$gpus" --transport direct --model "$models"
+  bench "trainers$gpus-beside-tp$gpus-direct" "$all,$all" --trainers "$gpus" --tp "$gpus" --transport direct --model "$models"
+  ((half == 1)) || bench "trainers$half-link-tp$half-direct" "$all" --trainers "$half" --tp "$half" --transport direct --model "$models"
 fi
 [[ -z $dry_run ]] || exit 0
 

@@ -60,6 +60,8 @@ def say(message):
 def where_engines_are(ranks):
     trainer = [rank for rank in ranks if rank["role"] == "trainer"]
     engines = [rank for rank in ranks if rank["role"] == "engine"]
+    if len(trainer) > 1:
+        return f"from {len(trainer)} trainer ranks {where_they_meet(trainer, engines)}"
     if not trainer or not engines or any(rank["gpu"] is None for rank in ranks):
         return "in host memory"
     if any(engine["host"] != trainer[0]["host"] for engine in engines):
@@ -68,6 +70,15 @@ def where_engines_are(ranks):
     if all(beside):
         return "on the trainer's GPU"
     return "with one engine on the trainer's GPU" if any(beside) else "across the link"
+
+
+def where_they_meet(trainers, engines):
+    if any(rank["gpu"] is None for rank in trainers + engines):
+        return "in host memory"
+    if len({rank["host"] for rank in trainers + engines}) > 1:
+        return "across hosts"
+    beside = [any(engine["gpu"] == trainer["gpu"] for trainer in trainers) for engine in engines]
+    return "beside them" if all(beside) else "partly beside them" if any(beside) else "across the links"
 
 
 def what_is_timed(row):

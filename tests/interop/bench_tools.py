@@ -227,13 +227,15 @@ class Jobs(unittest.TestCase):
                 placement = options["--gpus"].split(",")
                 self.assertEqual(len(placement), ranks, name)
                 self.assertLess(max(map(int, placement)), gpus, name)
-                self.assertEqual(ranks, 1 + int(options["--tp"]) * int(options.get("--dp", 1)), name)
+                self.assertEqual(ranks, int(options.get("--trainers", 1)) + int(options["--tp"]) * int(options.get("--dp", 1)), name)
                 if "nccl" in command or "torch" in name:
                     self.assertEqual(len(set(placement)), ranks, name)
                 if PROGRAM in command:
                     done = run(*command[command.index(PROGRAM):], "--print-config")
                     self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("split-tp8-direct", commands)
+        self.assertIn("trainers8-beside-tp8-direct", commands)
+        self.assertIn("trainers4-link-tp4-direct", commands)
         self.assertIn("link-tp2-dp3-nccl", commands)
         self.assertIn("link-tp1-dp7-direct", commands)
 
