@@ -102,6 +102,14 @@ class Tables(InFolder):
             "|  | direct, a call per parameter, verified | 200.0 | 160.0 | 140.0 to 180.0 | 15.45 | 0.039 | 0 |"])
         self.assertIn("NVIDIA H200, host memory", done.stdout)
 
+    def test_several_trainer_ranks(self):
+        for gpus, where in (([0, 1, 0, 1], "beside them"), ([0, 1, 2, 3], "across the links"), ([0, 1, 1, 2], "partly beside them"),
+                            ([None] * 4, "in host memory")):
+            content = report([row(4.0, tp=2, trainers=2, source_layout="fsdp")], gpus)
+            content["ranks"][1]["role"] = "trainer"
+            self.assertEqual(problems_of(content), [])
+            self.assertIn(f" tp 2 from 2 trainer ranks {where} |", self.plot(self.write("report.json", content)).stdout)
+
     def test_the_later_report_of_a_row_counts(self):
         first, second = (self.write(f"{ms}.json", report([row(ms)], [0, 0])) for ms in (8.0, 4.0))
         table = self.plot(first, second).stdout
