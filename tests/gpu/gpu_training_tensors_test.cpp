@@ -42,7 +42,7 @@ TEST_F(GpuFill, TheKernelRoundsAsTheHostDoes) {
         gpu::zero(sums.region().data, sizeof(Digest), stream);
         gpu::copy_and_digest(reinterpret_cast<const gpu::DigestTask*>(task_memory.region().data), 1,
                              {from.region().data, 0, format}, to.region().data,
-                             reinterpret_cast<std::uint64_t*>(sums.region().data), stream);
+                             reinterpret_cast<std::uint64_t*>(sums.region().data), gpu::Share::all, stream);
         stream.synchronize(Deadline::after(10), "a test");
         narrow(format, expected.data() + 2 * skip, source.data() + 4 * skip, count);
         read_region(to.region(), 0, held);

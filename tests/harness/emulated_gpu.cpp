@@ -378,7 +378,7 @@ void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base,
   queue_digests(tasks, count, {}, base, results, stream);
 }
 void copy_and_digest(const DigestTask* tasks, std::uint64_t count, const CopySource& source, std::byte* base,
-                     std::uint64_t* results, const Stream& stream) {
+                     std::uint64_t* results, Share, const Stream& stream) {
   queue_digests(tasks, count, source, base, results, stream);
 }
 

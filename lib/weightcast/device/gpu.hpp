@@ -156,7 +156,7 @@ struct CopySource {
 /// tasks' rows must not overlap. For a source in the stream's GPU's own memory: in one pass a copy's time, where a copy
 /// and digest() read everything twice.
 void copy_and_digest(const DigestTask* tasks, std::uint64_t count, const CopySource& source, std::byte* base,
-                     std::uint64_t* results, const Stream& stream);
+                     std::uint64_t* results, Share share, const Stream& stream);
 
 /// Where copy_and_digest() may leave the digests of what it writes: tasks [first_task[i], first_task[i + 1]) are those
 /// of item i, and `stream` has been given what sets the sums to zero.

@@ -57,6 +57,18 @@ class DirectGpu final : public BoundTransport {
       pushing.push_back(linked(sender, peers_->rank()));
       beside_.push_back(same_gpu(peers_->place(sender), peers_->place(peers_->rank())));
     }
+    // Where links carry at least as much from this GPU as is copied within it, the copy has time, and takes less of the
+    // memory's speed away from them: with all of the GPU they stand still until it is done.
+    std::uint64_t within = 0, out = 0;
+    for (std::size_t t = 0; t < plan_->tp; ++t) {
+      const int receiver = peers_->roster.engine_rank(0, t);
+      for (const auto& segment : plan_->ranks[t].schedule.segments) {
+        const auto& from = peers_->place(static_cast<int>(segment.from));
+        if (!same_gpu(from, peers_->place(peers_->rank()))) continue;
+        (same_gpu(from, peers_->place(receiver)) ? within : out) += segment.size_bytes();
+      }
+    }
+    share_ = out < within ? gpu::Share::all : gpu::Share::half;
     watched_ = upstream_.next() >= 0 || std::ranges::count(pushing, true) != 0;
     pushed_ = Pushed(upstream_, std::move(pushing));
     const auto& schedule = upstream_.schedule();
@@ -166,7 +178,7 @@ class DirectGpu final : public BoundTransport {
     const auto end = digests.first_task[part.segments.end()];
     for (auto begin = digests.first_task[part.segments.first]; begin < end; begin += digests_at_once) {
       gpu::copy_and_digest(digests.tasks + begin, std::min(digests_at_once, end - begin), {source}, sink, digests.sums,
-                           *streams[kernels++ % 2]);
+                           share_, *streams[kernels++ % 2]);
     }
   }
 
@@ -177,6 +189,7 @@ class DirectGpu final : public BoundTransport {
   // On engines:
   Pushed pushed_;
   std::vector<bool> beside_;             // by trainer rank: what is from it comes from the same GPU
+  gpu::Share share_ = gpu::Share::all;   // of the GPU for what is copied within it
   bool watched_ = false;                 // somebody waits for the arrival of parts
   CopyTasks tasks_;                      // of what is strided
   std::vector<std::size_t> first_task_;  // of each segment, and the end

@@ -81,7 +81,7 @@ void GpuDigests::fill(std::size_t parameter, const gpu::CopySource& source, std:
   fetching_ = false;
   const auto begin = first_task_[parameter], end = first_task_[parameter + 1];
   const auto to = target();
-  gpu::copy_and_digest(to.tasks + begin, end - begin, source, base, to.sums, stream_);
+  gpu::copy_and_digest(to.tasks + begin, end - begin, source, base, to.sums, gpu::Share::all, stream_);
 }
 
 void GpuDigests::fetch() {

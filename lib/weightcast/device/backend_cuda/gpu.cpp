@@ -300,10 +300,10 @@ void digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base,
 }
 
 void copy_and_digest(const DigestTask* tasks, std::uint64_t count, const CopySource& source, std::byte* base,
-                     std::uint64_t* results, const Stream& stream) {
+                     std::uint64_t* results, Share share, const Stream& stream) {
   if (count == 0) return;
   use(stream.gpu());
-  check(launch_copy_and_digest(tasks, count, source, base, results, cuda(stream)), "copy and digest kernel");
+  check(launch_copy_and_digest(tasks, count, source, base, results, share, cuda(stream)), "copy and digest kernel");
 }
 
 }  // namespace weightcast::gpu

@@ -37,6 +37,6 @@ cudaError_t launch_compare(const std::byte* reference, const ParameterRows& rows
 cudaError_t launch_digest(const DigestTask* tasks, std::uint64_t count, const std::byte* base, std::uint64_t* results,
                           Share share, cudaStream_t stream);
 cudaError_t launch_copy_and_digest(const DigestTask* tasks, std::uint64_t count, const CopySource& source,
-                                   std::byte* base, std::uint64_t* results, cudaStream_t stream);
+                                   std::byte* base, std::uint64_t* results, Share share, cudaStream_t stream);
 
 }  // namespace weightcast::gpu

@@ -92,7 +92,8 @@ void compare(const std::byte*, const ParameterRows&, const std::byte*, std::uint
 void digest(const DigestTask*, std::uint64_t, const std::byte*, std::uint64_t*, Share, const Stream&) {
   none();
 }
-void copy_and_digest(const DigestTask*, std::uint64_t, const CopySource&, std::byte*, std::uint64_t*, const Stream&) {
+void copy_and_digest(const DigestTask*, std::uint64_t, const CopySource&, std::byte*, std::uint64_t*, Share,
+                     const Stream&) {
   none();
 }
 void zero(std::byte*, std::uint64_t, const Stream&) {
