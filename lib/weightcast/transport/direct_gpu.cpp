@@ -105,12 +105,12 @@ class DirectGpu final : public BoundTransport {
     pushed_.begin(parts, batch.sink_index);
     for (auto& push : pushes_) push.begin(batch.parameters, sink(batch));
     copies_.begin();
-    if (batch.digests != nullptr) beside_stream_.after(*batch.digests->stream);
-    std::size_t queued = 0, arrived = 0, kernels = 0;
+    if (batch.digests != nullptr) copy_and_digest(batch, *batch.digests);
+    std::size_t queued = 0, arrived = 0;
     for (bool done = false; !done;) {
       bool progress = false;
       for (; queued < parts.size() && upstream_.ready(queued); ++queued, progress = true)
-        queue(parts[queued], queued, batch, kernels);
+        queue(parts[queued], queued, batch);
       for (; watched_ && arrived < queued && arrivals_[arrived].done() && pushed_.there(arrived);
            ++arrived, progress = true) {
         if (pushed_.half(parts[arrived]) && batch.gpu_observer != nullptr)
@@ -124,10 +124,6 @@ class DirectGpu final : public BoundTransport {
         fail(ExitCode::deadline, "pulling weights from rank {} did not finish in time",
              upstream_.sender(parts[std::min(arrived, parts.size() - 1)]));
       if (!progress) ::sched_yield();
-    }
-    if (batch.digests != nullptr) {
-      beside_stream_.after(*batch.digests->stream);
-      batch.digests->stream->after(beside_stream_);
     }
     stream_.synchronize(deadline, "pulling weights");
     beside_stream_.synchronize(deadline, "copying weights");
@@ -151,16 +147,11 @@ class DirectGpu final : public BoundTransport {
   }
 
   /// Queues one part, or the half of it that is pulled, and says when it will have landed.
-  void queue(const Part& part, std::size_t index, const Batch& batch, std::size_t& kernels) {
-    const std::byte* const source = upstream_.base(batch, part);
-    const bool beside = beside_[part.from], half = pushed_.half(part);
+  void queue(const Part& part, std::size_t index, const Batch& batch) {
+    const bool beside = beside_[part.from], half = pushed_.half(part), digested = digests_copy(batch, part.from);
     auto& stream = beside ? beside_stream_ : stream_;
-    // The digests' tasks read a trainer rank's source; and who waits for parts, waits for all of each.
-    const bool digested =
-        beside && batch.digests != nullptr && upstream_.next() < 0 && peers_->roster.trainer(upstream_.sender(part));
-    if (digested) {
-      copy_and_digest(part, source, sink(batch), *batch.digests, kernels);
-    } else {
+    if (!digested) {
+      const std::byte* const source = upstream_.base(batch, part);
       const auto& schedule = upstream_.schedule();
       copies_.queue(half ? part.pulled.of(schedule.halves) : part.copies.of(schedule.copies), source, sink(batch),
                     stream);
@@ -171,15 +162,33 @@ class DirectGpu final : public BoundTransport {
     if (!half && !digested && batch.gpu_observer != nullptr) batch.gpu_observer->landed(stream, part);
   }
 
-  /// Queued in pieces, so that whoever else uses the GPU gets in between.
-  void copy_and_digest(const Part& part, const std::byte* source, std::byte* sink, const gpu::DigestTarget& digests,
-                       std::size_t& kernels) {
+  /// Whether what is from that trainer rank is digested by the kernel that copies it: its tasks read a trainer rank's
+  /// source, and who waits for parts, waits for all of each.
+  bool digests_copy(const Batch& batch, std::size_t from) const {
+    return batch.digests != nullptr && beside_[from] && upstream_.next() < 0 &&
+           peers_->roster.trainer(upstream_.sender({from, {}}));
+  }
+
+  /// All that is so copied, in the order of the model: links begin elsewhere. Queued in pieces, so that whoever else
+  /// uses the GPU gets in between.
+  void copy_and_digest(const Batch& batch, const gpu::DigestTarget& digests) {
+    const auto& schedule = upstream_.schedule();
     const gpu::Stream* const streams[] = {&beside_stream_, digests.stream};
-    const auto end = digests.first_task[part.segments.end()];
-    for (auto begin = digests.first_task[part.segments.first]; begin < end; begin += digests_at_once) {
-      gpu::copy_and_digest(digests.tasks + begin, std::min(digests_at_once, end - begin), {source}, sink, digests.sums,
-                           share_, *streams[kernels++ % 2]);
+    std::size_t kernels = 0;
+    beside_stream_.after(*digests.stream);
+    for (const auto& supply : schedule.supplies) {
+      if (!digests_copy(batch, supply.from)) continue;
+      const auto segments = schedule.segments_of(supply.from, batch.parameters);
+      const auto first = static_cast<std::size_t>(segments.data() - schedule.segments.data());
+      const auto end = digests.first_task[first + segments.size()];
+      for (auto begin = digests.first_task[first]; begin < end; begin += digests_at_once) {
+        gpu::copy_and_digest(digests.tasks + begin, std::min(digests_at_once, end - begin),
+                             {upstream_.base(batch, {supply.from, {}})}, sink(batch), digests.sums, share_,
+                             *streams[kernels++ % 2]);
+      }
     }
+    beside_stream_.after(*digests.stream);
+    digests.stream->after(beside_stream_);
   }
 
   static constexpr std::size_t everything = ~std::size_t{0};
