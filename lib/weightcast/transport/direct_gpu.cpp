@@ -113,8 +113,8 @@ class DirectGpu final : public BoundTransport {
         queue(parts[queued], queued, batch);
       for (; watched_ && arrived < queued && arrivals_[arrived].done() && pushed_.there(arrived);
            ++arrived, progress = true) {
-        if (pushed_.half(parts[arrived]) && batch.gpu_observer != nullptr)
-          batch.gpu_observer->landed(landed_, parts[arrived]);
+        // In the order of arrival: whoever follows must not wait for a later part while this one is there.
+        announce(parts[arrived], batch, landed_);
         upstream_.announce();
       }
       done = queued == parts.size() && (!watched_ || arrived == queued);
@@ -148,9 +148,9 @@ class DirectGpu final : public BoundTransport {
 
   /// Queues one part, or the half of it that is pulled, and says when it will have landed.
   void queue(const Part& part, std::size_t index, const Batch& batch) {
-    const bool beside = beside_[part.from], half = pushed_.half(part), digested = digests_copy(batch, part.from);
+    const bool beside = beside_[part.from], half = pushed_.half(part);
     auto& stream = beside ? beside_stream_ : stream_;
-    if (!digested) {
+    if (!digests_copy(batch, part.from)) {
       const std::byte* const source = upstream_.base(batch, part);
       const auto& schedule = upstream_.schedule();
       copies_.queue(half ? part.pulled.of(schedule.halves) : part.copies.of(schedule.copies), source, sink(batch),
@@ -158,8 +158,15 @@ class DirectGpu final : public BoundTransport {
       const auto task = first_task_[part.segments.first];
       tasks_.queue({task, first_task_[part.segments.end()] - task}, source, sink(batch), stream);
     }
-    if (watched_) arrivals_[index].record(stream);
-    if (!half && !digested && batch.gpu_observer != nullptr) batch.gpu_observer->landed(stream, part);
+    if (watched_) {
+      arrivals_[index].record(stream);
+    } else {
+      announce(part, batch, stream);
+    }
+  }
+
+  void announce(const Part& part, const Batch& batch, const gpu::Stream& stream) const {
+    if (batch.gpu_observer != nullptr && !digests_copy(batch, part.from)) batch.gpu_observer->landed(stream, part);
   }
 
   /// Whether what is from that trainer rank is digested by the kernel that copies it: its tasks read a trainer rank's
