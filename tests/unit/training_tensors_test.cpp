@@ -355,7 +355,7 @@ TEST(TrainerFill, WhatIsRefusedLeavesTheClaim) {
   Trainer trainer(plan);
   trainer.reserve();
   const Loop loop(plan.model, DType::F32);
-  const auto put = trainer.put(0, loop.tensors.at(1));
+  const auto put = trainer.put(0, loop.tensors.at(1)).value();
   EXPECT_FALSE(trainer.claimed(0).knows_all());
   EXPECT_TRUE(trainer.claimed(0).knows({put, 1}));
   EXPECT_THROW(trainer.fill(0, {}), Error);

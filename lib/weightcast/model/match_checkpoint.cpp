@@ -61,13 +61,6 @@ bool is_bookkeeping(std::string_view name) noexcept {
   return std::any_of(ends.begin(), ends.end(), [&](auto end) { return name.ends_with(end); });
 }
 
-/// Buffers of old checkpoints that the engine computes for itself.
-bool is_rotary_buffer(std::string_view name) noexcept {
-  constexpr std::array<std::string_view, 3> buffers{"rotary_emb.inv_freq", "rotary_emb.cos_cached",
-                                                    "rotary_emb.sin_cached"};
-  return std::any_of(buffers.begin(), buffers.end(), [&](auto buffer) { return name.ends_with(buffer); });
-}
-
 class Matcher {
  public:
   Matcher(const Model& model, std::span<const TensorInfo> tensors, const std::string& what,
@@ -289,6 +282,12 @@ TensorMatch match_tensors(const Model& model, std::span<const TensorInfo> tensor
 CheckpointMatch match_checkpoint(const Model& model, std::span<const TensorInfo> tensors, const std::string& what,
                                  std::span<const std::string> ignore) {
   return Matcher(model, tensors, what, ignore).match();
+}
+
+bool is_rotary_buffer(std::string_view name) noexcept {
+  constexpr std::array<std::string_view, 3> buffers{"rotary_emb.inv_freq", "rotary_emb.cos_cached",
+                                                    "rotary_emb.sin_cached"};
+  return std::any_of(buffers.begin(), buffers.end(), [&](auto buffer) { return name.ends_with(buffer); });
 }
 
 bool is_weight_type(DType dtype) noexcept {

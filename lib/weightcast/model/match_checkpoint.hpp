@@ -3,6 +3,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "weightcast/model/parameter_rules.hpp"
@@ -39,6 +40,8 @@ struct CheckpointMatch {
 CheckpointMatch match_checkpoint(const Model& model, std::span<const TensorInfo> tensors, const std::string& what,
                                  std::span<const std::string> ignore = {});
 
+/// Whether this is a buffer of old checkpoints that the engine computes for itself.
+bool is_rotary_buffer(std::string_view name) noexcept;
 /// Whether weights of this type can be those of a model: F32, F16, BF16. They can be converted into each other.
 bool is_weight_type(DType dtype) noexcept;
 /// The weight type that most of the tensors' bytes have; nothing when none has one.

@@ -70,7 +70,7 @@ void Trainer::fill(std::size_t source_index, std::span<const TrainingTensor> ten
   fill_.run(tensors, source.buffer.region(), source.claimed, deadline);
 }
 
-std::size_t Trainer::put(std::size_t source_index, const TrainingTensor& tensor, Deadline deadline) {
+std::optional<std::size_t> Trainer::put(std::size_t source_index, const TrainingTensor& tensor, Deadline deadline) {
   auto& source = to_fill(source_index);
   const auto ticket = admission_.enter(any_version);
   return fill_.put(tensor, source.buffer.region(), source.claimed, deadline);

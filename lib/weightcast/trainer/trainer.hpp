@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -22,7 +23,7 @@ class Trainer {
  public:
   /// Keeps its weights at `placement`. `plan` must outlive the trainer.
   explicit Trainer(const TransferPlan& plan, Placement placement = {}, std::size_t trainer_rank = 0)
-      : plan_(&plan), placement_(placement), trainer_rank_(trainer_rank), fill_(plan) {}
+      : plan_(&plan), placement_(placement), trainer_rank_(trainer_rank), fill_(plan, trainer_rank) {}
 
   /// Adds a source region and fills it with this rank's pieces on up to `threads` threads, digesting each block as it
   /// arrives, so that later damage to file or memory is noticed; made-up weights on a GPU are made and digested there.
@@ -38,8 +39,9 @@ class Trainer {
   /// for what it takes and refuses), and digests them as they get there. Local. Error(busy) during an update.
   void fill(std::size_t source_index, std::span<const TrainingTensor> tensors, Deadline deadline = Deadline::after(60));
 
-  /// One tensor of them, for loops that never have all at hand (see SourceFill::put()). Its index in the model.
-  std::size_t put(std::size_t source_index, const TrainingTensor& tensor, Deadline deadline = Deadline::after(60));
+  /// One tensor of them, for loops that never have all at hand (see SourceFill::put()). Which piece it is, if any.
+  std::optional<std::size_t> put(std::size_t source_index, const TrainingTensor& tensor,
+                                 Deadline deadline = Deadline::after(60));
   /// Error(bad_data) unless a source region holds what this tensor is: for one that is tied and was put under its
   /// `other` name.
   void expect_held(std::size_t source_index, const TrainingTensor& tensor, std::string_view other,

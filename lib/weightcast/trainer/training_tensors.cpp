@@ -13,16 +13,6 @@ namespace {
 
 constexpr std::uint64_t step_bytes = 512 * kibibyte;
 
-/// How elements of type `given` become those of a parameter of type `wire`, to nearest, ties to even: F32 and F16 for
-/// BF16, F32 and BF16 for F16. Nothing for any other pair: equal ones are copied, and the others are not taken.
-std::optional<Rounding> rounding_of(DType given, DType wire) noexcept {
-  if (wire == DType::BF16 && given == DType::F32) return Rounding{NarrowFloat::bf16, WideFloat::f32};
-  if (wire == DType::BF16 && given == DType::F16) return Rounding{NarrowFloat::bf16, WideFloat::f16};
-  if (wire == DType::F16 && given == DType::F32) return Rounding{NarrowFloat::f16, WideFloat::f32};
-  if (wire == DType::F16 && given == DType::BF16) return Rounding{NarrowFloat::f16, WideFloat::bf16};
-  return std::nullopt;
-}
-
 const std::byte* bytes_of(const TrainingTensor& tensor) noexcept {
   return static_cast<const std::byte*>(tensor.data);
 }
@@ -46,35 +36,31 @@ bool same_memory(const TrainingTensor& a, const TrainingTensor& b) {
 
 }  // namespace
 
-SourceFill::SourceFill(const TransferPlan& plan) : plan_(&plan) {
-  for (const auto& chunk : chunks_of(plan, step_bytes)) {
-    const auto& [parameter, slice, offset, pitch] = chunk.staged;
-    steps_.push_back({chunk, parameter, slice.row * slice.columns, slice.rows * slice.columns});
+SourceFill::SourceFill(const TransferPlan& plan, std::size_t trainer_rank) : plan_(&plan), trainer_rank_(trainer_rank) {
+  for (const auto& chunk : chunks_held(plan, trainer_rank, step_bytes)) {
+    const auto of_parameter = plan.sources.ranks[trainer_rank].pieces_of(chunk.staged.parameter_index);
+    const auto* const piece = &*(std::ranges::upper_bound(of_parameter, chunk.source_offset, {}, &Piece::offset) - 1);
+    const auto& slice = chunk.staged.slice;
+    steps_.push_back({chunk, static_cast<std::size_t>(piece - pieces().data()),
+                      (slice.row - piece->slice.row) * slice.columns, slice.rows * slice.columns});
     step_elements_ = std::max(step_elements_, steps_.back().count);
   }
 }
 
 void SourceFill::match(std::span<const TrainingTensor> tensors) {
-  const auto same = [](const TrainingTensor& tensor, const TensorInfo& info) { return tensor.info == info; };
+  const auto same = [](const TrainingTensor& tensor, const Known& known) {
+    return tensor.info == known.info && tensor.offsets == known.offsets && tensor.full_shape == known.full_shape;
+  };
   if (!matched_.empty() && std::equal(tensors.begin(), tensors.end(), matched_.begin(), matched_.end(), same)) return;
   matched_.clear();
-  std::vector<TensorInfo> given, as_sent;
-  for (const auto& tensor : tensors) {
-    given.push_back(tensor.info);
-    as_sent.push_back(tensor.info);
-    const auto index = plan_->model.find(tensor.info.name);
-    if (index < 0) continue;
-    const auto& expected = plan_->model.parameters[static_cast<std::size_t>(index)].info;
-    if (tensor.info.shape == expected.shape && rounding_of(tensor.info.dtype, expected.dtype))
-      as_sent.back().dtype = expected.dtype;
-  }
-  try {
-    match_ = match_tensors(plan_->model, as_sent, "the table of training tensors");
-  } catch (const Error& error) {
-    throw Error(error.code(), error.what(),
-                "give each parameter once, in its own dtype; BF16 also as F32 or F16, F16 also as F32 or BF16");
-  }
-  matched_ = std::move(given);
+  match_ = match_pieces(*plan_, trainer_rank_, tensors);
+  for (const auto& tensor : tensors) matched_.push_back({tensor.info, tensor.offsets, tensor.full_shape});
+}
+
+const TrainingTensor* SourceFill::tensor_of(std::size_t piece_index,
+                                            std::span<const TrainingTensor> tensors) const noexcept {
+  const auto index = match_.tensor_index[piece_index];
+  return index < 0 ? nullptr : &tensors[static_cast<std::size_t>(index)];
 }
 
 void SourceFill::check_memory(std::span<const TrainingTensor> tensors, const Region& region) const {
@@ -82,9 +68,7 @@ void SourceFill::check_memory(std::span<const TrainingTensor> tensors, const Reg
   const auto require = [&](bool good, const TrainingTensor& tensor, std::string_view problem) {
     if (!good) problems.push_back(fmt::format("{} {}", tensor.info.name, problem));
   };
-  const auto check = [&](std::ptrdiff_t index) {
-    if (index < 0) return;
-    const auto& tensor = tensors[static_cast<std::size_t>(index)];
+  const auto check = [&](const TrainingTensor& tensor) {
     const auto address = reinterpret_cast<std::uintptr_t>(tensor.data);
     const auto layout = weightcast::layout_of(tensor.info, tensor.strides_bytes);
     require(tensor.data != nullptr || tensor.info.elements() == 0U, tensor, "has no data");
@@ -94,15 +78,17 @@ void SourceFill::check_memory(std::span<const TrainingTensor> tensors, const Reg
     require(!on_gpu(tensor) || region.kind != MemoryKind::cuda || tensor.placement.gpu == region.gpu, tensor,
             "is on another GPU than the trainer's weights");
   };
-  std::for_each(match_.tensor_index.begin(), match_.tensor_index.end(), check);
-  check(match_.alias);
+  for (std::size_t i = 0; i < match_.tensor_index.size(); ++i) {
+    if (const auto* const tensor = tensor_of(i, tensors)) check(*tensor);
+  }
+  for (const auto& alias : match_.aliases) check(tensors[alias.tensor_index]);
   if (problems.empty()) return;
   throw Error(ExitCode::bad_data, fmt::format("training tensors cannot be used:\n  {}", list_lines(problems)),
               "give each tensor where it is, on the host or on the trainer's own GPU");
 }
 
 void SourceFill::bring(const Step& step, const TrainingTensor& tensor, std::byte* to, Staging& staging) {
-  const auto wire = plan_->model.parameters[step.parameter].info.dtype;
+  const auto wire = parameter_of(step.piece_index).dtype;
   const auto rounding = rounding_of(tensor.info.dtype, wire);
   const auto layout = layout_of(tensor);
   const auto given_bytes = step.count * layout.element_bytes, sent_bytes = step.count * element_bytes(wire);
@@ -138,7 +124,7 @@ void SourceFill::bring(const Step& step, const TrainingTensor& tensor, std::byte
 
 void SourceFill::fill_by_host(const Step& step, const TrainingTensor& tensor, const Region& region, SourceClaim& claim,
                               Staging& staging) {
-  const auto wire = plan_->model.parameters[step.parameter].info.dtype;
+  const auto wire = parameter_of(step.piece_index).dtype;
   const bool to_gpu = region.kind == MemoryKind::cuda;
   if (on_gpu(tensor) && to_gpu) return;  // fill_by_gpu()'s
   const std::byte* given = nullptr;
@@ -150,38 +136,39 @@ void SourceFill::fill_by_host(const Step& step, const TrainingTensor& tensor, co
     bring(step, tensor, to, staging);
     given = to;
   }
-  claim.add(step.staged, given);
+  if (step.from == trainer_rank_) {
+    claim.add(step.staged, given);
+  } else {
+    claim.add_of_another(step.staged, given);
+  }
   if (to_gpu) write_region(region, step.source_offset, {given, step.size_bytes});
 }
 
 void SourceFill::fill_by_gpu(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim,
                              Deadline deadline) {
   if (region.kind != MemoryKind::cuda) return;
-  if (!digests_ || digests_->target().stream->gpu() != region.gpu) digests_ = GpuDigests::of_source(*plan_, region.gpu);
+  if (!digests_ || digests_->target().stream->gpu() != region.gpu)
+    digests_ = GpuDigests::of_pieces(*plan_, region.gpu, trainer_rank_);
   digests_->begin(region.data);
-  const auto filled = [&](std::size_t p) {
-    return match_.tensor_index[p] >= 0 && on_gpu(tensors[static_cast<std::size_t>(match_.tensor_index[p])]);
-  };
-  for (std::size_t p = 0; p < match_.tensor_index.size(); ++p) {
-    if (!filled(p)) continue;
-    const auto& tensor = tensors[static_cast<std::size_t>(match_.tensor_index[p])];
-    const auto& info = plan_->model.parameters[p].info;
-    const auto layout = layout_of(tensor);
-    const auto rounding = rounding_of(tensor.info.dtype, info.dtype);
+  std::vector<std::size_t> filled;  // parameters, ascending
+  for (std::size_t i = 0; i < pieces().size(); ++i) {
+    const auto* const tensor = tensor_of(i, tensors);
+    if (tensor == nullptr || !on_gpu(*tensor)) continue;
+    const auto offset = pieces()[i].offset;
+    if (const auto p = pieces()[i].parameter_index; filled.empty() || filled.back() != p) filled.push_back(p);
+    const auto layout = layout_of(*tensor);
+    const auto rounding = rounding_of(tensor->info.dtype, parameter_of(i).dtype);
     if (layout.dense() && (!rounding || rounding->from == WideFloat::f32)) {
-      digests_->fill(p,
-                     {bytes_of(tensor), plan_->source_offset(p), rounding ? std::optional(rounding->to) : std::nullopt},
+      digests_->fill(i, {bytes_of(*tensor), offset, rounding ? std::optional(rounding->to) : std::nullopt},
                      region.data);
       continue;
     }
-    gpu::gather(elements_of(layout, 0, *info.elements()), rounding, region.data + plan_->source_offset(p),
-                bytes_of(tensor), *digests_->target().stream);
-    digests_->queue({p, 1}, gpu::Share::all, nullptr);
+    gpu::gather(elements_of(layout, 0, *tensor->info.elements()), rounding, region.data + offset, bytes_of(*tensor),
+                *digests_->target().stream);
+    digests_->queue({i, 1}, gpu::Share::all, nullptr);
   }
   const auto results = digests_->finish(deadline);
-  for (std::size_t p = 0; p < match_.tensor_index.size(); ++p) {
-    if (filled(p)) claim.add(p, results);
-  }
+  for (const auto p : filled) claim.add(p, results);
 }
 
 void SourceFill::run(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim,
@@ -190,50 +177,42 @@ void SourceFill::run(std::span<const TrainingTensor> tensors, const Region& regi
   fill(tensors, region, claim, deadline);
 }
 
-std::size_t SourceFill::match_one(const TrainingTensor& tensor) {
-  const auto& parameters = plan_->model.parameters;
-  const auto found = plan_->model.find(tensor.info.name);
-  if (found < 0) fail(ExitCode::bad_data, "the model has no parameter {}", printable(tensor.info.name));
-  const auto index = static_cast<std::size_t>(found);
-  const auto& expected = parameters[index].info;
-  const bool fits = tensor.info.dtype == expected.dtype || rounding_of(tensor.info.dtype, expected.dtype);
-  if (tensor.info.shape != expected.shape || !fits) {
-    fail(ExitCode::bad_data, "{} is {} here and {} in the model", tensor.info.name, tensor.info.describe(),
-         expected.describe());
-  }
+std::optional<std::size_t> SourceFill::match_one(const TrainingTensor& tensor) {
+  const auto index = piece_of(*plan_, trainer_rank_, tensor);
+  if (!index) return index;
   matched_.clear();
   match_ = {};
-  match_.tensor_index.assign(parameters.size(), -1);
-  match_.tensor_index[index] = 0;
+  match_.tensor_index.assign(pieces().size(), -1);
+  match_.tensor_index[*index] = 0;
   return index;
 }
 
-std::size_t SourceFill::put(const TrainingTensor& tensor, const Region& region, SourceClaim& claim, Deadline deadline) {
+std::optional<std::size_t> SourceFill::put(const TrainingTensor& tensor, const Region& region, SourceClaim& claim,
+                                           Deadline deadline) {
   const auto index = match_one(tensor);
-  fill({&tensor, 1}, region, claim, deadline);
+  if (index) fill({&tensor, 1}, region, claim, deadline);
   return index;
 }
 
 void SourceFill::expect_held(const TrainingTensor& tensor, std::string_view other, const Region& region,
                              Deadline deadline) {
   const auto index = match_one(tensor);
+  if (!index) return;
   gatherer_.deadline = deadline;
   check_memory({&tensor, 1}, region);
-  const auto width = element_bytes(plan_->model.parameters[index].info.dtype);
-  expect_tied(index, tensor, other, [&](const Step& step, std::span<std::byte> held, Staging&) {
-    read_region(region, plan_->source_offset(index) + step.first * width, held);
+  expect_tied(*index, tensor, other, [&](const Step& step, std::span<std::byte> held, Staging&) {
+    read_region(region, step.source_offset, held);
   });
 }
 
-void SourceFill::expect_tied(std::size_t parameter, const TrainingTensor& tensor, std::string_view other,
+void SourceFill::expect_tied(std::size_t piece_index, const TrainingTensor& tensor, std::string_view other,
                              FunctionRef<void(const Step&, std::span<std::byte>, Staging&)> bring_other) {
-  const auto width = element_bytes(plan_->model.parameters[parameter].info.dtype);
   std::atomic<bool> equal{true};
   for_each_step([&](const Step& step, Staging& staging) {
-    if (step.parameter != parameter || !equal) return;
+    if (step.piece_index != piece_index || !equal) return;
     staging.sent.resize(8 * step_elements_);
     staging.compared.resize(8 * step_elements_);
-    const auto compared = std::span(staging.compared).first(step.count * width);
+    const auto compared = std::span(staging.compared).first(step.size_bytes);
     bring(step, tensor, staging.sent.data(), staging);
     bring_other(step, compared, staging);
     if (std::memcmp(staging.sent.data(), compared.data(), compared.size()) != 0) equal = false;
@@ -247,27 +226,33 @@ void SourceFill::fill(std::span<const TrainingTensor> tensors, const Region& reg
                       Deadline deadline) {
   check_memory(tensors, region);
   gatherer_.deadline = deadline;
-  if (match_.alias >= 0) {
-    const auto& head = tensors[static_cast<std::size_t>(match_.alias)];
-    const auto& embedding = tensors[static_cast<std::size_t>(match_.tensor_index.front())];
-    if (!same_memory(head, embedding)) {
-      expect_tied(0, head, embedding.info.name, [&](const Step& step, std::span<std::byte> to, Staging& staging) {
-        bring(step, embedding, to.data(), staging);
-      });
-    }
+  for (const auto& alias : match_.aliases) {
+    const auto& head = tensors[alias.tensor_index];
+    const auto& embedding = *tensor_of(alias.piece_index, tensors);
+    if (same_memory(head, embedding)) continue;
+    expect_tied(alias.piece_index, head, embedding.info.name,
+                [&](const Step& step, std::span<std::byte> to, Staging& staging) {
+                  bring(step, embedding, to.data(), staging);
+                });
   }
-  const auto each = [&](auto&& act) {
-    for (std::size_t p = 0; p < match_.tensor_index.size(); ++p) {
-      if (match_.tensor_index[p] >= 0) act(p);
-    }
-  };
-  each([&](std::size_t p) { claim.forget(p); });
+  for (std::size_t i = 0; i < pieces().size(); ++i) {
+    if (tensor_of(i, tensors) != nullptr) claim.forget(pieces()[i].parameter_index);
+  }
   for_each_step([&](const Step& step, Staging& staging) {
-    const auto source = match_.tensor_index[step.parameter];
-    if (source >= 0) fill_by_host(step, tensors[static_cast<std::size_t>(source)], region, claim, staging);
+    const auto* const tensor = tensor_of(step.piece_index, tensors);
+    if (tensor != nullptr) fill_by_host(step, *tensor, region, claim, staging);
   });
   fill_by_gpu(tensors, region, claim, deadline);
-  each([&](std::size_t p) { claim.complete(p); });
+  complete(tensors, claim);
+}
+
+void SourceFill::complete(std::span<const TrainingTensor> tensors, SourceClaim& claim) const {
+  std::size_t i = 0;
+  for (std::size_t p = 0; p < plan_->model.parameters.size(); ++p) {
+    bool all = true;
+    for (; i < pieces().size() && pieces()[i].parameter_index == p; ++i) all = all && tensor_of(i, tensors) != nullptr;
+    if (all) claim.complete(p);  // also of what this rank has nothing of
+  }
 }
 
 void SourceFill::for_each_step(FunctionRef<void(const Step&, Staging&)> work) {

@@ -1,5 +1,7 @@
 #include "weightcast/verify/gpu_digests.hpp"
 
+#include <algorithm>
+
 namespace weightcast {
 namespace {
 
@@ -12,6 +14,26 @@ void append(std::vector<gpu::DigestTask>& list, const Segment& segment, std::uin
     list.push_back({task.*data, task.parameter_offset, task.*pitch, task.parameter_pitch, task.source_offset,
                     task.source_pitch, static_cast<std::uint32_t>(task.row_bytes),
                     static_cast<std::uint32_t>(task.rows), static_cast<std::uint32_t>(result), 0});
+  }
+}
+
+/// Appends the tasks of all that a trainer rank has, each piece's to `list_of(piece)`.
+template <typename ListOf>
+void append_source(const TransferPlan& plan, std::size_t trainer_rank, const ListOf& list_of) {
+  const auto add = [&](const Piece& piece, const Segment& segment, std::size_t t) {
+    append(list_of(piece), segment, &Segment::source_offset, &Segment::source_pitch,
+           t * plan.model.parameters.size() + piece.parameter_index);
+  };
+  for (const auto& holding : holdings_of(plan.sources)) {
+    for (const auto& [holder, piece] : holding.holders) {
+      if (holder != trainer_rank) continue;
+      const bool speaks = holding.speaker().from == trainer_rank;
+      if (!speaks) add(piece, segment_of(plan.model, piece), plan.tp);
+      for (std::size_t t = 0; speaks && t < plan.tp; ++t) {
+        const auto segment = segment_of(plan, t, piece);
+        if (segment.rows != 0 && !plan.copy(t, piece.parameter_index)) add(piece, segment, t);
+      }
+    }
   }
 }
 
@@ -29,23 +51,17 @@ GpuDigests GpuDigests::of_slot(const TransferPlan& plan, std::size_t tp_rank, in
 GpuDigests GpuDigests::of_source(const TransferPlan& plan, int gpu, std::size_t trainer_rank) {
   const auto parameters = plan.model.parameters.size();
   std::vector<std::vector<gpu::DigestTask>> tasks(parameters);
-  const auto add = [&](const Segment& segment, std::size_t t) {
-    const auto p = segment.parameter_index;
-    append(tasks[p], segment, &Segment::source_offset, &Segment::source_pitch, t * parameters + p);
-  };
-  for (const auto& holding : holdings_of(plan.sources)) {
-    for (const auto& [holder, piece] : holding.holders) {
-      if (holder != trainer_rank) continue;
-      const auto p = piece.parameter_index;
-      const bool speaks = holding.speaker().from == trainer_rank;
-      if (!speaks) add(segment_of(plan.model, piece), plan.tp);
-      for (std::size_t t = 0; speaks && t < plan.tp; ++t) {
-        const auto segment = segment_of(plan, t, piece);
-        if (segment.rows != 0 && !plan.copy(t, p)) add(segment, t);
-      }
-    }
-  }
+  append_source(plan, trainer_rank, [&](const Piece& piece) -> auto& { return tasks[piece.parameter_index]; });
   return {(plan.tp + 1) * parameters, tasks, gpu};
+}
+
+GpuDigests GpuDigests::of_pieces(const TransferPlan& plan, int gpu, std::size_t trainer_rank) {
+  const auto& pieces = plan.sources.ranks.at(trainer_rank).pieces;
+  std::vector<std::vector<gpu::DigestTask>> tasks(pieces.size());
+  append_source(plan, trainer_rank, [&](const Piece& piece) -> auto& {
+    return tasks[static_cast<std::size_t>(std::ranges::find(pieces, piece) - pieces.begin())];
+  });
+  return {(plan.tp + 1) * plan.model.parameters.size(), tasks, gpu};
 }
 
 GpuDigests::GpuDigests(std::size_t results, const std::vector<std::vector<gpu::DigestTask>>& tasks_by_item, int gpu)
@@ -77,9 +93,9 @@ void GpuDigests::queue(const Range& items, gpu::Share share, const gpu::Stream* 
   gpu::digest(to.tasks + begin, end - begin, base_, to.sums, share, stream_);
 }
 
-void GpuDigests::fill(std::size_t parameter, const gpu::CopySource& source, std::byte* base) {
+void GpuDigests::fill(std::size_t item, const gpu::CopySource& source, std::byte* base) {
   fetching_ = false;
-  const auto begin = first_task_[parameter], end = first_task_[parameter + 1];
+  const auto begin = first_task_[item], end = first_task_[item + 1];
   const auto to = target();
   gpu::copy_and_digest(to.tasks + begin, end - begin, source, base, to.sums, gpu::Share::all, stream_);
 }

@@ -20,14 +20,16 @@ class GpuDigests {
   /// Of a trainer rank's source: items are parameters, result t * parameters + i is that of what it speaks for (see
   /// SourceClaim) of tp rank t's shard of parameter i, zero for copies; with t = tp of what others speak for.
   static GpuDigests of_source(const TransferPlan& plan, int gpu, std::size_t trainer_rank = 0);
+  /// The same results, of which items are the rank's pieces in the order of its source region.
+  static GpuDigests of_pieces(const TransferPlan& plan, int gpu, std::size_t trainer_rank);
 
   /// Starts over; the memory to digest is at `base`.
   void begin(const std::byte* base);
   /// Queues these items, behind what `after` has been given so far (nullptr: at once).
   void queue(const Range& items, gpu::Share share, const gpu::Stream* after);
-  /// Of a source region, at `base` too: brings a parameter there, digesting it on the way. `source` counts offsets as
-  /// the region does; on the same GPU.
-  void fill(std::size_t parameter, const gpu::CopySource& source, std::byte* base);
+  /// Of a source region, at `base` too: brings an item there, digesting it on the way. `source` counts offsets as the
+  /// region does; on the same GPU.
+  void fill(std::size_t item, const gpu::CopySource& source, std::byte* base);
   /// Of a slot: lets whoever copies its segments there from a trainer rank's source on the same GPU digest them on the
   /// way, item by item, in place of queue(). Between begin() and finish().
   gpu::DigestTarget target() noexcept;
