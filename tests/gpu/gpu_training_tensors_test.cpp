@@ -5,6 +5,7 @@
 
 #include "harness/error_of.hpp"
 #include "harness/model_bytes.hpp"
+#include "harness/piece_loop.hpp"
 #include "harness/training_plan.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/trainer/trainer.hpp"
@@ -200,6 +201,47 @@ TEST_F(GpuFill, AnyStridesFromAndToEitherMemory) {
       expected.front().back() ^= std::byte{1};
       EXPECT_THROW(trainer.fill(0, tensors), Error);
       EXPECT_THROW(trainer.expect_held(0, head, "model.embed_tokens.weight"), Error);
+    }
+  }
+}
+
+/// Of two ranks each has one of two pieces of every parameter, or both, or three of one.
+SourceLayout ragged_layout(const Model& model) {
+  std::vector<HeldRectangle> rectangles;
+  for (std::size_t p = 0; p < model.parameters.size(); ++p) {
+    const auto [rows, columns] = matrix_of(model.parameters[p].info);
+    const auto half = rows / 3;
+    rectangles.push_back({p % 2, p, {0, 0, half, columns}});
+    if (columns == 1 || p % 3 != 0) {
+      for (std::size_t from = 0; from < (p % 5 == 0 ? 2 : 1); ++from)
+        rectangles.push_back({(p + 1 + from) % 2, p, {half, 0, rows - half, columns}});
+    } else {
+      rectangles.push_back({0, p, {half, 0, rows - half, columns - 5}});
+      rectangles.push_back({0, p, {half, columns - 5, rows - half, 5}});
+    }
+  }
+  return custom_layout(model, 2, rectangles);
+}
+
+TEST_F(GpuFill, PiecesOfSeveralTrainerRanks) {
+  const auto model = harness::training_plan(DType::BF16).model;
+  const auto plan = make_plan(model, 2, 1, ragged_layout(model));
+  for (const auto& weights : {Placement{}, on_gpu}) {
+    for (const auto given : {DType::F32, DType::BF16}) {
+      const auto masters = harness::whole_masters(model, given, 7);
+      const auto sent = harness::as_sent(masters, given, DType::BF16);
+      Trainer first(plan, weights, 0), second(plan, weights, 1);
+      const SourceClaim* claims[2];
+      for (auto* const trainer : {&first, &second}) {
+        const std::size_t rank = trainer == &first ? 0 : 1;
+        trainer->reserve();
+        const harness::PieceLoop loop(plan, rank, masters, given, 3, 2);
+        for (int round = 0; round < 2; ++round) trainer->fill(0, loop.tensors);
+        EXPECT_EQ(harness::difference(plan, rank, HostView(trainer->source(0)).bytes(), sent), "");
+        claims[rank] = &trainer->claimed(0);
+        EXPECT_TRUE(claims[rank]->knows_all());
+      }
+      EXPECT_EQ(harness::difference(plan, claims, sent), "");
     }
   }
 }

@@ -90,9 +90,9 @@ def destinations():
 
 
 def programs_without_strides():
-    """A table of wc_tensors that end before the strides."""
+    """A table of wc_tensors that end before the strides, as those of the first version of the header."""
     class Old(ctypes.Structure):
-        _fields_ = weightcast._Tensor._fields_[:-1]
+        _fields_ = weightcast._Tensor._fields_[:-3]
 
     with join() as end:
         if not TRAINER:

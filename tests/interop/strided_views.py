@@ -270,8 +270,8 @@ def run(round_number):
 
 def refused_by_torch():
     """What a torch tensor may be that its memory does not show."""
-    def refuses(value, *texts):
-        for write in (False, True):
+    def refuses(value, *texts, ways=(False, True)):
+        for write in ways:
             try:
                 weightcast._Table([("model.norm.weight", value)], write)
             except weightcast.WeightcastError as error:
@@ -288,15 +288,25 @@ def refused_by_torch():
     refuses(torch.ones(64).to_sparse(), "sparse")
     refuses((torch.ones(64, dtype=torch.float16), "BF16"), "not BF16")
     try:
-        from torch.distributed.tensor import Replicate, distribute_tensor
+        from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
     except ImportError:  # before torch 2.5
         return
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     mesh = torch.distributed.init_device_mesh("cpu", (1,))
-    sharded = distribute_tensor(torch.ones(64), mesh, [Replicate()])
-    refuses(sharded, "DTensor", "full_tensor()")
-    weightcast._Table([("model.norm.weight", sharded.full_tensor())], False)
+    for placement in (Replicate(), Shard(0)):
+        whole = distribute_tensor(torch.ones(64), mesh, [placement])
+        refuses(whole, "DTensor", "to_local()", ways=(True,))
+        entry = weightcast._Table([("model.norm.weight", whole)], False).entries[0]
+        assert (entry.data, entry.shape[0], entry.offsets[0], entry.full_shape[0]) == (whole.to_local().data_ptr(), 64, 0, 64)
+    partial = DTensor.from_local(torch.ones(64), mesh, [Partial()])
+    refuses(partial, "Partial", "redistribute", ways=(False,))
+    try:
+        from torch.distributed.tensor.placement_types import _StridedShard
+        strided = DTensor.from_local(torch.ones(64), mesh, [_StridedShard(0, split_factor=2)], run_check=False)
+        refuses(strided, "_S", "redistribute", ways=(False,))
+    except ImportError:
+        pass
     torch.distributed.destroy_process_group()
 
 

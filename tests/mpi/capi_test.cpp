@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "harness/capi_table.hpp"
 #include "harness/model_bytes.hpp"
 #include "weightcast/capi/weightcast.h"
 #include "weightcast/device/memory.hpp"
@@ -26,6 +27,7 @@ extern "C" int MPI_Isend(const void* data, int count, MPI_Datatype type, int ran
 namespace weightcast {
 namespace {
 
+using harness::Table;
 using testing::AllOf;
 using testing::HasSubstr;
 using testing::Not;
@@ -45,45 +47,6 @@ int world_size() {
 Placement placement_of(MemoryKind kind) {
   return kind == MemoryKind::cuda ? Placement(kind, world_rank() % gpu::count()) : Placement();
 }
-
-/// A table for the C interface, and memory for what it points to.
-class Table {
- public:
-  void add(const std::string& name, std::vector<std::uint64_t> shape, void* data, std::uint64_t pitch = 0,
-           const char* dtype = "BF16") {
-    entries_.push_back({name, dtype, std::move(shape), data, pitch, {}});
-  }
-  explicit Table(Placement placement = {}) : placement_(placement) {}
-  const std::vector<wc_tensor>& view() {
-    view_.clear();
-    for (const auto& entry : entries_) {
-      view_.push_back({.size = sizeof(wc_tensor),
-                       .name = entry.name.c_str(),
-                       .dtype = entry.dtype.c_str(),
-                       .shape = entry.shape.data(),
-                       .dimensions = entry.shape.size(),
-                       .data = entry.data,
-                       .row_pitch_bytes = entry.pitch,
-                       .memory = placement_.kind == MemoryKind::cuda ? WC_CUDA : WC_HOST,
-                       .device = placement_.gpu,
-                       .strides_bytes = entry.strides.empty() ? nullptr : entry.strides.data()});
-    }
-    return view_;
-  }
-  struct Entry {
-    std::string name, dtype;
-    std::vector<std::uint64_t> shape;
-    void* data;
-    std::uint64_t pitch;
-    std::vector<std::int64_t> strides = {};
-  };
-  std::vector<Entry>& entries() { return entries_; }
-
- private:
-  Placement placement_;
-  std::vector<Entry> entries_;
-  std::vector<wc_tensor> view_;
-};
 
 /// Trainer and engines of the model `tiny`, all engine ranks one replica, and versions that everybody can make.
 class CapiTest : public testing::TestWithParam<MemoryKind> {

@@ -11,6 +11,12 @@ Rank 0 of an MPI communicator is the trainer, every other rank an engine rank; e
         while engine.receive():                                                 # until the trainer leaves
             sample(model)                                                       # with the new weights
 
+A trainer of several ranks, such as one of torch's fully_shard (FSDP2), publishes from all of them, each what it has:
+
+    trainer = weightcast.Trainer("model/config.json", trainers=R)               # ranks 0 ... R-1
+    trainer.publish(version, model.state_dict())                                # DTensors; nothing is gathered
+    engine = weightcast.Engine("model/config.json", trainers=R, ...)            # the others
+
 Tensors are taken where they are, without copies: torch tensors, numpy arrays, and whatever else has
 __cuda_array_interface__ or __array_interface__, of any strides: transposed, reversed, expanded, parts of others. As
 destinations all are taken with which no two elements share memory. numpy has no bfloat16: give (array of uint16, "BF16").
@@ -88,14 +94,16 @@ class _Options(ctypes.Structure):
                 ("comm", ctypes.c_int), ("memory", ctypes.c_int), ("device", ctypes.c_int), ("tp", ctypes.c_uint64),
                 ("dp", ctypes.c_uint64), ("slots", ctypes.c_int), ("transport", ctypes.c_char_p),
                 ("method", ctypes.c_char_p), ("timeout_s", ctypes.c_double), ("destinations", ctypes.c_void_p),
-                ("destination_count", ctypes.c_size_t)]
+                ("destination_count", ctypes.c_size_t), ("trainers", ctypes.c_uint64),
+                ("source_layout", ctypes.c_char_p), ("sources", ctypes.c_void_p), ("source_count", ctypes.c_size_t)]
 
 
 class _Tensor(ctypes.Structure):
     _fields_ = [("size", ctypes.c_size_t), ("name", ctypes.c_char_p), ("dtype", ctypes.c_char_p),
                 ("shape", ctypes.POINTER(ctypes.c_uint64)), ("dimensions", ctypes.c_size_t), ("data", ctypes.c_void_p),
                 ("row_pitch_bytes", ctypes.c_uint64), ("memory", ctypes.c_int), ("device", ctypes.c_int),
-                ("strides_bytes", ctypes.POINTER(ctypes.c_int64))]
+                ("strides_bytes", ctypes.POINTER(ctypes.c_int64)), ("offsets", ctypes.POINTER(ctypes.c_uint64)),
+                ("full_shape", ctypes.POINTER(ctypes.c_uint64))]
 
 
 class _Update(ctypes.Structure):
@@ -177,10 +185,36 @@ def _usage(message):
     return WeightcastError(Code.USAGE, message)
 
 
+def _local_part(name, value):
+    """(what this process has of a DTensor, offsets, full extents). Nothing is communicated."""
+    full, coordinate = tuple(value.shape), value.device_mesh.get_coordinate()
+    offsets, shape = [0] * len(full), list(full)
+    for index, placement in enumerate(value.placements):
+        if placement.is_replicate():
+            continue
+        if type(placement).__name__ != "Shard" or placement.dim > 1:  # Partial, _StridedShard, ...
+            raise _usage(f"{name} is a DTensor with the placement {placement}: Replicate, Shard(0) and Shard(1) are "
+                         f"taken. Call {name}.redistribute(placements=[Shard(0)]) on all its ranks first")
+        if coordinate is None:
+            continue
+        dim, ranks = placement.dim, value.device_mesh.size(index)
+        each = -(-shape[dim] // ranks)
+        first = min(coordinate[index] * each, shape[dim])
+        offsets[dim] += first
+        shape[dim] = min(each, shape[dim] - first)
+    local = value.to_local()
+    if coordinate is None:  # another process's
+        offsets, shape = list(full), [0] * len(full)
+    if local.numel() == 0 and 0 in shape:  # torch gives it extents of its own
+        local = local.new_empty(shape)
+    if tuple(local.shape) != tuple(shape):
+        raise _usage(f"{name} is a DTensor of which this process has {tuple(local.shape)}, where {value.placements} "
+                     f"says {tuple(shape)}")
+    return local, offsets, full
+
+
 def _look_at_torch(name, value):
     """(type, bytes of an element, shape, strides in bytes, address, memory, device) of a torch tensor."""
-    if hasattr(value, "full_tensor"):  # a DTensor: its memory is a part of it
-        raise _usage(f"{name} is a {type(value).__name__}, of which this process has a part: give {name}.full_tensor()")
     layout = str(value.layout)
     if layout != "torch.strided" or value.device.type not in ("cpu", "cuda"):
         raise _usage(f"{name} is a torch tensor of layout {layout} on {value.device}: strided ones on cpu or cuda are "
@@ -244,9 +278,17 @@ class _Table:
         items = list(tensors.items() if hasattr(tensors, "items") else tensors)
         self.entries = (_Tensor * max(len(items), 1))()
         self.count = len(items)
-        self._values = items  # keeps their memory alive
+        self._values = [items]  # keeps their memory alive
         gpus = set()
         for entry, (name, value) in zip(self.entries, items):
+            if hasattr(value, "full_tensor"):  # a DTensor: its memory is a part of it
+                if write:
+                    raise _usage(f"{name} is a {type(value).__name__}: a destination is this engine rank's own shard, "
+                                 f"a plain tensor, such as {name}.to_local()")
+                value, offsets, full = _local_part(name, value)
+                entry.offsets = (ctypes.c_uint64 * max(len(full), 1))(*offsets)
+                entry.full_shape = (ctypes.c_uint64 * max(len(full), 1))(*full)
+                self._values.append(value)
             dtype, shape, strides, address, memory, device = _look_at(name, value, write)
             extents = (ctypes.c_uint64 * max(len(shape), 1))(*shape)
             entry.size, entry.name, entry.dtype = ctypes.sizeof(_Tensor), name.encode(), dtype.encode()
@@ -278,7 +320,8 @@ class _Handle:
     """What trainer and engine have in common: joining, leaving, errors."""
     _kind = ""
 
-    def __init__(self, model, comm, device, tp, dp, slots, transport, method, timeout_s, destinations=None):
+    def __init__(self, model, comm, device, tp, dp, slots, transport, method, timeout_s, trainers, destinations=None,
+                 source_layout=None, sources=None):
         from mpi4py import MPI
         library = _library()
         mine, theirs = library.wc_mpi_library().decode(), MPI.Get_library_version().rstrip("\0")
@@ -293,6 +336,12 @@ class _Handle:
         if destinations is not None:
             table = _Table(destinations, write=True)
             options.destinations, options.destination_count = ctypes.addressof(table.entries), table.count
+        options.trainers = trainers
+        if source_layout is not None:
+            options.source_layout = source_layout.encode()
+        if sources is not None:
+            source_table = _Table(sources, write=False)
+            options.sources, options.source_count = ctypes.addressof(source_table.entries), source_table.count
         self._handle = ctypes.c_void_p()
         _check(getattr(library, f"wc_{self._kind}_create")(options, self._handle))
 
@@ -321,17 +370,24 @@ class _Handle:
 
 
 class Trainer(_Handle):
-    """The sending end, on rank 0 of `comm` (an mpi4py communicator; default: the world).
+    """The sending end, on rank 0 of `comm` (an mpi4py communicator; default: the world), or its first `trainers` ranks.
 
     `model` is a config.json, a folder with one, or a named shape. Weights are put together on `device` ("cpu" or
     "cuda:N", of the same kind on all ranks) before they are sent. `tp` and `dp` shape the engines: by default one
     tensor-parallel engine of all other ranks. `timeout_s` is for each stage of an update. Collective.
+
+    With several trainer ranks each makes one, says the same, and publishes what it has. Which of them has what is settled
+    here: by default as PyTorch's fully_shard leaves a model over all of them, rank by rank ("fsdp"); `source_layout` names
+    another ("whole": rank 0 has everything, "tp"). `sources`, given by all of them, says it by the tensors that each will
+    publish, such as model.state_dict(): any mesh, be it replicated, too, sharded on dimension 0 or 1, uneven, or plain
+    tensors on one rank and {} on the others.
     """
     _kind = "trainer"
 
     def __init__(self, model, comm=None, *, device="cpu", tp=None, dp=1, transport="auto", method="sharded",
-                 timeout_s=60.0):
-        super().__init__(model, comm, device, tp, dp, 0, transport, method, timeout_s)
+                 timeout_s=60.0, trainers=1, source_layout=None, sources=None):
+        super().__init__(model, comm, device, tp, dp, 0, transport, method, timeout_s, trainers,
+                         source_layout=source_layout, sources=sources)
 
     def _destroy(self):
         _library().wc_trainer_destroy(self._handle)
@@ -339,8 +395,9 @@ class Trainer(_Handle):
     def publish(self, version, tensors) -> Update:
         """Sends all parameters as `version` (higher than the last): a mapping of Hugging Face names, or pairs, such as
         model.state_dict(). Masters in fp32 are rounded to the model's bf16 or fp16, and so is one of these to the other.
-        A tied head may be left out, or must equal the embedding. Collective; returns when all ranks have voted to serve
-        it. Tensors that do not fit the model are refused with a list, and engines notice nothing."""
+        A tied head may be left out, or must equal the embedding. Of a DTensor this rank's part is taken where it is:
+        nothing is gathered. Collective, over all trainer ranks, too; returns when all ranks have voted to serve it.
+        Tensors that do not fit the model are refused with a list, on all trainer ranks, and engines notice nothing."""
         table, update = _Table(tensors, write=False), _Update()
         self._call("wc_publish", version, table.entries, table.count, update)
         return update.value()
@@ -416,7 +473,7 @@ class Served(dict):
 
 
 class Engine(_Handle):
-    """A receiving rank; arguments as for Trainer. Every rank of an engine is one of these, and calls what it calls.
+    """A receiving rank; arguments as for Trainer (who has which weights is the trainer ranks' to say). Every rank of an engine is one of these, and calls what it calls.
 
     `destinations`: this rank's own tensors (a mapping, such as model.state_dict()), each the shard of a parameter or a
     whole fused engine tensor, together all of them; what does not fit is refused here, on all ranks. A tied head with
@@ -426,10 +483,10 @@ class Engine(_Handle):
     _kind = "engine"
 
     def __init__(self, model, comm=None, *, destinations=None, device="cpu", tp=None, dp=1, transport="auto",
-                 method="sharded", timeout_s=60.0):
+                 method="sharded", timeout_s=60.0, trainers=1):
         self._destinations = destinations
         super().__init__(model, comm, device, tp, dp, 2 if destinations is None else 1, transport, method, timeout_s,
-                         destinations)
+                         trainers, destinations)
 
     def _destroy(self):
         _check(_library().wc_engine_destroy(self._handle))

@@ -14,12 +14,14 @@
 
 namespace weightcast {
 
-/// A tensor where an engine of somebody else keeps it.
+/// A tensor where somebody else keeps it: a trainer, or an engine.
 struct ForeignTensor {
-  TensorInfo info;            ///< a parameter's name and this rank's shard of it, or a whole engine tensor
+  TensorInfo info;            ///< a parameter's name and this rank's part of it, or a whole engine tensor
   std::byte* data = nullptr;  ///< first element
   Placement placement = {};
   std::vector<std::int64_t> strides_bytes = {};  ///< of each dimension, signed; empty: dense
+  /// A trainer's: see TrainingTensor.
+  std::vector<std::uint64_t> offsets = {}, full_shape = {};
 
   bool operator==(const ForeignTensor&) const = default;
 };

@@ -15,7 +15,7 @@ struct wc_engine {
     agree(member.comm, "start", member.long_deadline(), [&] {
       const auto given = read_options_struct(*options);
       if (given.destinations != nullptr || given.destination_count > 0)
-        destinations.resolve(read_table(given.destinations, given.destination_count));
+        destinations.resolve(read_destinations(given.destinations, given.destination_count));
       engine.emplace(member.plan, member.tp_rank(), member.commit, member.group.placement);
     });
     engine->init_parameter_update_group(member.comm, member.group, Driver::every_rank);
@@ -74,7 +74,7 @@ int wc_receive(wc_engine* engine, double wait_s, wc_update* update) {
 int wc_receive_into(wc_engine* engine, double wait_s, const wc_tensor* tensors, size_t count, wc_update* update) {
   return guarded(engine, [&] {
     const auto wait = read_wait(wait_s, update);
-    const auto table = read_table(tensors, count);
+    const auto table = read_destinations(tensors, count);
     // In PREPARE, so that a table that does not fit is refused by all.
     const auto fits = [&](const UpdateClaim&) { engine->destinations.resolve(table); };
     const auto result = engine->engine->receive(wait, fits);
@@ -167,7 +167,7 @@ int wc_engine_tensor(const wc_engine* engine, const wc_pin* pin, size_t index, w
   return guarded([&] {
     expect_argument(engine, "the handle");
     expect_argument(tensor, "tensor");
-    const auto size = read_struct(*tensor, first_tensor_size, "wc_tensor").size;
+    const auto size = read_struct(*tensor, earlier_tensor_sizes, "wc_tensor").size;
     if (index >= engine->shapes.size())
       fail(ExitCode::usage, "there is no engine tensor {}: there are {}", index, engine->shapes.size());
     if (pin != nullptr && pin->engine != engine) fail(ExitCode::usage, "the pin is of another engine");
@@ -183,7 +183,9 @@ int wc_engine_tensor(const wc_engine* engine, const wc_pin* pin, size_t index, w
                            .row_pitch_bytes = 0,
                            .memory = placement.kind == MemoryKind::cuda ? WC_CUDA : WC_HOST,
                            .device = placement.kind == MemoryKind::cuda ? placement.gpu : 0,
-                           .strides_bytes = nullptr};
+                           .strides_bytes = nullptr,
+                           .offsets = nullptr,
+                           .full_shape = nullptr};
     std::memcpy(tensor, &result, size);
   });
 }

@@ -13,11 +13,10 @@ namespace {
 thread_local std::string last_error;
 bool initialised_here = false;
 
-constexpr double day_s = 86400;
-
 /// `text` with the names that options of the program have in wc_options.
 std::string in_words_of_c(std::string text) {
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 6> words{{{"--timeout", "timeout_s"},
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 7> words{{{"--timeout", "timeout_s"},
+                                                                                {"--trainers", "trainers"},
                                                                                 {"--transport", "transport"},
                                                                                 {"--commit in-place", "slots = 1"},
                                                                                 {"--gpus", "device"},
@@ -47,56 +46,6 @@ Error note_error() {
   return error;
 }
 
-void expect_mpi() {
-  const auto state = mpi_state();
-  if (state == MpiState::single_threaded)
-    throw Error(ExitCode::config, "MPI was initialised without threads",
-                "initialise it with MPI_THREAD_SERIALIZED or MPI_THREAD_MULTIPLE");
-  if (state != MpiState::running) {
-    throw Error(ExitCode::config,
-                state == MpiState::finalized
-                    ? "MPI is finalized already"
-                    : fmt::format("MPI is not initialised (the library here is {})", wc_mpi_library()),
-                "call wc_init() first; when your program has initialised MPI, it uses another MPI library than this");
-  }
-}
-
-Communicator communicator(const wc_options& options) {
-  if (options.comm_name != nullptr) {
-    if (std::string_view(options.comm_name) != "world")
-      throw Error(ExitCode::usage, fmt::format("no communicator is called {}", printable(options.comm_name)),
-                  "the name is \"world\"; give any other communicator as `comm`");
-    return Communicator::duplicate_world();
-  }
-  const auto comm = foreign_communicator(options.comm);
-  if (!comm)
-    throw Error(ExitCode::usage, fmt::format("{} is not a communicator", options.comm),
-                "give what MPI_Comm_c2f() gives");
-  return Communicator::duplicate(*comm);
-}
-
-Placement placement_of(int memory, int device) {
-  if (memory == WC_HOST) return {};
-  if (memory == WC_CUDA) return {MemoryKind::cuda, device};
-  throw Error(ExitCode::usage, fmt::format("there is no memory of kind {}", memory), "it is WC_HOST or WC_CUDA");
-}
-
-GroupOptions read_options(const wc_options& options) {
-  GroupOptions group;
-  const auto check = [](bool good, std::string_view what) {
-    if (!good) fail(ExitCode::usage, "options: {}", what);
-  };
-  group.placement = placement_of(options.memory, options.device);
-  if (options.timeout_s != 0) group.timeout_s = options.timeout_s;
-  check(group.timeout_s > 0 && group.timeout_s <= day_s, "timeout_s is not between 0 and a day");
-  check(options.slots >= 0 && options.slots <= 2, "slots is not 1 or 2");
-  if (options.transport != nullptr) group.transport = options.transport;
-  const std::string_view method = options.method != nullptr ? options.method : "sharded";
-  check(method == "sharded" || method == "broadcast", "method is not sharded or broadcast");
-  if (method == "broadcast") group.method = Method::broadcast;
-  return group;
-}
-
 /// Strides in bytes as a wc_tensor has them; none when it is dense.
 std::vector<std::int64_t> strides_of(const wc_tensor& tensor, DType dtype) {
   const auto name = printable(tensor.name);
@@ -121,6 +70,19 @@ std::vector<std::int64_t> strides_of(const wc_tensor& tensor, DType dtype) {
   return strides;
 }
 
+/// All that a tensor of the caller's says; its memory is not looked at.
+ForeignTensor read_description(const wc_tensor& tensor) {
+  const auto info = read_info(tensor);
+  ForeignTensor result{info, static_cast<std::byte*>(tensor.data), placement_of(tensor.memory, tensor.device),
+                       strides_of(tensor, info.dtype)};
+  if ((tensor.offsets == nullptr) != (tensor.full_shape == nullptr))
+    fail(ExitCode::usage, "{} has offsets or a full shape, but not both", printable(info.name));
+  if (tensor.offsets == nullptr) return result;
+  result.offsets.assign(tensor.offsets, tensor.offsets + tensor.dimensions);
+  result.full_shape.assign(tensor.full_shape, tensor.full_shape + tensor.dimensions);
+  return result;
+}
+
 void expect_in_memory(const ForeignTensor& tensor) {
   const auto& info = tensor.info;
   const auto size_bytes = info.size_bytes();
@@ -139,6 +101,26 @@ void expect_in_memory(const ForeignTensor& tensor) {
 }
 
 }  // namespace
+
+void expect_mpi() {
+  const auto state = mpi_state();
+  if (state == MpiState::single_threaded)
+    throw Error(ExitCode::config, "MPI was initialised without threads",
+                "initialise it with MPI_THREAD_SERIALIZED or MPI_THREAD_MULTIPLE");
+  if (state != MpiState::running) {
+    throw Error(ExitCode::config,
+                state == MpiState::finalized
+                    ? "MPI is finalized already"
+                    : fmt::format("MPI is not initialised (the library here is {})", wc_mpi_library()),
+                "call wc_init() first; when your program has initialised MPI, it uses another MPI library than this");
+  }
+}
+
+Placement placement_of(int memory, int device) {
+  if (memory == WC_HOST) return {};
+  if (memory == WC_CUDA) return {MemoryKind::cuda, device};
+  throw Error(ExitCode::usage, fmt::format("there is no memory of kind {}", memory), "it is WC_HOST or WC_CUDA");
+}
 
 int guarded(FunctionRef<void()> body) noexcept {
   try {
@@ -191,25 +173,38 @@ TensorInfo read_info(const wc_tensor& tensor) {
 }
 
 ForeignTensor read_tensor(const wc_tensor& given) {
-  const auto tensor = read_struct(given, first_tensor_size, "wc_tensor");
-  const auto info = read_info(tensor);
-  ForeignTensor result{info, static_cast<std::byte*>(tensor.data), placement_of(tensor.memory, tensor.device),
-                       strides_of(tensor, info.dtype)};
+  auto result = read_description(read_struct(given, earlier_tensor_sizes, "wc_tensor"));
   expect_in_memory(result);
   return result;
 }
 
-std::vector<ForeignTensor> read_table(const wc_tensor* tensors, std::size_t count) {
-  expect_argument(tensors, "the table of tensors");
+std::vector<ForeignTensor> read_table(const wc_tensor* tensors, std::size_t count, Memory memory) {
+  if (count > 0) expect_argument(tensors, "the table of tensors");
   std::vector<ForeignTensor> table;
   table.reserve(count);
   const auto* const first = reinterpret_cast<const std::byte*>(tensors);
   for (std::size_t i = 0; i < count; ++i) {
     const auto& tensor = *reinterpret_cast<const wc_tensor*>(first + i * tensors->size);
     if (tensor.size != tensors->size) fail(ExitCode::usage, "the tensors of a table have different sizes");
-    table.push_back(read_tensor(tensor));
+    table.push_back(memory == Memory::used ? read_tensor(tensor)
+                                           : read_description(read_struct(tensor, earlier_tensor_sizes, "wc_tensor")));
   }
   return table;
+}
+
+std::vector<ForeignTensor> read_destinations(const wc_tensor* tensors, std::size_t count) {
+  expect_argument(tensors, "the table of tensors");
+  auto table = read_table(tensors, count);
+  for (const auto& tensor : table) {
+    if (!tensor.full_shape.empty())
+      fail(ExitCode::usage, "{} says where it lies in its parameter: a destination is this rank's shard",
+           printable(tensor.info.name));
+  }
+  return table;
+}
+
+TrainingTensor training_tensor(const ForeignTensor& tensor) {
+  return {tensor.info, tensor.data, tensor.placement, tensor.strides_bytes, tensor.offsets, tensor.full_shape};
 }
 
 void write_update(wc_update* update, const UpdateResult& result, double local_s) {
@@ -226,33 +221,6 @@ void write_update(wc_update* update, const UpdateResult& result, double local_s)
              .commit_s = result.commit_s,
              .egress_bytes = result.egress_bytes};
   if (result.digest) result.digest->hex().copy(update->digest, sizeof update->digest - 1);
-}
-
-Membership::Membership(const wc_options* given, bool trainer) {
-  expect_argument(given, "options");
-  const auto options = read_options_struct(*given);
-  expect_argument(options.model, "options.model");
-  group = read_options(options);
-  if (options.slots == 1) commit = CommitMode::in_place;
-  expect_mpi();
-  comm = communicator(options);
-  agree(comm, "start", deadline(), [&] {
-    if (comm.rank() != 0 && trainer)
-      fail(ExitCode::config, "wc_trainer_create() on rank {}: the trainer is rank 0 of the communicator", comm.rank());
-    if (comm.rank() == 0 && !trainer) fail(ExitCode::config, "wc_engine_create() on rank 0, which is the trainer's");
-    const auto roster = form_roster(options.tp != 0 ? std::optional(options.tp) : std::nullopt,
-                                    std::max<std::uint64_t>(options.dp, 1), comm.size());
-    group.tp = roster.tp;
-    group.dp = roster.dp;
-    if (group.placement.kind == MemoryKind::cuda && (group.placement.gpu < 0 || group.placement.gpu >= gpu::count())) {
-      throw Error(ExitCode::config,
-                  gpu::count() == 0
-                      ? fmt::format("there is no GPU {}: {}", group.placement.gpu, gpu::why_none())
-                      : fmt::format("there is no GPU {}: this process sees {}", group.placement.gpu, gpu::count()),
-                  "choose another device, or the host's memory");
-    }
-    plan = make_plan(build_model(load_model_config(options.model)), group.tp, group.dp);
-  });
 }
 
 }  // namespace weightcast

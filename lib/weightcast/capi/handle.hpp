@@ -1,13 +1,19 @@
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <optional>
+#include <span>
 #include <string_view>
+#include <vector>
 
 #include "weightcast/capi/destinations.hpp"
 #include "weightcast/capi/weightcast.h"
 #include "weightcast/comm/communicator.hpp"
+#include "weightcast/trainer/training_pieces.hpp"
 #include "weightcast/update/update_group.hpp"
 
 /// What the functions of weightcast.h have in common: exceptions become a status, structs of C become values.
@@ -31,25 +37,35 @@ int guarded(Handle* handle, FunctionRef<void()> body) noexcept {
 /// Error(usage) unless a struct of the caller's has the size that it has here.
 void expect_size(std::size_t given, std::size_t expected, std::string_view type);
 
-/// A struct of the caller's, which may be of an earlier version of the header: then it ends before `first_new`, and
+/// A struct of the caller's, which may be of an earlier version of the header: then it has one of `earlier` sizes, and
 /// what it lacks is zero. Error(usage) for any other size.
 template <typename Struct>
-Struct read_struct(const Struct& given, std::size_t first_new, std::string_view type) {
-  if (given.size != first_new) expect_size(given.size, sizeof(Struct), type);
+Struct read_struct(const Struct& given, std::span<const std::size_t> earlier, std::string_view type) {
+  if (std::ranges::find(earlier, given.size) == earlier.end()) expect_size(given.size, sizeof(Struct), type);
   Struct result{};
   std::memcpy(&result, &given, given.size);
   return result;
 }
-constexpr std::size_t first_tensor_size = offsetof(wc_tensor, strides_bytes);
+inline constexpr std::array earlier_tensor_sizes{offsetof(wc_tensor, strides_bytes), offsetof(wc_tensor, offsets)};
+inline constexpr std::array earlier_options_sizes{offsetof(wc_options, destinations), offsetof(wc_options, trainers)};
 inline wc_options read_options_struct(const wc_options& given) {
-  return read_struct(given, offsetof(wc_options, destinations), "wc_options");
+  return read_struct(given, earlier_options_sizes, "wc_options");
 }
+
+/// Error(config) saying why when MPI cannot be used.
+void expect_mpi();
+Placement placement_of(int memory, int device);
 
 /// Name, dtype and shape. Error(usage) for null or unknown ones.
 TensorInfo read_info(const wc_tensor& tensor);
 /// All of it; Error(usage) also for what cannot be in memory: see wc_tensor.
 ForeignTensor read_tensor(const wc_tensor& tensor);
-std::vector<ForeignTensor> read_table(const wc_tensor* tensors, std::size_t count);
+/// Whether a table's memory is read or written, or only what the table says of it.
+enum class Memory : std::uint8_t { used, not_looked_at };
+std::vector<ForeignTensor> read_table(const wc_tensor* tensors, std::size_t count, Memory memory = Memory::used);
+/// The same of destinations, which are shards: Error(usage) for those that say where they lie in a parameter.
+std::vector<ForeignTensor> read_destinations(const wc_tensor* tensors, std::size_t count);
+TrainingTensor training_tensor(const ForeignTensor& tensor);
 /// `local_s`: see wc_update. Nothing when `update` is null.
 void write_update(wc_update* update, const UpdateResult& result, double local_s);
 
@@ -58,12 +74,13 @@ struct Membership {
   /// Collective over the communicator of `options`: all throw, or none, but for Error(usage) and a missing MPI.
   Membership(const wc_options* options, bool trainer);
 
+  std::size_t trainer_rank() const { return static_cast<std::size_t>(comm.rank()); }
   std::size_t tp_rank() const { return plan.roster().tp_rank(comm.rank()); }
   Deadline deadline() const noexcept { return Deadline::after(group.timeout_s); }
   /// For work on all weights that is not communication.
   Deadline long_deadline() const noexcept { return deadline().plus(longest_disk_s(plan.model.size_bytes())); }
 
-  Communicator comm;
+  Communicator comm, trainer_ranks;  // trainer_ranks: empty on engines
   TransferPlan plan;
   GroupOptions group;
   CommitMode commit = CommitMode::swap;

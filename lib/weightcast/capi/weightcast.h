@@ -2,7 +2,7 @@
  *
  * An update group is one trainer (rank 0 of a communicator) and tp * dp engine ranks (ranks 1, 2, ...: the tensor-
  * parallel ranks of replica 0, then those of replica 1, ...). Each is a process of its own, in whatever language, and
- * makes one handle:
+ * makes one handle. (A trainer may be several ranks: see below.)
  *
  *   trainer, rank 0                                engine, every other rank
  *     wc_options options = WC_OPTIONS_INIT;          wc_options options = WC_OPTIONS_INIT;
@@ -14,6 +14,14 @@
  *                  tensors, count, &update);           wc_pin_served(engine, &pin); ... sample ... wc_unpin(pin);
  *     }                                              }
  *     wc_trainer_destroy(trainer);                   wc_engine_destroy(engine);
+ *
+ * Several trainer ranks. With `trainers` = R in everybody's options ranks 0 ... R-1 are the trainer, each with a part of
+ * the weights, and the engine ranks follow. Who has what is settled when the handles are made, because memory and ways
+ * are prepared then: by name (`source_layout`), or by the tensors themselves (`sources`), of which the trainer ranks tell
+ * everybody the rectangles. Every trainer rank calls wc_trainer_create() and then, with its own pieces, each function
+ * that publishes; one that has nothing gives an empty table. What any of them gives that does not fit is refused on all
+ * trainer ranks, naming that one, and engines notice nothing. They wait for each other as long as `timeout_s` and reading
+ * such a model from a disk would take; a trainer rank that does not come by then is lost.
  *
  * An update is a transaction: bytes move into memory that nobody reads, every shard is compared by digest with what the
  * trainer sent, all ranks vote, and only then does any of them hold the new version. Whatever fails, the old version
@@ -88,15 +96,18 @@ typedef struct {
   int memory;               /* WC_HOST or WC_CUDA */
   int device;               /* CUDA ordinal; ignored for WC_HOST */
   const int64_t *strides_bytes; /* of each dimension, from one element to the next; NULL: see row_pitch_bytes */
+  const uint64_t *offsets;      /* of a trainer rank's part of a parameter: the index of its first element there, and */
+  const uint64_t *full_shape;   /* the parameter's extents, outermost first; both NULL: all of it */
 } wc_tensor;
-#define WC_TENSOR_INIT {sizeof(wc_tensor), NULL, NULL, NULL, 0, NULL, 0, WC_HOST, 0, NULL}
+#define WC_TENSOR_INIT {sizeof(wc_tensor), NULL, NULL, NULL, 0, NULL, 0, WC_HOST, 0, NULL, NULL, NULL}
 /* Strides are signed multiples of the element's size, in bytes. What is published may have any: 0 where one element
  * stands for many, negative ones, those of a transposed view or of a part of a fused tensor. What is received into may
  * have all with which no two elements of the table share memory. WC_USAGE for a row pitch that is smaller than a row,
  * for both a pitch and strides, for an extent that does not fit the address space, and for no data of a tensor that has
  * elements. */
 
-/* How to form an update group. The ranks must agree in everything but comm_name, comm, device and destinations. */
+/* How to form an update group. The ranks must agree in everything but comm_name, comm, device, destinations and sources;
+ * the layout of the sources is the trainer ranks' to say, and to agree on. */
 typedef struct {
   size_t size;            /* sizeof(wc_options) */
   const char *model;      /* a config.json, a folder that holds one, or a named shape ("llama-3.2-1b", "tiny", ...) */
@@ -112,8 +123,17 @@ typedef struct {
   double timeout_s;       /* of each stage of an update; 0: 60 */
   const wc_tensor *destinations; /* engines: judged as wc_receive_into() will, when the engine is made; or NULL */
   size_t destination_count;      /* how many */
+  uint64_t trainers;             /* trainer ranks; 0: 1 */
+  const char *source_layout;     /* trainers: see below; NULL: custom with `sources`, else whole for one, fsdp for more */
+  const wc_tensor *sources;      /* trainers, custom: the tensors that this rank will publish; their data is not used */
+  size_t source_count;           /* how many; with `sources` not NULL 0 says that this rank has nothing */
 } wc_options;
-#define WC_OPTIONS_INIT {sizeof(wc_options), NULL, "world", 0, WC_HOST, 0, 0, 0, 0, NULL, NULL, 0, NULL, 0}
+#define WC_OPTIONS_INIT {sizeof(wc_options), NULL, "world", 0, WC_HOST, 0, 0, 0, 0, NULL, NULL, 0, NULL, 0, 0, NULL, NULL, 0}
+/* Source layouts. "whole": rank 0 has everything. "fsdp": as PyTorch's fully_shard leaves parameters, of n rows each rank
+ * has ceil(n/R), the last ones fewer or none; also of norms. "tp": each has what an engine's rank of tp R has, unfused,
+ * norms on all. "custom": any rectangles, several of one parameter on a rank, too; what several ranks have must be the
+ * same rectangle there, with equal values, and any of them may send it. WC_BAD_DATA on all ranks, when handles are made,
+ * listing what no rank has or several have in different ways. */
 
 /* How an update went. Seconds are those of the calling rank. */
 typedef struct {
@@ -123,11 +143,11 @@ typedef struct {
   char digest[33];       /* of the whole model, 32 hexadecimal digits: the same on trainer and engines, for any tp */
   double local_s;        /* trainer: bringing the tensors together; engine: copying into the caller's tensors */
   double prepare_s, stage_s, verify_s, vote_s, commit_s; /* the transaction */
-  uint64_t egress_bytes; /* trainer: that left it */
+  uint64_t egress_bytes; /* trainer: that left this rank */
 } wc_update;
 #define WC_UPDATE_INIT {sizeof(wc_update), 0, 0, {0}, 0, 0, 0, 0, 0, 0, 0}
 
-typedef struct wc_trainer wc_trainer; /* rank 0 of a group */
+typedef struct wc_trainer wc_trainer; /* rank 0 of a group, or ranks 0 ... trainers - 1 */
 typedef struct wc_engine wc_engine;   /* any other rank */
 typedef struct wc_pin wc_pin;         /* a hold on one version in an engine's memory */
 
@@ -147,16 +167,18 @@ WC_API int wc_finalize(void);
 
 /* ---- trainer ---------------------------------------------------------------------------------------------------- */
 
-/* Forms the group as its rank 0: reads the model's shape, allocates memory for one version of the weights (on options'
- * memory and device), chooses a transport and warms it up. `trainer` is untouched on failure. Collective: the other
- * ranks call wc_engine_create(). Fails on all ranks or on none, unless the arguments themselves cannot be used
- * (WC_USAGE, or WC_CONFIG without MPI). WC_CONFIG naming the first difference when the ranks do not agree. */
+/* Forms the group as one of its trainer ranks: reads the model's shape, allocates memory for what this rank has of one
+ * version (on options' memory and device), chooses a transport and warms it up. `trainer` is untouched on failure.
+ * Collective: the other ranks call wc_engine_create(). Fails on all ranks or on none, unless the arguments themselves
+ * cannot be used (WC_USAGE, or WC_CONFIG without MPI). WC_CONFIG naming the first difference when the ranks do not
+ * agree. */
 WC_API int wc_trainer_create(const wc_options *options, wc_trainer **trainer);
 
 /* Publishes all parameters as one version, higher than the last: copies `tensors` together, then sends. Each parameter
- * is given once, under its Hugging Face name, in full, in the model's dtype, or in one that is rounded to nearest even:
+ * is given once, under its Hugging Face name, in full (of several trainer ranks: each piece that the source layout says of
+ * this one, with offsets and full_shape unless it is a whole parameter), in the model's dtype, or in one that is rounded to nearest even:
  * F32 and F16 for BF16, F32 and BF16 for F16. A tied lm_head.weight may be left out, or must hold what the embedding
- * does. `update` may be NULL. Collective; engines call wc_receive() or wc_receive_into(). WC_BAD_DATA listing all
+ * does. Tensors without elements are passed over. `update` may be NULL. Collective; engines call wc_receive() or wc_receive_into(). WC_BAD_DATA listing all
  * tensors that do not fit, or WC_BUSY naming the engines that were not between requests within `timeout_s`: then nothing
  * has changed and engines notice nothing. Other failures are those of any rank, and the same on all. */
 WC_API int wc_publish(wc_trainer *trainer, uint64_t version, const wc_tensor *tensors, size_t count,
@@ -164,12 +186,13 @@ WC_API int wc_publish(wc_trainer *trainer, uint64_t version, const wc_tensor *te
 
 /* Sends one parameter of a version, the seed's way: the version is served when each parameter has been sent once, in any
  * order, and all ranks agree. `empty_cache`: then also give back memory that is only kept for speed. `update->version` is
- * what engines serve after this call. Collective; engines call wc_update_parameter_from_distributed(). Whatever fails, the
+ * what engines serve after this call. Of several trainer ranks each gives its piece, or one without elements when it has
+ * nothing; WC_CONFIG where it has several. Collective; engines call wc_update_parameter_from_distributed(). Whatever fails, the
  * old version stays, and a version of which parameters were sent is begun anew; but WC_BUSY, as above, changes nothing. */
 WC_API int wc_update_parameter(wc_trainer *trainer, uint64_t version, const wc_tensor *tensor, int empty_cache,
                                wc_update *update);
 
-/* The same in pieces, for trainers that never hold all parameters at once: begin, put each once in any order, commit.
+/* The same one by one, for trainers that never hold all parameters at once: begin, put each once in any order, commit.
  * wc_put() copies: the tensor's memory is free again when it returns. Of two names that are tied the second must bring
  * what the first did. Engines notice nothing before wc_commit(), which is the collective call. After a failed
  * wc_commit() what was put stays: commit again, or wc_abort().

@@ -27,13 +27,6 @@ std::string range(std::uint64_t first, std::uint64_t count, std::uint64_t all) {
   return count == all ? ":" : fmt::format("{}:{}", first, first + count);
 }
 
-/// A tensor as its owner says that it is.
-std::string describe(const TrainingTensor& tensor) {
-  const auto text = fmt::format("{} is {}", printable(tensor.info.name), tensor.info.describe());
-  if (tensor.full_shape.empty() && tensor.offsets.empty()) return text;
-  return fmt::format("{} at [{}] of [{}]", text, fmt::join(tensor.offsets, ", "), fmt::join(tensor.full_shape, ", "));
-}
-
 /// Tensors held one by one against the pieces of a trainer rank.
 class Matcher {
  public:
@@ -78,9 +71,10 @@ class Matcher {
     const auto text = table ? fmt::format("the table of training tensors does not fit the model: {} difference{}\n  {}",
                                           count, count == 1 ? "" : "s", list_lines(lines))
                             : lines.front();
-    throw Error(ExitCode::bad_data, text,
-                "give each piece that the source layout says once, and where it lies in its parameter unless it is all of"
-                " it, in the model's dtype; BF16 also as F32 or F16, F16 also as F32 or BF16");
+    throw Error(
+        ExitCode::bad_data, text,
+        "give each piece that the source layout says once, and where it lies in its parameter unless it is all of"
+        " it, in the model's dtype; BF16 also as F32 or F16, F16 also as F32 or BF16");
   }
 
  private:
@@ -113,7 +107,8 @@ class Matcher {
     }
     const auto& parameter = model_.parameters[region_.pieces[piece].parameter_index].info;
     const auto& other = tensors[static_cast<std::size_t>(holder)];
-    const bool known = std::ranges::find(match_.aliases, piece, &PieceMatch::Alias::piece_index) != match_.aliases.end();
+    const bool known =
+        std::ranges::find(match_.aliases, piece, &PieceMatch::Alias::piece_index) != match_.aliases.end();
     if (known || other.info.name == tensors[index].info.name)
       return add(0, fmt::format("{} appears twice", label_of({tensors[index].info.name, {}, parameter.shape},
                                                              region_.pieces[piece].slice)));
@@ -164,6 +159,12 @@ std::string label_of(const TensorInfo& parameter, const Slice& slice) {
   if (parameter.shape.size() < 2) return fmt::format("{}[{}]", parameter.name, range(slice.row, slice.rows, rows));
   return fmt::format("{}[{}, {}]", parameter.name, range(slice.row, slice.rows, rows),
                      range(slice.column, slice.columns, columns));
+}
+
+std::string describe(const TrainingTensor& tensor) {
+  const auto text = fmt::format("{} is {}", printable(tensor.info.name), tensor.info.describe());
+  if (tensor.full_shape.empty() && tensor.offsets.empty()) return text;
+  return fmt::format("{} at [{}] of [{}]", text, fmt::join(tensor.offsets, ", "), fmt::join(tensor.full_shape, ", "));
 }
 
 PieceMatch match_pieces(const TransferPlan& plan, std::size_t trainer_rank, std::span<const TrainingTensor> tensors) {

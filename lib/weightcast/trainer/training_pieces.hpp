@@ -11,8 +11,8 @@
 #include "weightcast/device/memory.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 
-/// Which of a trainer rank's pieces the tensors of its training loop are: the names, extents and places of a table, held
-/// against the plan's source layout. Pure.
+/// Which of a trainer rank's pieces the tensors of its training loop are: the names, extents and places of a table,
+/// held against the plan's source layout. Pure.
 namespace weightcast {
 
 /// One tensor of a training loop, where the loop keeps it: a parameter, or the part of one that this rank has.
@@ -32,6 +32,9 @@ std::optional<Rounding> rounding_of(DType given, DType wire) noexcept;
 /// The rectangle of a parameter's matrix view that a tensor is, an empty one of a tensor without elements. Nothing when
 /// it does not fit the parameter: other extents, places beyond it, or a cut that is no rectangle of the matrix.
 std::optional<Slice> slice_of(const TensorInfo& parameter, const TrainingTensor& tensor) noexcept;
+
+/// "model.norm.weight is F32 [288] at [288] of [576]": a tensor as its owner says that it is.
+std::string describe(const TrainingTensor& tensor);
 
 /// A piece by its parameter's name, which is all when it is the whole of it: "model.norm.weight[0:288]",
 /// "lm_head.weight[0:288, :]".

@@ -21,19 +21,19 @@ namespace weightcast {
 
 /// Brings a training loop's tensors into the source region of a trainer rank, each to the piece that it is: the
 /// parameter's own dtype is copied; F32 and F16 are rounded for BF16, F32 and BF16 for F16; any other pair is refused.
-/// Everything is digested on its way, on a GPU by the kernel that copies or rounds. Memory and threads that it needs are
-/// made by the first run() and kept.
+/// Everything is digested on its way, on a GPU by the kernel that copies or rounds. Memory and threads that it needs
+/// are made by the first run() and kept.
 class SourceFill {
  public:
   /// `plan` must outlive it.
   SourceFill(const TransferPlan& plan, std::size_t trainer_rank);
 
   /// `tensors`: all pieces of this rank, in any order. Host work runs on all cores of this process; a GPU works on
-  /// tensors of its own only. Whatever writes the tensors must be done, also on GPUs. Returns when the region holds them
-  /// and `claim`, the region's, has their digests; after an error it does not know what was to be filled. An
+  /// tensors of its own only. Whatever writes the tensors must be done, also on GPUs. Returns when the region holds
+  /// them and `claim`, the region's, has their digests; after an error it does not know what was to be filled. An
   /// lm_head.weight that is tied to the embedding may be left out; one with memory of its own must hold the same.
-  /// Error(bad_data) of match_pieces(), or listing those whose memory cannot be read, or for a head that differs from its
-  /// embedding; then the region is untouched. Error(deadline) from a GPU.
+  /// Error(bad_data) of match_pieces(), or listing those whose memory cannot be read, or for a head that differs from
+  /// its embedding; then the region is untouched. Error(deadline) from a GPU.
   void run(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim, Deadline deadline);
   /// The same for one tensor, under its own name or one that is tied to it; the other pieces stay as they are. Which
   /// piece it is; nothing, and nothing is done, of a tensor without elements. The claim does not know a parameter of
@@ -93,9 +93,9 @@ class SourceFill {
   const TransferPlan* plan_;
   std::size_t trainer_rank_;
   std::vector<Step> steps_;
-  std::vector<Known> matched_;  // the table that match_ belongs to: a loop gives the same one every time
-  PieceMatch match_;            // -1 for what is not filled
-  std::vector<Staging> staging_;     // by thread
+  std::vector<Known> matched_;    // the table that match_ belongs to: a loop gives the same one every time
+  PieceMatch match_;              // -1 for what is not filled
+  std::vector<Staging> staging_;  // by thread
   std::optional<Workers> workers_;
   Gatherer gatherer_;
   std::uint64_t step_elements_ = 0;    // of the largest step

@@ -51,16 +51,18 @@ GpuDigests GpuDigests::of_slot(const TransferPlan& plan, std::size_t tp_rank, in
 GpuDigests GpuDigests::of_source(const TransferPlan& plan, int gpu, std::size_t trainer_rank) {
   const auto parameters = plan.model.parameters.size();
   std::vector<std::vector<gpu::DigestTask>> tasks(parameters);
-  append_source(plan, trainer_rank, [&](const Piece& piece) -> auto& { return tasks[piece.parameter_index]; });
+  append_source(
+      plan, trainer_rank, [&](const Piece& piece) -> auto& { return tasks[piece.parameter_index]; });
   return {(plan.tp + 1) * parameters, tasks, gpu};
 }
 
 GpuDigests GpuDigests::of_pieces(const TransferPlan& plan, int gpu, std::size_t trainer_rank) {
   const auto& pieces = plan.sources.ranks.at(trainer_rank).pieces;
   std::vector<std::vector<gpu::DigestTask>> tasks(pieces.size());
-  append_source(plan, trainer_rank, [&](const Piece& piece) -> auto& {
-    return tasks[static_cast<std::size_t>(std::ranges::find(pieces, piece) - pieces.begin())];
-  });
+  append_source(
+      plan, trainer_rank, [&](const Piece& piece) -> auto& {
+        return tasks[static_cast<std::size_t>(std::ranges::find(pieces, piece) - pieces.begin())];
+      });
   return {(plan.tp + 1) * plan.model.parameters.size(), tasks, gpu};
 }
 
