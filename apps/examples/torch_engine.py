@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """An engine in PyTorch (transformers, tp 1): its own parameters are the destinations of every update.
 
-It is rank 1 of an MPI job of two; torch_trainer.py shows the command. After each update it generates a few words.
+It is the last rank of an MPI job; torch_trainer.py and fsdp_trainer.py show the command. After each update it generates a few words.
 """
 
 import argparse
@@ -31,6 +31,7 @@ def main():
     parser.add_argument("model", help="checkpoint folder with config.json, model.safetensors, vocab.json")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--prove", action="store_true", help="compare with a model loaded from what was published")
+    parser.add_argument("--trainers", type=int, default=1, help="ranks of the trainer, before this one")
     parser.add_argument("--tokens", type=int, default=12, help="how many to generate after each update")
     options = parser.parse_args()
 
@@ -44,7 +45,8 @@ def main():
         return of(prompt).logits.float()
 
     old = logits(model)
-    with weightcast.Engine(options.model, destinations=model.state_dict(), device=options.device) as engine:
+    with weightcast.Engine(options.model, destinations=model.state_dict(), device=options.device,
+                           trainers=options.trainers) as engine:
         while update := engine.receive():
             COMM.Send([array.array("d", [time.monotonic()]), MPI.DOUBLE], dest=0, tag=1)
             if tied and model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr():

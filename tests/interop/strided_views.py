@@ -304,7 +304,7 @@ def refused_by_torch():
     try:
         from torch.distributed.tensor.placement_types import _StridedShard
         strided = DTensor.from_local(torch.ones(64), mesh, [_StridedShard(0, split_factor=2)], run_check=False)
-        refuses(strided, "_S", "redistribute", ways=(False,))
+        refuses(strided, "_StridedShard", "redistribute", ways=(False,))
     except ImportError:
         pass
     torch.distributed.destroy_process_group()

@@ -41,8 +41,9 @@ def make_model(folder):
     transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 
-def run(trainer, *engine):
-    command = [sys.argv[1], "--oversubscribe", "-n", "1", sys.executable, "-m", "mpi4py", f"{EXAMPLES}/torch_trainer.py",
+def run(trainer, *engine, ranks=1):
+    program = "torch_trainer.py" if ranks == 1 else "fsdp_trainer.py"
+    command = [sys.argv[1], "--oversubscribe", "-n", str(ranks), sys.executable, "-m", "mpi4py", f"{EXAMPLES}/{program}",
                *trainer, "--steps", str(STEPS), "--learning-rate", "3e-3", ":", *engine]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
     print(result.stdout)
@@ -59,6 +60,10 @@ with tempfile.TemporaryDirectory() as folder:
     make_model(pathlib.Path(folder))
     output, digests = run([folder, "--prove"], "-n", "1", sys.executable, "-m", "mpi4py", f"{EXAMPLES}/torch_engine.py",
                           folder, "--prove", "--tokens", "2")
+    for version in range(1, STEPS + 1):
+        assert re.search(rf"version {version}, .*max difference from a fresh load 0:", output), version
+    output, digests = run([folder, "--trainers", "2", "--prove"], "-n", "1", sys.executable, "-m", "mpi4py",
+                          f"{EXAMPLES}/torch_engine.py", folder, "--trainers", "2", "--prove", "--tokens", "2", ranks=2)
     for version in range(1, STEPS + 1):
         assert re.search(rf"version {version}, .*max difference from a fresh load 0:", output), version
     output, digests = run([folder], "-n", "2", sys.argv[2], folder)

@@ -195,7 +195,7 @@ TEST_P(CapiPiecesTest, AnyRectanglesArePublished) {
 TEST_P(CapiPiecesTest, ParametersAreSentInPieces) {
   const auto layout = fsdp_layout(model, trainers);
   ASSERT_EQ(create(), WC_OK) << wc_last_error();
-  auto pieces = is_trainer() ? pieces_of(layout, 1) : Pieces{};
+  auto pieces = is_trainer() ? pieces_of(layout, 1) : Pieces{Table(), {}};
   const auto view = pieces.table.view();
   for (std::size_t p = 0; p < model.parameters.size(); ++p) {
     const auto& info = model.parameters[p].info;

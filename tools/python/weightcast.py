@@ -193,7 +193,7 @@ def _local_part(name, value):
         if placement.is_replicate():
             continue
         if type(placement).__name__ != "Shard" or placement.dim > 1:  # Partial, _StridedShard, ...
-            raise _usage(f"{name} is a DTensor with the placement {placement}: Replicate, Shard(0) and Shard(1) are "
+            raise _usage(f"{name} is a DTensor with the placement {placement!r}: Replicate, Shard(0) and Shard(1) are "
                          f"taken. Call {name}.redistribute(placements=[Shard(0)]) on all its ranks first")
         if coordinate is None:
             continue
@@ -386,11 +386,22 @@ class Trainer(_Handle):
 
     def __init__(self, model, comm=None, *, device="cpu", tp=None, dp=1, transport="auto", method="sharded",
                  timeout_s=60.0, trainers=1, source_layout=None, sources=None):
+        self._trainers = trainers
         super().__init__(model, comm, device, tp, dp, 0, transport, method, timeout_s, trainers,
                          source_layout=source_layout, sources=sources)
 
     def _destroy(self):
         _library().wc_trainer_destroy(self._handle)
+
+    def _table(self, function, version, tensors, *rest):
+        """What is published. When it cannot be used, the other trainer ranks hear of that before this one raises it."""
+        try:
+            return _Table(tensors, write=False)
+        except WeightcastError:
+            if self._trainers > 1 and self._handle is not None:
+                with contextlib.suppress(WeightcastError):
+                    self._call(function, version, None, *rest)  # refused by all
+            raise
 
     def publish(self, version, tensors) -> Update:
         """Sends all parameters as `version` (higher than the last): a mapping of Hugging Face names, or pairs, such as
@@ -398,7 +409,8 @@ class Trainer(_Handle):
         A tied head may be left out, or must equal the embedding. Of a DTensor this rank's part is taken where it is:
         nothing is gathered. Collective, over all trainer ranks, too; returns when all ranks have voted to serve it.
         Tensors that do not fit the model are refused with a list, on all trainer ranks, and engines notice nothing."""
-        table, update = _Table(tensors, write=False), _Update()
+        update = _Update()
+        table = self._table("wc_publish", version, tensors, 1, None)
         self._call("wc_publish", version, table.entries, table.count, update)
         return update.value()
 
@@ -407,7 +419,8 @@ class Trainer(_Handle):
         result `version` is what engines serve then. `empty_cache`: also give back memory that is only kept for speed.
         Collective; engines call update_parameter_from_distributed()."""
         update = _Update()
-        self._call("wc_update_parameter", version, _Table([(name, tensor)], write=False).entries, int(empty_cache), update)
+        table = self._table("wc_update_parameter", version, [(name, tensor)], 0, None)
+        self._call("wc_update_parameter", version, table.entries, int(empty_cache), update)
         return update.value()
 
     def begin(self, version):

@@ -98,7 +98,7 @@ std::optional<StatedRectangle> read_source(const ForeignTensor& tensor, const Mo
   const auto slice = slice_of(parameter, training_tensor(tensor));
   if (slice) return StatedRectangle{static_cast<std::uint64_t>(index), *slice};
   problems.push_back(
-      fmt::format("{} is no part of [{}]", describe(training_tensor(tensor)), fmt::join(parameter.shape, ", ")));
+      fmt::format("{}, which is no part of [{}]", describe(training_tensor(tensor)), fmt::join(parameter.shape, ", ")));
   return std::nullopt;
 }
 
