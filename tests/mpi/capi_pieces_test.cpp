@@ -290,7 +290,7 @@ TEST_P(CapiPiecesTest, WhatOneTrainerRankGivesWrongIsRefusedByAllOfThemAndEngine
     if (guilty) first.offsets.clear();
     refused(WC_USAGE, "offsets or a full shape, but not both");
     if (guilty) pieces.table.entries().clear();
-    refused(WC_BAD_DATA, "model.norm.weight[");
+    refused(WC_BAD_DATA, "30 differences\n  model.embed_tokens.weight[");
   }
   ASSERT_EQ(update_both(layout, 1), WC_OK) << wc_last_error();
   expect_served(1);

@@ -85,7 +85,7 @@ TEST(TrainingPieces, EveryOneThatDoesNotFitIsListedByName) {
   rank.loop.tensors.push_back(rank["model.layers.1.mlp.down_proj.weight"]);
   EXPECT_THAT(
       rank.refusal(),
-      AllOf(HasSubstr("6 differences"),
+      AllOf(HasSubstr("7 differences"),
             HasSubstr("model.norm.weight is F32 [24] at [0] of [72], expected model.norm.weight[24:48], BF16 [24]"),
             HasSubstr("lm_head.weight is F32 [2671, 72] at [2671, 0] of [8012, 72], expected "
                       "lm_head.weight[2671:5342, :], BF16 [2671, 72]"),
