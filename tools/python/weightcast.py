@@ -281,14 +281,16 @@ class _Table:
         self._values = [items]  # keeps their memory alive
         gpus = set()
         for entry, (name, value) in zip(self.entries, items):
-            if hasattr(value, "full_tensor"):  # a DTensor: its memory is a part of it
+            bare = value[0] if isinstance(value, tuple) and len(value) == 2 else value
+            if hasattr(bare, "full_tensor"):  # a DTensor: its memory is a part of it
                 if write:
-                    raise _usage(f"{name} is a {type(value).__name__}: a destination is this engine rank's own shard, "
+                    raise _usage(f"{name} is a {type(bare).__name__}: a destination is this engine rank's own shard, "
                                  f"a plain tensor, such as {name}.to_local()")
-                value, offsets, full = _local_part(name, value)
+                local, offsets, full = _local_part(name, bare)
+                value = local if bare is value else (local, value[1])
                 entry.offsets = (ctypes.c_uint64 * max(len(full), 1))(*offsets)
                 entry.full_shape = (ctypes.c_uint64 * max(len(full), 1))(*full)
-                self._values.append(value)
+                self._values.append(local)
             dtype, shape, strides, address, memory, device = _look_at(name, value, write)
             extents = (ctypes.c_uint64 * max(len(shape), 1))(*shape)
             entry.size, entry.name, entry.dtype = ctypes.sizeof(_Tensor), name.encode(), dtype.encode()
