@@ -90,9 +90,14 @@ def destinations():
 
 
 def programs_without_strides():
-    """A table of wc_tensors that end before the strides, as those of the first version of the header."""
+    """Tables of wc_tensors that end before the strides, or before the offsets, as those of earlier headers did."""
+    for missing in (3, 2):
+        programs_that_lack(missing)
+
+
+def programs_that_lack(missing):
     class Old(ctypes.Structure):
-        _fields_ = weightcast._Tensor._fields_[:-3]
+        _fields_ = weightcast._Tensor._fields_[:-missing]
 
     with join() as end:
         if not TRAINER:

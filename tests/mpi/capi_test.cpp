@@ -299,6 +299,19 @@ TEST_P(CapiTest, ATrainersTableThatDoesNotFitIsItsOwnAffair) {
   EXPECT_EQ(publish(1, &update), WC_OK) << wc_last_error();
 }
 
+TEST_P(CapiTest, OptionsOfEarlierHeadersEndEarlier) {
+  for (const auto size : {offsetof(wc_options, destinations), offsetof(wc_options, trainers)}) {
+    options.size = size;
+    options.trainers = 99;  // behind the end
+    ASSERT_EQ(create(), WC_OK) << wc_last_error();
+    ASSERT_EQ(is_trainer() ? publish(1, &update) : wc_receive(engine, WC_FOREVER, &update), WC_OK) << wc_last_error();
+    wc_trainer_destroy(std::exchange(trainer, nullptr));
+    EXPECT_EQ(wc_engine_destroy(std::exchange(engine, nullptr)), WC_OK) << wc_last_error();
+  }
+  options.size = sizeof(wc_options) - 1;
+  EXPECT_EQ(create(), WC_USAGE);
+}
+
 TEST_P(CapiTest, RanksThatDoNotAgreeFormNoGroup) {
   options.timeout_s = 5;
   if (world_rank() == 1) options.method = "broadcast";
