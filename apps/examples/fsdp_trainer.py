@@ -32,12 +32,14 @@ transformers.utils.logging.disable_progress_bar()
 def join(trainers, device):
     """torch's process group of the trainer ranks, which MPI helps to find each other."""
     ranks = COMM.Create_group(COMM.group.Incl(list(range(trainers))))
-    host = ranks.bcast(MPI.Get_processor_name())
+    one_host = ranks.Split_type(MPI.COMM_TYPE_SHARED).size == ranks.size
+    host = "127.0.0.1" if one_host else ranks.bcast(MPI.Get_processor_name())
     store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if ranks.rank == 0 else None
     port = ranks.bcast(store.port if store else None)
     store = store or dist.TCPStore(host, port, is_master=False)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", store=store, rank=ranks.rank,
-                            world_size=ranks.size)
+    on_gpu = device.startswith("cuda")
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=ranks.rank, world_size=ranks.size,
+                            device_id=torch.device(device) if on_gpu else None)
 
 
 def shard(model, device):
