@@ -116,7 +116,8 @@ endif()
             return out.split()
         self.assertEqual(complete("s"), ["snapshot", "synth"])
         self.assertEqual(complete("--v"), ["--version"])
-        self.assertEqual(complete("update", "--tr"), ["--transport", "--truncate", "--trace"])
+        self.assertEqual(complete("update", "--tr"),
+                         ["--trainers", "--trainer-device", "--transport", "--truncate", "--trace"])
         self.assertEqual(complete("inspect", self.path("bin", "w")), [part for part in self.path("bin", "weightcast").split()])
 
     def test_manual(self):
