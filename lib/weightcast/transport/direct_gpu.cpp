@@ -69,7 +69,7 @@ class DirectGpu final : public BoundTransport {
       }
     }
     share_ = out < within ? gpu::Share::all : gpu::Share::half;
-    watched_ = upstream_.next() >= 0 || std::ranges::count(pushing, true) != 0;
+    const bool watched = upstream_.next() >= 0 || std::ranges::count(pushing, true) != 0;
     pushed_ = Pushed(upstream_, std::move(pushing));
     const auto& schedule = upstream_.schedule();
     for (const auto& segment : schedule.segments) {
@@ -79,7 +79,7 @@ class DirectGpu final : public BoundTransport {
     first_task_.push_back(tasks_.count());
     tasks_.upload({MemoryKind::cuda, gpu}, "the copy plan");
     copies_ = CopyBatch(schedule.copies.size() + schedule.halves.size());
-    for (std::size_t i = 0; watched_ && i < std::max(schedule.single.size(), schedule.whole.size()); ++i)
+    for (std::size_t i = 0; watched && i < std::max(schedule.single.size(), schedule.whole.size()); ++i)
       arrivals_.emplace_back(gpu);
   }
 
@@ -105,6 +105,8 @@ class DirectGpu final : public BoundTransport {
     pushed_.begin(parts, batch.sink_index);
     for (auto& push : pushes_) push.begin(batch.parameters, sink(batch));
     copies_.begin();
+    watched_ =
+        upstream_.next() >= 0 || std::ranges::any_of(parts, [&](const Part& part) { return pushed_.half(part); });
     if (batch.digests != nullptr) copy_and_digest(batch, *batch.digests);
     std::size_t queued = 0, arrived = 0;
     for (bool done = false; !done;) {
@@ -180,11 +182,13 @@ class DirectGpu final : public BoundTransport {
   /// uses the GPU gets in between.
   void copy_and_digest(const Batch& batch, const gpu::DigestTarget& digests) {
     const auto& schedule = upstream_.schedule();
+    const auto here = [&](const Supply& supply) { return digests_copy(batch, supply.from); };
+    if (std::ranges::none_of(schedule.supplies, here)) return;
     const gpu::Stream* const streams[] = {&beside_stream_, digests.stream};
     std::size_t kernels = 0;
     beside_stream_.after(*digests.stream);
     for (const auto& supply : schedule.supplies) {
-      if (!digests_copy(batch, supply.from)) continue;
+      if (!here(supply)) continue;
       const auto segments = schedule.segments_of(supply.from, batch.parameters);
       const auto first = static_cast<std::size_t>(segments.data() - schedule.segments.data());
       const auto end = digests.first_task[first + segments.size()];
@@ -206,10 +210,10 @@ class DirectGpu final : public BoundTransport {
   Pushed pushed_;
   std::vector<bool> beside_;             // by trainer rank: what is from it comes from the same GPU
   gpu::Share share_ = gpu::Share::all;   // of the GPU for what is copied within it
-  bool watched_ = false;                 // somebody waits for the arrival of parts
+  bool watched_ = false;                 // in this run somebody waits for the arrival of parts
   CopyTasks tasks_;                      // of what is strided
   std::vector<std::size_t> first_task_;  // of each segment, and the end
-  std::vector<gpu::Event> arrivals_;     // of parts, when watched
+  std::vector<gpu::Event> arrivals_;     // of parts, for when they are watched
   CopyBatch copies_;                     // of what is contiguous
   gpu::Stream stream_, beside_stream_;   // across links, and within the GPU
   gpu::Stream landed_;                   // nothing is queued on it: what is announced by it is there
