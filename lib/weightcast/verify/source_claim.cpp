@@ -6,7 +6,9 @@
 namespace weightcast {
 
 SourceClaim::SourceClaim(const TransferPlan& plan)
-    : plan_(&plan), table_((plan.ranks.size() + 1) * plan.model.parameters.size()), known_(plan.model.parameters.size()) {}
+    : plan_(&plan),
+      table_((plan.ranks.size() + 1) * plan.model.parameters.size()),
+      known_(plan.model.parameters.size()) {}
 
 void SourceClaim::forget(std::size_t parameter) noexcept {
   known_[parameter] = false;
