@@ -169,6 +169,7 @@ begin() {
   [[ ${TRAINERS:=1} =~ ^[1-9][0-9]*$ ]] || stop 64 "TRAINERS is a positive number"
   [[ ${TP:=} =~ ^([1-9][0-9]*)?$ && ${DP:=1} =~ ^[1-9][0-9]*$ ]] || stop 64 "TP and DP are positive numbers"
   export OMPI_MCA_hwloc_base_binding_policy=none  # a rank has several threads
+  export PMIX_MCA_gds=${PMIX_MCA_gds:-hash}       # else mpirun shares a lock with its ranks, and waits for a stopped one
   if ((EUID == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
   place
   write_run null
