@@ -5,12 +5,8 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
-#include <cstdlib>
 #include <ctime>
 #include <exception>
-#include <system_error>
-#include <thread>
 
 #include "weightcast/comm/mpi_library.hpp"
 #include "weightcast/core/parallel.hpp"
@@ -68,16 +64,6 @@ MpiEnvironment::~MpiEnvironment() {
 }
 
 void abort_job(ExitCode code) noexcept {
-  // MPI_Abort() can hang like any other call of MPI. Then this process ends without it, and the launcher ends the
-  // others.
-  static constexpr auto patience = std::chrono::seconds(5);
-  try {
-    std::thread([code] {
-      std::this_thread::sleep_for(patience);
-      std::_Exit(static_cast<int>(code));
-    }).detach();
-  } catch (const std::system_error&) {  // NOLINT(bugprone-empty-catch): no thread to be had; it hangs at worst
-  }
   MPI_Abort(MPI_COMM_WORLD, static_cast<int>(code));
   std::terminate();
 }
