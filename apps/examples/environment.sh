@@ -1,4 +1,18 @@
-# Sourced by the scripts beside it: finds Python and the library, and prepares a run of few ranks on one machine.
+# Sourced by the scripts beside it: reads their arguments, finds Python and the library, and prepares a run of few ranks on
+# one machine. --device, --model and each --NAME in $takes set a variable of that name; the rest goes into $options.
+options=()
+while (($#)); do
+  if [[ $1 == -h || $1 == --help ]]; then
+    usage
+    exit 0
+  elif [[ $1 == --* && " device model ${takes:-} " == *" ${1#--} "* ]]; then
+    printf -v "${1#--}" %s "$2"
+    shift
+  else
+    options+=("$1")
+  fi
+  shift
+done
 export PYTHON=${PYTHON:-python3}
 root=$here/../..
 if [[ -z ${WEIGHTCAST_LIBRARY:-} ]]; then

@@ -18,17 +18,7 @@ TEXT
 }
 
 here=$(dirname "${BASH_SOURCE[0]}")
-device=cpu model=$here/../../demo-model trainers=2 options=()
-while (($#)); do
-  case $1 in
-    --device) device=$2; shift ;;
-    --model) model=$2; shift ;;
-    --trainers) trainers=$2; shift ;;
-    -h | --help) usage; exit 0 ;;
-    *) options+=("$1") ;;
-  esac
-  shift
-done
+device=cpu model=$here/../../demo-model trainers=2 takes=trainers
 source "$here/environment.sh"
 
 python=("$PYTHON" -m mpi4py)

@@ -16,17 +16,7 @@ TEXT
 }
 
 here=$(dirname "${BASH_SOURCE[0]}")
-device=cpu model=$here/../../demo-model tp="" options=()
-while (($#)); do
-  case $1 in
-    --device) device=$2; shift ;;
-    --model) model=$2; shift ;;
-    --tp) tp=$2; shift ;;
-    -h | --help) usage; exit 0 ;;
-    *) options+=("$1") ;;
-  esac
-  shift
-done
+device=cpu model=$here/../../demo-model tp="" takes=tp
 source "$here/environment.sh"
 
 engine=("$(dirname "$WEIGHTCAST_LIBRARY")/../apps/example_engine/weightcast-example-engine" "$model")

@@ -16,16 +16,7 @@ TEXT
 }
 
 here=$(dirname "${BASH_SOURCE[0]}")
-device=cpu model=$here/../../demo-model options=()
-while (($#)); do
-  case $1 in
-    --device) device=$2; shift ;;
-    --model) model=$2; shift ;;
-    -h | --help) usage; exit 0 ;;
-    *) options+=("$1") ;;
-  esac
-  shift
-done
+device=cpu model=$here/../../demo-model
 source "$here/environment.sh"
 
 python=("$PYTHON" -m mpi4py)

@@ -144,7 +144,8 @@ TEST(BitFlipSource, InTheTargetFileAfterItsDigestWasTakenIsRefused) {
     for (std::size_t p = 0; p < parameters.size(); ++p) {
       const auto shape = matrix_of(parameters[p].info);
       const auto row_bytes = shape.columns * element_bytes(parameters[p].info.dtype);
-      taken.add({p, {0, 0, shape.rows, shape.columns}, 0, row_bytes}, rig.seed2.bytes(p).data());
+      const Piece whole{p, {0, 0, shape.rows, shape.columns}, 0, row_bytes};
+      taken.add(Chunk{0, 0, row_bytes * shape.rows, whole}, rig.seed2.bytes(p).data());
       taken.complete(p);
     }
     data_offset = std::filesystem::file_size(folder / "model.safetensors") - rig.plan.model.size_bytes();

@@ -15,21 +15,16 @@ namespace weightcast {
 namespace {
 
 using harness::Table;
+using harness::world_rank;
+using harness::world_size;
 using testing::AllOf;
 using testing::HasSubstr;
-
-int rank_of_world() {
-  int rank = 0;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  return rank;
-}
 
 /// Trainer ranks and one engine of the model `tiny`: 2 and 1 of three ranks, 3 and 2 of five.
 class CapiPiecesTest : public testing::TestWithParam<MemoryKind> {
  protected:
   void SetUp() override {
-    int size = 0;
-    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    const int size = world_size();
     if (size < 3) GTEST_SKIP() << "needs two trainer ranks and an engine rank";
     if (GetParam() == MemoryKind::cuda && gpu::count() == 0) GTEST_SKIP() << gpu::why_none();
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
@@ -138,7 +133,7 @@ class CapiPiecesTest : public testing::TestWithParam<MemoryKind> {
     return rectangles;
   }
 
-  const int rank = rank_of_world();
+  const int rank = world_rank();
   const Model model = build_model(load_model_config("tiny"));
   std::uint64_t tp = 1;
   std::size_t trainers = 1;

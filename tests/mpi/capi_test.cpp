@@ -28,20 +28,11 @@ namespace weightcast {
 namespace {
 
 using harness::Table;
+using harness::world_rank;
+using harness::world_size;
 using testing::AllOf;
 using testing::HasSubstr;
 using testing::Not;
-
-int world_rank() {
-  int rank = 0;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  return rank;
-}
-int world_size() {
-  int size = 0;
-  MPI_Comm_size(MPI_COMM_WORLD, &size);
-  return size;
-}
 
 /// Where this rank's tensors are.
 Placement placement_of(MemoryKind kind) {

@@ -214,8 +214,11 @@ TEST(Schedule, HalvesOfALargePartMeetBetweenPages) {
               ElementsAre(Copy{0, 0, 0, 10 * mebibyte}, Copy{0, 25 * mebibyte, 16 * mebibyte, 42 * mebibyte}));
   EXPECT_THAT(std::vector<Copy>(pushed.begin(), pushed.end()),
               ElementsAre(Copy{0, 67 * mebibyte, 58 * mebibyte, 58 * mebibyte}));
-  EXPECT_FALSE(Schedule::pushes(schedule.parts({0, 2}))) << "10 MiB, and what is strided";
-  EXPECT_TRUE(Schedule::pushes(schedule.parts({2, 1})));
+  const auto any_pushed = [&](const Range& parameters) {
+    return std::ranges::any_of(schedule.parts(parameters), [](const Part& each) { return each.pushed.count != 0; });
+  };
+  EXPECT_FALSE(any_pushed({0, 2})) << "10 MiB, and what is strided";
+  EXPECT_TRUE(any_pushed({2, 1}));
   EXPECT_EQ(prove_schedule(schedule, 3, 200 * mebibyte), "");
 }
 

@@ -153,10 +153,6 @@ struct Schedule {
   const Supply* supply(std::size_t from) const noexcept;
   /// Its segments of these parameters.
   std::span<const Segment> segments_of(std::size_t from, const Range& parameters) const noexcept;
-  /// Whether one end pushes anything of these parts.
-  static bool pushes(std::span<const Part> parts) noexcept {
-    return std::ranges::any_of(parts, [](const Part& part) { return part.pushed.count != 0; });
-  }
 };
 
 /// Cuts what a tp rank receives from one trainer rank, `sizes` by parameter, into parts, so that one is digested, or

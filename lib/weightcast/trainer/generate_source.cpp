@@ -6,10 +6,8 @@ namespace weightcast {
 namespace {
 
 ParameterRows rows_of(const TransferPlan& plan, const Piece& piece) noexcept {
-  const auto& info = plan.model.parameters[piece.parameter_index].info;
-  const std::uint64_t width = element_bytes(info.dtype), pitch = matrix_of(info).columns * width;
-  const auto& [row, column, rows, columns] = piece.slice;
-  return {row * pitch + column * width, pitch, piece.pitch, columns * width, rows};
+  const auto rows = segment_of(plan.model, piece);
+  return {rows.parameter_offset, rows.parameter_pitch, rows.source_pitch, rows.row_bytes, rows.rows};
 }
 
 }  // namespace

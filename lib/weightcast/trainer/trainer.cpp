@@ -13,7 +13,8 @@ std::unique_ptr<Trainer::Source> Trainer::make_source(const std::string& purpose
   if (group_)
     fail(ExitCode::config, "weights must be there before the update group is formed: their memory is registered then");
   return std::make_unique<Source>(
-      Source{Buffer::allocate(placement_, plan_->source_bytes(trainer_rank_), true, purpose), SourceClaim(*plan_)});
+      Source{Buffer::allocate(placement_, plan_->source_bytes(trainer_rank_), true, purpose),
+             SourceClaim(*plan_, trainer_rank_)});
 }
 
 std::size_t Trainer::load(const WeightSource& source, std::size_t threads,
@@ -41,11 +42,7 @@ void Trainer::read_source(const WeightSource& source, const Region& region, Sour
     const auto& [speaker, at, size_bytes, rows] = blocks[index];
     const auto block = on_host ? region.bytes().subspan(at, size_bytes) : staging.first(size_bytes);
     read_slice(source, plan_->model, rows.parameter_index, rows.slice, block);
-    if (speaker == trainer_rank_) {
-      claim.add(rows, block.data());
-    } else {
-      claim.add_of_another(rows, block.data());
-    }
+    claim.add(blocks[index], block.data());
     if (!on_host) write_region(region, at, block);
     if (progress) progress(size_bytes);
   };

@@ -136,11 +136,7 @@ void SourceFill::fill_by_host(const Step& step, const TrainingTensor& tensor, co
     bring(step, tensor, to, staging);
     given = to;
   }
-  if (step.from == trainer_rank_) {
-    claim.add(step.staged, given);
-  } else {
-    claim.add_of_another(step.staged, given);
-  }
+  claim.add(step, given);
   if (to_gpu) write_region(region, step.source_offset, {given, step.size_bytes});
 }
 

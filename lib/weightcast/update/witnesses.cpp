@@ -104,7 +104,7 @@ class HostSourceWitness final : public SourceWitness {
 class GpuSourceWitness final : public SourceWitness {
  public:
   GpuSourceWitness(const TransferPlan& plan, std::size_t trainer_rank, int gpu, bool crowded)
-      : crowded_(crowded), gpu_(GpuDigests::of_source(plan, gpu, trainer_rank)), claim_(plan) {}
+      : crowded_(crowded), gpu_(GpuDigests::of_source(plan, gpu, trainer_rank)), claim_(plan, trainer_rank) {}
 
   void begin(const Region& source, Batch& batch) override {
     parameters_ = batch.parameters;

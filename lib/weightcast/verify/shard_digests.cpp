@@ -16,7 +16,7 @@ Digest digest_of_shard(const Shard& shard, const std::byte* slot) noexcept {
 }
 
 SourceDigests::SourceDigests(const TransferPlan& plan, std::size_t threads, std::size_t trainer_rank)
-    : trainer_rank_(trainer_rank), claim_(plan), steps_(chunks_held(plan, trainer_rank, step_bytes)) {
+    : claim_(plan, trainer_rank), steps_(chunks_held(plan, trainer_rank, step_bytes)) {
   threads = std::min(threads, steps_.size() / steps_per_thread);
   if (threads > 1) workers_.emplace(threads - 1);
 }
@@ -31,12 +31,7 @@ void SourceDigests::begin(const std::byte* source, const Range& parameters) noex
 bool SourceDigests::work() noexcept {
   const auto index = next_.fetch_add(1);
   if (index >= begun_.size()) return false;
-  const auto& [speaker, offset, size_bytes, piece] = begun_[index];
-  if (speaker == trainer_rank_) {
-    claim_.add(piece, source_ + offset);
-  } else {
-    claim_.add_of_another(piece, source_ + offset);
-  }
+  claim_.add(begun_[index], source_ + begun_[index].source_offset);
   return true;
 }
 

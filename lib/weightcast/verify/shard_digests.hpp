@@ -37,7 +37,6 @@ class SourceDigests {
   const SourceClaim& claim() const noexcept { return claim_; }
 
  private:
-  std::size_t trainer_rank_;
   SourceClaim claim_;
   std::vector<Chunk> steps_;  // by parameter
   std::span<const Chunk> begun_;

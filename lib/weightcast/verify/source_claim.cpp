@@ -5,8 +5,9 @@
 
 namespace weightcast {
 
-SourceClaim::SourceClaim(const TransferPlan& plan)
+SourceClaim::SourceClaim(const TransferPlan& plan, std::size_t trainer_rank)
     : plan_(&plan),
+      trainer_rank_(trainer_rank),
       table_((plan.ranks.size() + 1) * plan.model.parameters.size()),
       known_(plan.model.parameters.size()) {}
 
@@ -15,22 +16,19 @@ void SourceClaim::forget(std::size_t parameter) noexcept {
   for (auto at = parameter; at < table_.size(); at += known_.size()) table_[at] = {};
 }
 
-void SourceClaim::add(const Piece& block, const std::byte* data) {
+void SourceClaim::add(const Chunk& chunk, const std::byte* data) {
+  const auto parameter = chunk.staged.parameter_index;
+  const auto add_rows = [&](std::size_t at, const Segment& rows) {
+    add(at, parameter,
+        digest_rows(data + rows.source_offset, rows.source_pitch, rows.row_bytes, rows.rows, rows.parameter_offset,
+                    rows.parameter_pitch));
+  };
+  if (chunk.from != trainer_rank_) return add_rows(plan_->ranks.size(), segment_of(plan_->model, chunk.staged));
   for (std::size_t t = 0; t < plan_->ranks.size(); ++t) {
-    if (plan_->copy(t, block.parameter_index)) continue;
-    const auto part = segment_of(*plan_, t, block);
-    if (part.rows == 0) continue;
-    add(t, block.parameter_index,
-        digest_rows(data + part.source_offset, part.source_pitch, part.row_bytes, part.rows, part.parameter_offset,
-                    part.parameter_pitch));
+    if (plan_->copy(t, parameter)) continue;
+    const auto part = segment_of(*plan_, t, chunk.staged);
+    if (part.rows != 0) add_rows(t, part);
   }
-}
-
-void SourceClaim::add_of_another(const Piece& block, const std::byte* data) {
-  const auto all = segment_of(plan_->model, block);
-  add(plan_->ranks.size(), block.parameter_index,
-      digest_rows(data + all.source_offset, all.source_pitch, all.row_bytes, all.rows, all.parameter_offset,
-                  all.parameter_pitch));
 }
 
 void SourceClaim::add(std::size_t tp_rank, std::size_t parameter, const Digest& digest) noexcept {

@@ -4,7 +4,7 @@
 #include <span>
 #include <vector>
 
-#include "weightcast/plan/transfer_plan.hpp"
+#include "weightcast/plan/chunks.hpp"
 #include "weightcast/verify/digest.hpp"
 
 namespace weightcast {
@@ -17,15 +17,13 @@ namespace weightcast {
 class SourceClaim {
  public:
   /// Knows nothing yet. `plan` must outlive it.
-  explicit SourceClaim(const TransferPlan& plan);
+  explicit SourceClaim(const TransferPlan& plan, std::size_t trainer_rank = 0);
 
   /// Starts over for a parameter.
   void forget(std::size_t parameter) noexcept;
-  /// Adds the digests of a block of a parameter that lies at `data`, from where the offset of `block` is counted.
+  /// Adds the digests of a chunk of what this rank has that lies at `data`, be it its to speak for or another's.
   /// Thread-safe.
-  void add(const Piece& block, const std::byte* data);
-  /// The same of what another rank speaks for. Thread-safe.
-  void add_of_another(const Piece& block, const std::byte* data);
+  void add(const Chunk& chunk, const std::byte* data);
   /// The same of one shard, by whoever digests. Thread-safe.
   void add(std::size_t tp_rank, std::size_t parameter, const Digest& digest) noexcept;
   /// The same of all of a parameter, from digests as GpuDigests::of_source() has them.
@@ -44,6 +42,7 @@ class SourceClaim {
 
  private:
   const TransferPlan* plan_;
+  std::size_t trainer_rank_;
   // By tp rank, then parameter; copies stay zero. Last, by parameter, of what other ranks speak for.
   std::vector<Digest> table_;
   std::vector<bool> known_;
