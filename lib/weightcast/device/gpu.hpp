@@ -10,6 +10,7 @@
 
 #include "weightcast/core/deadline.hpp"
 #include "weightcast/core/function_ref.hpp"
+#include "weightcast/device/delta_run.hpp"
 #include "weightcast/device/elements.hpp"
 #include "weightcast/device/word_generator.hpp"
 
@@ -151,6 +152,9 @@ struct CopySource {
   std::uint64_t offset = 0;
   /// There are F32, at a multiple of 4 bytes, twice as far apart as the elements of this type that they are rounded to.
   std::optional<NarrowFloat> rounding = {};
+  /// On the GPU, or nullptr: what differs from what was at `base` before is marked there, see mark(). Then `base` and
+  /// everything in the tasks is even.
+  std::uint32_t* marks = nullptr;
 };
 /// The same, of rows that it first copies from `source` to `base`: it digests what it reads back from there. The
 /// tasks' rows must not overlap. For a source in the stream's GPU's own memory: in one pass a copy's time, where a copy
@@ -166,6 +170,36 @@ struct DigestTarget {
   std::uint64_t* sums = nullptr;            ///< on the GPU
   Stream* stream = nullptr;                 ///< given nothing else meanwhile
 };
+
+// Deltas, in the words of delta/delta.md. Pointers are on the stream's GPU.
+
+/// The blocks of a stream.
+struct DeltaRuns {
+  const DeltaRun* runs = nullptr;  ///< ascending
+  std::uint64_t run_count = 0, block_count = 0;
+};
+/// Queues the marking of what differs: bit u % 32 of marks[u / 32] is set where unit u of [0, size_bytes / 2) does;
+/// others stay. `size_bytes` is even.
+void mark(const std::byte* before, const std::byte* after, std::uint64_t size_bytes, std::uint32_t* marks,
+          const Stream& stream);
+/// What encode() needs beside its results.
+std::uint64_t encode_scratch_bytes(std::uint64_t block_count);
+/// Queues the making of a stream: of every marked unit its entry, by block and then ascending, its bits from `source`;
+/// starts[b] is the first of block b's, starts[block_count] how many there are. Entries from `capacity` on are left
+/// out. marks[0] belongs to the first unit of `source`.
+void encode(const DeltaRuns& runs, const std::uint32_t* marks, const std::byte* source, std::uint64_t* starts,
+            DeltaEntry* entries, std::uint64_t capacity, std::byte* scratch, const Stream& stream);
+/// Queues the check of a stream from elsewhere: *bad becomes 1 unless starts ascend from 0 to at most `capacity`, no
+/// block has more entries than units, and the indices in each ascend and are its own. `*bad` is 0 before.
+void check_delta(const DeltaRuns& runs, const std::uint64_t* starts, const DeltaEntry* entries, std::uint64_t capacity,
+                 std::uint32_t* bad, const Stream& stream);
+/// Queues the writing of a stream's bits to a slot; nothing when *bad is 1 by then. With `swap` entries get the bits
+/// that were there. Adds the digest of the change to sums[2 * parameter_index] and the one behind it (nullptr: none),
+/// from the bits that were there.
+void apply_delta(const DeltaRuns& runs, const std::uint64_t* starts, DeltaEntry* entries, bool swap, std::byte* slot,
+                 std::uint64_t* sums, const std::uint32_t* bad, const Stream& stream);
+/// Queues a copy within the GPU.
+void copy(std::byte* destination, const std::byte* source, std::uint64_t size_bytes, const Stream& stream);
 
 /// Queues zeros, and a small copy of results to pinned host memory.
 void zero(std::byte* device, std::uint64_t size_bytes, const Stream& stream);
