@@ -33,6 +33,12 @@ enum class Proof : std::uint8_t {
   digests,  ///< every shard by digest
 };
 
+/// What travels for a version.
+enum class Payload : std::uint8_t {
+  dense,  ///< all bytes
+  delta,  ///< what changed, see delta/delta.md
+};
+
 struct GroupOptions {
   std::uint64_t tp = 1, dp = 1;
   Placement placement = {};        ///< of this rank's weights
@@ -40,7 +46,10 @@ struct GroupOptions {
   Method method = Method::sharded;
   Proof proof = Proof::digests;
   double timeout_s = 60;  ///< of each stage
-  bool warm_up = true;    ///< exercise the transport's paths when the group is formed, and not in the first update
+  /// Deltas are sent where they take no more than this share of the bytes, 0 to 1; then memory for so much is taken
+  /// when the group is formed. 0: every version is sent whole. The same on all ranks.
+  double delta_limit = 0;
+  bool warm_up = true;  ///< exercise the transport's paths when the group is formed, and not in the first update
   TransportFactory make_transport = weightcast::make_transport;  ///< tests put decorators around what it makes
 };
 
@@ -64,6 +73,11 @@ struct UpdateResult {
   double prepare_s = 0, stage_s = 0, verify_s = 0, vote_s = 0, commit_s = 0;
   double total_s() const noexcept { return prepare_s + stage_s + verify_s + vote_s + commit_s; }
   std::uint64_t egress_bytes = 0, staging_bytes = 0;
+  Payload payload = Payload::dense;
+  /// What leaves this trainer rank, of a delta with its tables; and units of 16 bits in it. 0 on engines.
+  std::uint64_t shipped_bytes = 0, changed_elements = 0;
+  double diff_s = 0;   ///< trainer ranks: making the delta, before it was offered; no part of total_s()
+  double apply_s = 0;  ///< engines: writing it to the slot, a part of verify_s
 };
 
 /// Trainer and all engine ranks, bound together over one plan. All verbs are collective over the group and blocking,
