@@ -96,6 +96,27 @@ void copy_and_digest(const DigestTask*, std::uint64_t, const CopySource&, std::b
                      const Stream&) {
   none();
 }
+void mark(const std::byte*, const std::byte*, std::uint64_t, std::uint32_t*, const Stream&) {
+  none();
+}
+std::uint64_t encode_scratch_bytes(std::uint64_t) {
+  none();
+}
+void encode(const DeltaRuns&, const std::uint32_t*, const std::byte*, std::uint64_t*, DeltaEntry*, std::uint64_t,
+            std::byte*, const Stream&) {
+  none();
+}
+void check_delta(const DeltaRuns&, const std::uint64_t*, const DeltaEntry*, std::uint64_t, std::uint32_t*,
+                 const Stream&) {
+  none();
+}
+void apply_delta(const DeltaRuns&, const std::uint64_t*, DeltaEntry*, bool, std::byte*, std::uint64_t*,
+                 const std::uint32_t*, const Stream&) {
+  none();
+}
+void copy(std::byte*, const std::byte*, std::uint64_t, const Stream&) {
+  none();
+}
 void zero(std::byte*, std::uint64_t, const Stream&) {
   none();
 }

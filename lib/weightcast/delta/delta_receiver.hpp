@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "weightcast/core/deadline.hpp"
+#include "weightcast/core/digest.hpp"
+#include "weightcast/delta/delta_plan.hpp"
+#include "weightcast/device/memory.hpp"
+
+namespace weightcast {
+
+/// An engine rank's end: streams as they arrive in its inboxes, and what they do to a slot. On the host or on a GPU.
+/// All memory is allocated by the constructor.
+class DeltaReceiver {
+ public:
+  virtual ~DeltaReceiver() = default;
+
+  /// Begins to apply what has arrived in an inbox, so many parts of each stream, to a slot: checks all of it
+  /// (delta.md), then writes, or, where something does not fit, writes nothing. `swap`: entries get the bits that were
+  /// there, and to apply them once more undoes it. On a GPU this queues; one at a time.
+  virtual void begin(std::size_t inbox_index, std::size_t parts, bool swap, const Region& slot) = 0;
+  /// Waits for it. What it added to the digest of each parameter's shard; nothing when it did not fit.
+  virtual std::span<const Digest> finish(Deadline deadline) = 0;
+  /// Copies a slot to the other. Blocking; Error(deadline) from a GPU.
+  virtual void copy(const Region& from, const Region& to, Deadline deadline) = 0;
+
+  /// Where streams arrive.
+  std::vector<Region> inboxes() const;
+  /// By which others map them; only where dp > 1, or on a GPU.
+  std::vector<ShareHandle> share() const;
+
+ protected:
+  /// `plan` must outlive it.
+  DeltaReceiver(const DeltaPlan& plan, std::size_t tp_rank, std::size_t inbox_count, Placement placement,
+                std::size_t parameter_count);
+  struct Arrived {
+    const DeltaStream* stream;
+    std::byte* data;
+    std::uint64_t capacity;  // entries of it, at most
+  };
+  Arrived arrived(const DeltaStream& stream, std::size_t inbox_index, std::size_t parts) const noexcept;
+
+  std::span<const DeltaStream> streams_;
+  std::vector<Buffer> inboxes_;
+  std::vector<Digest> changes_;  // by parameter
+};
+
+/// `parameter_count`: of the model. Error(unavailable) when memory is short.
+std::unique_ptr<DeltaReceiver> make_delta_receiver(const DeltaPlan& plan, std::size_t tp_rank, std::size_t inbox_count,
+                                                   Placement placement, std::size_t parameter_count);
+
+}  // namespace weightcast
