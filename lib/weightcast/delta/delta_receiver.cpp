@@ -40,7 +40,7 @@ class HostDeltaReceiver final : public DeltaReceiver {
     }
   }
   std::span<const Digest> finish(Deadline) override { return std::span(changes_).first(fits_ ? changes_.size() : 0); }
-  void copy(const Region& from, const Region& to, Deadline) override {
+  void begin_copy(const Region& from, const Region& to) override {
     for_each_range(from.size_bytes, copied_at_once, [&](std::uint64_t first, std::uint64_t last) {
       std::memcpy(to.data + first, from.data + first, last - first);
     });
@@ -101,9 +101,8 @@ class GpuDeltaReceiver final : public DeltaReceiver {
     std::memcpy(&bad, fetched + digests_bytes(), sizeof(bad));
     return std::span(changes_).first(bad == 0 ? changes_.size() : 0);
   }
-  void copy(const Region& from, const Region& to, Deadline deadline) override {
+  void begin_copy(const Region& from, const Region& to) override {
     gpu::copy(to.data, from.data, from.size_bytes, stream_);
-    stream_.synchronize(deadline, "copying the served slot");
   }
 
  private:

@@ -22,10 +22,11 @@ class DeltaReceiver {
   /// (delta.md), then writes, or, where something does not fit, writes nothing. `swap`: entries get the bits that were
   /// there, and to apply them once more undoes it. On a GPU this queues; one at a time.
   virtual void begin(std::size_t inbox_index, std::size_t parts, bool swap, const Region& slot) = 0;
-  /// Waits for it. What it added to the digest of each parameter's shard; nothing when it did not fit.
+  /// The same of a copy of one slot to the other.
+  virtual void begin_copy(const Region& from, const Region& to) = 0;
+  /// Waits for it; Error(deadline) from a GPU. What a delta added to the digest of each parameter's shard; nothing when
+  /// it did not fit, and of a copy nothing of use.
   virtual std::span<const Digest> finish(Deadline deadline) = 0;
-  /// Copies a slot to the other. Blocking; Error(deadline) from a GPU.
-  virtual void copy(const Region& from, const Region& to, Deadline deadline) = 0;
 
   /// Where streams arrive.
   std::vector<Region> inboxes() const;

@@ -1,14 +1,17 @@
 #include "weightcast/delta/source_changes.hpp"
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 
-#include "weightcast/device/delta_run.hpp"
+#include "weightcast/delta/host_delta.hpp"
 
 namespace weightcast {
 namespace {
 
 // Whoever reads marks from any unit on reads whole words, and the one behind.
 constexpr std::uint64_t spare_bytes = 16;
+constexpr std::uint64_t units_at_once = 1 << 20;
 constexpr double clearing_s = 60;
 
 }  // namespace
@@ -29,6 +32,24 @@ void SourceChanges::begin(std::uint64_t version) {
     std::memset(region.data, 0, region.size_bytes);
   }
   since_ = version;
+}
+
+void SourceChanges::begin(std::uint64_t version, const Region& base, const Region& region) {
+  begin(version);
+  if (marks() == nullptr) return;
+  if (region.kind == MemoryKind::cuda) {
+    gpu::mark(base.data, region.data, region.size_bytes, marks(), stream_);
+    return stream_.synchronize(Deadline::after(clearing_s), "comparing two versions");
+  }
+  if (!workers_) workers_ = std::make_unique<Workers>(available_cores() - 1);
+  const auto units = region.size_bytes / delta_unit_bytes;
+  std::atomic<std::uint64_t> next{0};
+  workers_->run([&] {
+    for (auto first = next.fetch_add(units_at_once); first < units; first = next.fetch_add(units_at_once)) {
+      const auto at = first * delta_unit_bytes;
+      mark_changes(base.data + at, region.data + at, first, std::min(units_at_once, units - first), marks());
+    }
+  });
 }
 
 }  // namespace weightcast

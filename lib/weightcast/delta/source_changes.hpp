@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 
+#include "weightcast/core/parallel.hpp"
 #include "weightcast/device/memory.hpp"
 
 namespace weightcast {
@@ -19,17 +21,21 @@ class SourceChanges {
   std::optional<std::uint64_t> since() const noexcept { return since_; }
   /// The region is this version now: no marks.
   void begin(std::uint64_t version);
+  /// The same, of a region that differs from another one, which is that version. Both are where the marks are.
+  /// Error(deadline) from a GPU.
+  void begin(std::uint64_t version, const Region& base, const Region& region);
   /// The region is no version that is known any more.
   void forget() noexcept { since_.reset(); }
 
-  /// 0 without memory: then nothing is marked.
-  explicit operator bool() const noexcept { return marks_.region().data != nullptr; }
-  /// In the region's kind of memory; of no use to others. See mark_changes() and gpu::mark().
-  std::uint32_t* marks() const noexcept { return reinterpret_cast<std::uint32_t*>(marks_.region().data); }
+  /// Where the region is; nullptr when nothing has to be marked. See mark_changes() and gpu::mark().
+  std::uint32_t* marks() const noexcept {
+    return since_ ? reinterpret_cast<std::uint32_t*>(marks_.region().data) : nullptr;
+  }
 
  private:
   Buffer marks_;
   gpu::Stream stream_;
+  std::unique_ptr<Workers> workers_;  // on a host, once they were needed
   std::optional<std::uint64_t> since_;
 };
 

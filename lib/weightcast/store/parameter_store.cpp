@@ -128,9 +128,23 @@ void ParameterStore::drop() noexcept {
   reserved_.reset();
 }
 
+void ParameterStore::restore(const HeldVersion& version) noexcept {
+  const std::scoped_lock lock(mutex_);
+  if (!reserved_) return;
+  slots_[*reserved_].version = version;
+  reserved_.reset();
+  dirty_ = false;
+  changed_.notify_all();
+}
+
 std::optional<std::size_t> ParameterStore::slot_of(std::uint64_t version) const {
   const std::scoped_lock lock(mutex_);
   return find(version);
+}
+
+std::optional<HeldVersion> ParameterStore::held(std::size_t slot) const {
+  const std::scoped_lock lock(mutex_);
+  return slots_[slot].version;
 }
 
 void ParameterStore::roll_back(std::uint64_t version) {

@@ -81,8 +81,14 @@ class ParameterStore {
   /// its slot was to be overwritten, until a publish().
   void drop() noexcept;
 
+  /// drop() of a slot that was overwritten and holds the served version again, bit for bit: with in_place that is
+  /// served.
+  void restore(const HeldVersion& version) noexcept;
+
   /// The slot that holds `version`, served or spare, or nothing.
   std::optional<std::size_t> slot_of(std::uint64_t version) const;
+  /// The version that a slot holds, if any.
+  std::optional<HeldVersion> held(std::size_t slot) const;
   /// Serves a version that is still held, from now on. Error(internal) when no slot holds it, or one is reserved.
   void roll_back(std::uint64_t version);
 

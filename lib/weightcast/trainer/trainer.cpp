@@ -5,6 +5,7 @@
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/parallel.hpp"
 #include "weightcast/plan/chunks.hpp"
+#include "weightcast/telemetry/stopwatch.hpp"
 #include "weightcast/trainer/generate_source.hpp"
 
 namespace weightcast {
@@ -64,13 +65,15 @@ Trainer::Source& Trainer::to_fill(std::size_t source_index) {
 void Trainer::fill(std::size_t source_index, std::span<const TrainingTensor> tensors, Deadline deadline) {
   auto& source = to_fill(source_index);
   const auto ticket = admission_.enter(any_version);  // not while it is sent
-  fill_.run(tensors, source.buffer.region(), source.claimed, deadline);
+  source.clean = false;
+  fill_.run(tensors, source.buffer.region(), source.claimed, source.changes, deadline);
 }
 
 std::optional<std::size_t> Trainer::put(std::size_t source_index, const TrainingTensor& tensor, Deadline deadline) {
   auto& source = to_fill(source_index);
   const auto ticket = admission_.enter(any_version);
-  return fill_.put(tensor, source.buffer.region(), source.claimed, deadline);
+  source.clean = false;
+  return fill_.put(tensor, source.buffer.region(), source.claimed, source.changes, deadline);
 }
 
 void Trainer::expect_held(std::size_t source_index, const TrainingTensor& tensor, std::string_view other,
@@ -86,6 +89,9 @@ void Trainer::init_parameter_update_group(const Communicator& parent, const Grou
                 "the memory of the weights must be there first");
   const auto ticket = admission_.enter(served_version);
   WEIGHTCAST_EXPECTS(parent.rank() == static_cast<int>(trainer_rank_));
+  for (auto& source : sources_) {
+    if (options.delta_limit > 0) source->changes = SourceChanges(placement_, source->buffer.region().size_bytes);
+  }
   group_ = std::make_unique<UpdateGroup>(parent, *plan_, options, buffers(), nullptr);
   served_version_ = served_version;
 }
@@ -127,9 +133,33 @@ UpdateResult Trainer::update(std::size_t source_index, std::uint64_t version, st
                 fmt::format("weights {} were never loaded: there are {}", source_index, sources_.size()),
                 "load them before the update group is formed");
   const auto ticket = admission_.enter(version);
-  const auto result = group().publish({served_version_, version, source_index, &claimed(source_index), first, count});
-  if (result.committed) served_version_ = version;
+  auto& source = *sources_[source_index];
+  const bool whole = count == plan_->model.parameters.size();
+  const Stopwatch watch;
+  const auto* const changes = whole && group().options().delta_limit > 0 ? changes_of(source) : nullptr;
+  const auto marking_s = watch.elapsed_s();
+  auto result = group().publish({served_version_, version, source_index, &source.claimed, first, count, changes});
+  if (result.payload == Payload::delta) result.diff_s += marking_s;
+  if (!result.committed) return result;
+  served_version_ = version;
+  if (group().options().delta_limit > 0) {
+    if (whole) source.changes.begin(version);
+    if (!whole) source.changes.forget();
+    source.clean = whole;
+  }
   return result;
+}
+
+const SourceChanges* Trainer::changes_of(Source& source) {
+  // What was written past fill() is in no mark; then there is no claim either.
+  if (!source.claimed.knows_all()) return nullptr;
+  if (source.changes.since() == served_version_) return &source.changes;
+  const auto base = std::ranges::find_if(sources_, [&](const auto& other) {
+    return other.get() != &source && other->clean && other->changes.since() == served_version_;
+  });
+  if (base == sources_.end()) return nullptr;
+  source.changes.begin(served_version_, (*base)->buffer.region(), source.buffer.region());
+  return &source.changes;
 }
 
 }  // namespace weightcast

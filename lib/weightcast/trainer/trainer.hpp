@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "weightcast/delta/source_changes.hpp"
 #include "weightcast/trainer/training_tensors.hpp"
 #include "weightcast/trainer/weight_source.hpp"
 #include "weightcast/update/admission.hpp"
@@ -51,8 +52,9 @@ class Trainer {
   /// `served_version` already. Collective (see UpdateGroup).
   void init_parameter_update_group(const Communicator& parent, const GroupOptions& options,
                                    std::uint64_t served_version);
-  /// Sends all parameters of a source region as `version`, in one transaction. Collective; the engines call their
-  /// update_weights().
+  /// Sends all parameters of a source region as `version`, in one transaction; with GroupOptions::delta_limit what
+  /// changed since the served version, where fill() has seen it, or another source region is that version still.
+  /// Collective; the engines call their update_weights().
   UpdateResult update_weights(std::size_t source_index, std::uint64_t version);
   /// Sends one parameter; `version` is committed when the last one has been sent. Error(usage) for an unknown name.
   /// `empty_cache`: then also give back memory that is only kept for speed.
@@ -76,6 +78,8 @@ class Trainer {
   struct Source {
     Buffer buffer;
     SourceClaim claimed;
+    SourceChanges changes = {};  // with deltas
+    bool clean = false;          // it is what it was when `changes` began
   };
   std::unique_ptr<Source> make_source(const std::string& purpose) const;
   /// Through the host, in blocks.
@@ -84,6 +88,9 @@ class Trainer {
   /// Error(config) when there is no such source region.
   Source& to_fill(std::size_t source_index);
   UpdateResult update(std::size_t source_index, std::uint64_t version, std::size_t first, std::size_t count);
+  /// What changed in a source region since the served version, or nullptr when nobody knows: what fill() marked, or how
+  /// it differs from another region that is that version.
+  const SourceChanges* changes_of(Source& source);
 
   const TransferPlan* plan_;
   Placement placement_;

@@ -7,6 +7,7 @@
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
+#include "weightcast/delta/host_delta.hpp"
 
 namespace weightcast {
 namespace {
@@ -123,7 +124,7 @@ void SourceFill::bring(const Step& step, const TrainingTensor& tensor, std::byte
 }
 
 void SourceFill::fill_by_host(const Step& step, const TrainingTensor& tensor, const Region& region, SourceClaim& claim,
-                              Staging& staging) {
+                              std::uint32_t* marks, Staging& staging) {
   const auto wire = parameter_of(step.piece_index).dtype;
   const bool to_gpu = region.kind == MemoryKind::cuda;
   if (on_gpu(tensor) && to_gpu) return;  // fill_by_gpu()'s
@@ -131,17 +132,27 @@ void SourceFill::fill_by_host(const Step& step, const TrainingTensor& tensor, co
   if (to_gpu && tensor.info.dtype == wire && layout_of(tensor).dense()) {
     given = bytes_of(tensor) + step.first * element_bytes(wire);
   } else {
-    if (to_gpu) staging.sent.resize(8 * step_elements_);
-    auto* const to = to_gpu ? staging.sent.data() : region.data + step.source_offset;
+    const bool staged = to_gpu || marks != nullptr;
+    if (staged) staging.sent.resize(8 * step_elements_);
+    auto* const to = staged ? staging.sent.data() : region.data + step.source_offset;
     bring(step, tensor, to, staging);
     given = to;
   }
   claim.add(step, given);
-  if (to_gpu) write_region(region, step.source_offset, {given, step.size_bytes});
+  if (to_gpu) return write_region(region, step.source_offset, {given, step.size_bytes});
+  if (marks == nullptr) return;
+  auto* const held = region.data + step.source_offset;
+  mark_changes(held, given, step.source_offset / delta_unit_bytes, step.size_bytes / delta_unit_bytes, marks);
+  std::memcpy(held, given, step.size_bytes);
+}
+
+bool SourceFill::by_one_kernel(std::size_t piece_index, const TrainingTensor& tensor) const {
+  const auto rounding = rounding_of(tensor.info.dtype, parameter_of(piece_index).dtype);
+  return layout_of(tensor).dense() && (!rounding || rounding->from == WideFloat::f32);
 }
 
 void SourceFill::fill_by_gpu(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim,
-                             Deadline deadline) {
+                             std::uint32_t* marks, Deadline deadline) {
   if (region.kind != MemoryKind::cuda) return;
   if (!digests_ || digests_->target().stream->gpu() != region.gpu)
     digests_ = GpuDigests::of_pieces(*plan_, region.gpu, trainer_rank_);
@@ -154,8 +165,8 @@ void SourceFill::fill_by_gpu(std::span<const TrainingTensor> tensors, const Regi
     if (const auto p = pieces()[i].parameter_index; filled.empty() || filled.back() != p) filled.push_back(p);
     const auto layout = layout_of(*tensor);
     const auto rounding = rounding_of(tensor->info.dtype, parameter_of(i).dtype);
-    if (layout.dense() && (!rounding || rounding->from == WideFloat::f32)) {
-      digests_->fill(i, {bytes_of(*tensor), offset, rounding ? std::optional(rounding->to) : std::nullopt},
+    if (by_one_kernel(i, *tensor)) {
+      digests_->fill(i, {bytes_of(*tensor), offset, rounding ? std::optional(rounding->to) : std::nullopt, marks},
                      region.data);
       continue;
     }
@@ -168,9 +179,9 @@ void SourceFill::fill_by_gpu(std::span<const TrainingTensor> tensors, const Regi
 }
 
 void SourceFill::run(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim,
-                     Deadline deadline) {
+                     SourceChanges& changes, Deadline deadline) {
   match(tensors);
-  fill(tensors, region, claim, deadline);
+  fill(tensors, region, claim, changes, deadline);
 }
 
 std::optional<std::size_t> SourceFill::match_one(const TrainingTensor& tensor) {
@@ -184,9 +195,9 @@ std::optional<std::size_t> SourceFill::match_one(const TrainingTensor& tensor) {
 }
 
 std::optional<std::size_t> SourceFill::put(const TrainingTensor& tensor, const Region& region, SourceClaim& claim,
-                                           Deadline deadline) {
+                                           SourceChanges& changes, Deadline deadline) {
   const auto index = match_one(tensor);
-  if (index) fill({&tensor, 1}, region, claim, deadline);
+  if (index) fill({&tensor, 1}, region, claim, changes, deadline);
   return index;
 }
 
@@ -219,7 +230,7 @@ void SourceFill::expect_tied(std::size_t piece_index, const TrainingTensor& tens
 }
 
 void SourceFill::fill(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim,
-                      Deadline deadline) {
+                      SourceChanges& changes, Deadline deadline) {
   check_memory(tensors, region);
   gatherer_.deadline = deadline;
   for (const auto& alias : match_.aliases) {
@@ -232,13 +243,17 @@ void SourceFill::fill(std::span<const TrainingTensor> tensors, const Region& reg
                 });
   }
   for (std::size_t i = 0; i < pieces().size(); ++i) {
-    if (tensor_of(i, tensors) != nullptr) claim.forget(pieces()[i].parameter_index);
+    const auto* const tensor = tensor_of(i, tensors);
+    if (tensor == nullptr) continue;
+    claim.forget(pieces()[i].parameter_index);
+    if (region.kind == MemoryKind::cuda && !(on_gpu(*tensor) && by_one_kernel(i, *tensor))) changes.forget();
   }
+  auto* const marks = changes.marks();
   for_each_step([&](const Step& step, Staging& staging) {
     const auto* const tensor = tensor_of(step.piece_index, tensors);
-    if (tensor != nullptr) fill_by_host(step, *tensor, region, claim, staging);
+    if (tensor != nullptr) fill_by_host(step, *tensor, region, claim, marks, staging);
   });
-  fill_by_gpu(tensors, region, claim, deadline);
+  fill_by_gpu(tensors, region, claim, marks, deadline);
   complete(tensors, claim);
 }
 

@@ -10,6 +10,7 @@
 #include "weightcast/core/deadline.hpp"
 #include "weightcast/core/function_ref.hpp"
 #include "weightcast/core/parallel.hpp"
+#include "weightcast/delta/source_changes.hpp"
 #include "weightcast/device/memory.hpp"
 #include "weightcast/plan/chunks.hpp"
 #include "weightcast/tensor/matrix_layout.hpp"
@@ -34,12 +35,13 @@ class SourceFill {
   /// lm_head.weight that is tied to the embedding may be left out; one with memory of its own must hold the same.
   /// Error(bad_data) of match_pieces(), or listing those whose memory cannot be read, or for a head that differs from
   /// its embedding; then the region is untouched. Error(deadline) from a GPU.
-  void run(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim, Deadline deadline);
+  void run(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim, SourceChanges& changes,
+           Deadline deadline);
   /// The same for one tensor, under its own name or one that is tied to it; the other pieces stay as they are. Which
   /// piece it is; nothing, and nothing is done, of a tensor without elements. The claim does not know a parameter of
   /// which this rank has other pieces, too: it is digested when it is sent.
   std::optional<std::size_t> put(const TrainingTensor& tensor, const Region& region, SourceClaim& claim,
-                                 Deadline deadline);
+                                 SourceChanges& changes, Deadline deadline);
   /// Error(bad_data) naming the tensor and the parameter that it is tied to when the region holds something else for
   /// it; the same errors as put() for what cannot be read.
   void expect_held(const TrainingTensor& tensor, std::string_view other, const Region& region, Deadline deadline);
@@ -74,16 +76,19 @@ class SourceFill {
   std::optional<std::size_t> match_one(const TrainingTensor& tensor);
   /// The tensor that is a piece, or nullptr.
   const TrainingTensor* tensor_of(std::size_t piece_index, std::span<const TrainingTensor> tensors) const noexcept;
-  void fill(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim, Deadline deadline);
+  void fill(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim, SourceChanges& changes,
+            Deadline deadline);
   void check_memory(std::span<const TrainingTensor> tensors, const Region& region) const;
   /// Calls `work` for every step on all cores; rethrows the first exception.
   void for_each_step(FunctionRef<void(const Step&, Staging&)> work);
   /// A step's elements as they are sent, in host memory at `to`.
   void bring(const Step& step, const TrainingTensor& tensor, std::byte* to, Staging& staging);
   void fill_by_host(const Step& step, const TrainingTensor& tensor, const Region& region, SourceClaim& claim,
-                    Staging& staging);
+                    std::uint32_t* marks, Staging& staging);
   void fill_by_gpu(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim,
-                   Deadline deadline);
+                   std::uint32_t* marks, Deadline deadline);
+  /// Whether it is rounded or copied by the kernel that digests.
+  bool by_one_kernel(std::size_t piece_index, const TrainingTensor& tensor) const;
   /// What was filled is known, if it is all that this rank has of a parameter.
   void complete(std::span<const TrainingTensor> tensors, SourceClaim& claim) const;
   /// Error(bad_data) unless a tensor holds what `bring_other` brings under the `other` name of that piece.

@@ -1,7 +1,9 @@
 #include <algorithm>
 #include <array>
 
+#include "weightcast/telemetry/stopwatch.hpp"
 #include "weightcast/update/participant.hpp"
+#include "weightcast/update/slot_delta.hpp"
 #include "weightcast/update/witnesses.hpp"
 
 namespace weightcast {
@@ -9,10 +11,19 @@ namespace {
 
 class EngineEnd final : public Participant {
  public:
-  EngineEnd(const TransferPlan& plan, const GroupOptions& options, std::size_t tp_rank, ParameterStore& store)
-      : plan_(&plan), tp_rank_(tp_rank), store_(&store), endpoints_{.sources = {}, .sinks = store.slots()} {
-    if (options.dp > 1 || options.placement.kind == MemoryKind::cuda) endpoints_.shared_sinks = store.share();
+  EngineEnd(const TransferPlan& plan, const DeltaPlan* deltas, const GroupOptions& options, std::size_t tp_rank,
+            ParameterStore& store)
+      : plan_(&plan),
+        timeout_s_(options.timeout_s),
+        tp_rank_(tp_rank),
+        store_(&store),
+        endpoints_{.sources = {}, .sinks = store.slots()} {
+    const bool shared = options.dp > 1 || options.placement.kind == MemoryKind::cuda;
+    if (shared) endpoints_.shared_sinks = store.share();
     if (options.proof == Proof::digests) witness_ = make_slot_witness(plan, tp_rank, options.placement);
+    const auto parameters = plan.model.parameters.size();
+    if (deltas != nullptr) delta_.emplace(*deltas, store, tp_rank, options.placement, parameters, shared);
+    if (deltas != nullptr && witness_) delta_digests_.resize(parameters);
   }
 
   const Endpoints& endpoints() const noexcept override { return endpoints_; }
@@ -38,7 +49,7 @@ class EngineEnd final : public Participant {
   void prepare(const UpdateClaim& claim, Deadline deadline) override {
     const auto served = store_->served();
     const bool back = claim.kind == UpdateKind::rollback;
-    // A dirty engine has no base: only a full update helps it, and every update is full.
+    // A dirty engine has no base: only a full update helps it.
     if (served && *served != claim.base_version) {
       throw Error(ExitCode::config,
                   fmt::format("the {} version {}, but the engine serves {}",
@@ -46,7 +57,9 @@ class EngineEnd final : public Participant {
                   back ? "" : "publish on top of the served version");
     }
     if (!back) {
-      sink_ = store_->reserve(deadline);
+      reserved_ = by_delta_ = applying_ = false;
+      // Into the only slot a delta is written late: readers go on until then.
+      if (claim.payload == Payload::dense || store_->mode() == CommitMode::swap) reserve(deadline);
       return;
     }
     const auto slot = store_->slot_of(claim.version);
@@ -65,7 +78,37 @@ class EngineEnd final : public Participant {
     transport.run(batch, deadline);
   }
 
+  const Endpoints& delta_endpoints() const noexcept override { return delta_->endpoints(); }
+  bool make_delta(const UpdateClaim&, const SourceChanges*, Deadline) noexcept override { return false; }
+  std::size_t delta_parts(const UpdateClaim& claim) const noexcept override {
+    const auto served = store_->served();
+    const auto slot = served ? store_->slot_of(*served) : std::nullopt;
+    const bool has_base = slot && *served == claim.base_version && (!witness_ || !proven_[*slot].empty());
+    return has_base && !suspect_ ? 0 : no_delta;
+  }
+  void prepare_dense(Deadline deadline) override {
+    if (!reserved_) reserve(deadline);
+  }
+  void stage_delta(const UpdateClaim&, const SourceClaim*, std::size_t parts, Transport& transport,
+                   Deadline deadline) override {
+    by_delta_ = true;
+    delta_parts_ = parts;
+    base_slot_ = *store_->slot_of(*store_->served());
+    if (reserved_) {
+      const auto held = store_->held(sink_);
+      store_->overwrite();
+      delta_->begin_base(sink_, held ? std::optional(held->id) : std::nullopt);
+    }
+    transport.run({0, delta_->inbox_index(), {0, parts}}, deadline);
+    if (!reserved_) {
+      in_place_ = *store_->held(base_slot_);
+      reserve(deadline);  // the stage's agreement is that of all on it
+    }
+  }
+  void report(UpdateResult& result) const noexcept override { result.apply_s = apply_s_; }
+
   void digest(const UpdateClaim&, bool, std::span<Digest>, Deadline deadline) override {
+    if (by_delta_) return apply(deadline);
     if (witness_) witness_->finish(deadline);
   }
 
@@ -73,7 +116,7 @@ class EngineEnd final : public Participant {
     if (!witness_) return;
     for (std::size_t i = 0; i < claim.parameters; ++i) {
       const auto parameter = claim.first_parameter + i;
-      const auto held = witness_->shards()[parameter], expected = sent[tp_rank_ * claim.parameters + i];
+      const auto held = digests()[parameter], expected = sent[tp_rank_ * claim.parameters + i];
       if (held == expected) continue;
       throw Error(ExitCode::mismatch,
                   fmt::format("{} arrived with other bytes than were sent: digest {} instead of {}",
@@ -101,27 +144,85 @@ class EngineEnd final : public Participant {
 
   void commit(const UpdateClaim& claim, const HeldVersion& version) override {
     if (claim.kind == UpdateKind::rollback) return store_->roll_back(version.id);
-    if (witness_) proven_[sink_] = witness_->shards();
+    if (witness_) proven_[sink_] = digests();
+    if (by_delta_) {
+      delta_->commit(claim.base_version, version.id);
+    } else {
+      suspect_ = false;
+    }
+    by_delta_ = false;
     store_->publish(version);
   }
 
-  void drop() noexcept override { store_->drop(); }
+  void drop() noexcept override {
+    if (!by_delta_) return store_->drop();
+    by_delta_ = false;
+    // Whatever was refused: the next version comes whole.
+    suspect_ = suspect_ || applying_;
+    const bool in_place = store_->mode() == CommitMode::in_place;
+    if (in_place && applying_ && delta_->undo(sink_, Deadline::after(timeout_s_))) return store_->restore(in_place_);
+    store_->drop();
+  }
 
  private:
+  void reserve(Deadline deadline) {
+    sink_ = store_->reserve(deadline);
+    reserved_ = true;
+  }
+  /// Of what the sink holds, by parameter.
+  const std::vector<Digest>& digests() const noexcept { return by_delta_ ? delta_digests_ : witness_->shards(); }
+
+  /// VERIFY of a delta: the digests of what it makes of what the engine has.
+  void apply(Deadline deadline) {
+    const Stopwatch watch;
+    applying_ = true;
+    if (store_->mode() == CommitMode::in_place) {
+      store_->overwrite();
+    } else {
+      check_base(delta_->finish_base(deadline));
+    }
+    const auto changes = delta_->apply(sink_, delta_parts_, deadline);
+    for (std::size_t p = 0; p < delta_digests_.size(); ++p) delta_digests_[p] = proven_[base_slot_][p] + changes[p];
+    apply_s_ = watch.elapsed_s();
+  }
+  /// Error(mismatch) unless the spare slot, with these changes, is what is served.
+  void check_base(std::span<const Digest> changes) const {
+    if (!witness_) return;
+    for (std::size_t p = 0; p < changes.size(); ++p) {
+      if (proven_[sink_][p] + changes[p] == proven_[base_slot_][p]) continue;
+      throw Error(ExitCode::mismatch,
+                  fmt::format("{} changed in the spare slot since it was served, or the delta that was kept for it did",
+                              plan_->model.parameters[p].info.name),
+                  "this host's memory is faulty; publish again: then all bytes are sent");
+    }
+  }
+
   const TransferPlan* plan_;
+  double timeout_s_;
   std::size_t tp_rank_;
   ParameterStore* store_;
   Endpoints endpoints_;
   std::unique_ptr<SlotWitness> witness_;       // with proof
   std::size_t sink_ = 0;                       // slot of the open update
   std::array<std::vector<Digest>, 2> proven_;  // with proof: shard digests of what each slot holds
+
+  bool reserved_ = false;              // in the open update: the sink is
+  std::optional<SlotDelta> delta_;     // with deltas
+  std::vector<Digest> delta_digests_;  // with proof: of what the delta made, by parameter
+  bool by_delta_ = false;              // the open update
+  bool applying_ = false;              // and it has begun to write
+  // What is served may not be what was committed, or the spare slot: no deltas until all bytes have come.
+  bool suspect_ = false;
+  std::size_t delta_parts_ = 0, base_slot_ = 0;
+  HeldVersion in_place_;  // what the only slot holds without the delta
+  double apply_s_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<Participant> make_engine_end(const TransferPlan& plan, const GroupOptions& options, std::size_t tp_rank,
-                                             ParameterStore& store) {
-  return std::make_unique<EngineEnd>(plan, options, tp_rank, store);
+std::unique_ptr<Participant> make_engine_end(const TransferPlan& plan, const DeltaPlan* deltas,
+                                             const GroupOptions& options, std::size_t tp_rank, ParameterStore& store) {
+  return std::make_unique<EngineEnd>(plan, deltas, options, tp_rank, store);
 }
 
 }  // namespace weightcast

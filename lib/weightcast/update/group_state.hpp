@@ -18,14 +18,22 @@ struct OpenUpdate {
 
 struct UpdateGroup::State {
   const TransferPlan* plan = nullptr;
+  std::optional<DeltaPlan> deltas;  // when they were asked for, and are possible
   GroupOptions options;
   Communicator group, replica, trainers;  // the last on trainer ranks, of all of them
   std::optional<Offers> offers;
   Peers peers;
   std::unique_ptr<Participant> end;
-  std::unique_ptr<Transport> transport;
+  /// What moves one kind of payload.
+  struct Mover {
+    std::unique_ptr<Transport> transport;
+    const TransferPlan* plan = nullptr;
+    const Endpoints* endpoints = nullptr;
+    Method method = Method::sharded;
+    bool failed = false;  // the same on all ranks
+  };
+  Mover dense, delta;                               // the latter with deltas only
   std::vector<std::unique_ptr<Transport>> retired;  // failed ones: see Transport::run()
-  bool transport_failed = false;                    // the same on all ranks
   bool lost = false;                                // a rank is out of reach
   std::string transport_notes;
   double init_s = 0, warmup_s = 0;
@@ -40,8 +48,10 @@ struct UpdateGroup::State {
 
   /// Attaches the named transport, or the first that all ranks can use, and notes why others were passed over.
   void choose_transport();
-  /// Takes a fresh transport of the same kind in place of one that failed.
-  void replace_transport();
+  /// Makes a transport of that name for what moves so.
+  void attach(Mover& mover, std::string_view name);
+  /// What was attached and may be run: a fresh one in place of one that failed.
+  Transport& ready(Mover& mover);
   /// Moves the first parameters once into the spare slots, on GPUs all of them, so that connections, buffers and
   /// mappings are ready before the first update.
   void warm_up();
@@ -62,6 +72,8 @@ struct UpdateGroup::State {
   /// All ranks, once they have agreed on PREPARE, which began with `watch`: the other stages.
   UpdateResult run(const UpdateClaim& claim, const SourceClaim* claimed, Stopwatch& watch);
   void run_weights(const UpdateClaim& claim, const SourceClaim* claimed, Stopwatch& watch, UpdateResult& result);
+  /// How many parts of the delta move, or nothing when somebody cannot: then it is all bytes. Collective.
+  std::optional<std::size_t> agree_on_delta(const UpdateClaim& claim);
   /// VERIFY of weights, and the VOTE over it.
   void prove(const UpdateClaim& claim, bool completes, Stopwatch& watch, UpdateResult& result);
   void run_rollback(const UpdateClaim& claim, Stopwatch& watch, UpdateResult& result);

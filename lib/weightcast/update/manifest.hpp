@@ -37,11 +37,18 @@ enum class UpdateKind : std::uint64_t {
   rollback,   ///< engines shall serve a version that they still hold
 };
 
+/// What travels for a version.
+enum class Payload : std::uint64_t {
+  dense,  ///< all bytes
+  delta,  ///< what changed, see delta/delta.md
+};
+
 /// Sent at the beginning of every update (or of every parameter of one): what it claims. Plain data, sent as bytes.
 struct UpdateClaim {
-  std::array<char, 8> schema{'w', 'c', 'c', 'l', 'a', 'i', 'm', '1'};
+  std::array<char, 8> schema{'w', 'c', 'c', 'l', 'a', 'i', 'm', '2'};
   std::array<char, 32> plan_digest{};
   UpdateKind kind = UpdateKind::weights;
+  Payload payload = Payload::dense;  ///< delta: trainer rank 0 has one, which others may not be able to send or take
   std::uint64_t base_version = 0, version = 0;
   std::uint64_t source_index = 0;                     ///< which of the trainer's source regions
   std::uint64_t first_parameter = 0, parameters = 0;  ///< range of this call

@@ -1,5 +1,6 @@
 #include <utility>
 
+#include "weightcast/delta/delta_sender.hpp"
 #include "weightcast/update/participant.hpp"
 #include "weightcast/update/witnesses.hpp"
 
@@ -8,13 +9,17 @@ namespace {
 
 class TrainerEnd final : public Participant {
  public:
-  TrainerEnd(const TransferPlan& plan, const GroupOptions& options, const Communicator& trainers,
-             std::vector<const Buffer*> sources, bool crowded)
+  TrainerEnd(const TransferPlan& plan, const DeltaPlan* deltas, const GroupOptions& options,
+             const Communicator& trainers, std::vector<const Buffer*> sources, bool crowded)
       : plan_(&plan),
         trainers_(&trainers),
         endpoints_{.sources = std::move(sources), .sinks = {}},
         held_(plan.model.parameters.size()),
         parameter_digests_(plan.model.parameters.size()) {
+    if (deltas != nullptr) {
+      sender_ = make_delta_sender(*deltas, static_cast<std::size_t>(trainers.rank()), options.placement);
+      delta_endpoints_.sources = {&sender_->outbox()};
+    }
     if (options.proof == Proof::none) return;
     witness_ = make_source_witness(plan, static_cast<std::size_t>(trainers.rank()), options.placement, crowded);
     model_digest_.emplace(plan.model);
@@ -34,9 +39,35 @@ class TrainerEnd final : public Participant {
 
   void stage(const UpdateClaim& claim, const SourceClaim* claimed, Transport& transport, Deadline deadline) override {
     Batch batch{claim.source_index, 0, {claim.first_parameter, claim.parameters}};
-    claimed_ = claimed != nullptr && claimed->knows(batch.parameters) ? claimed : nullptr;
-    if (witness_ && claimed_ == nullptr) witness_->begin(region(claim), batch);
+    begin_digests(claim, claimed, batch);
     transport.run(batch, deadline);
+  }
+
+  const Endpoints& delta_endpoints() const noexcept override { return delta_endpoints_; }
+  bool make_delta(const UpdateClaim& claim, const SourceChanges* changes, Deadline deadline) noexcept override {
+    made_.reset();
+    if (changes == nullptr || changes->since() != claim.base_version || claim.parameters != held_.size() ||
+        claim.source_index >= endpoints_.sources.size()) {
+      return false;
+    }
+    try {
+      made_ = sender_->make(changes->marks(), region(claim), deadline);
+    } catch (const Error&) {  // NOLINT(bugprone-empty-catch): what is wrong with this GPU will show where all see it
+    }
+    return made_.has_value();
+  }
+  std::size_t delta_parts(const UpdateClaim&) const noexcept override { return made_ ? made_->parts : no_delta; }
+  void prepare_dense(Deadline) override {}
+  void stage_delta(const UpdateClaim& claim, const SourceClaim* claimed, std::size_t parts, Transport& transport,
+                   Deadline deadline) override {
+    Batch batch{0, 0, {0, parts}}, all{claim.source_index, 0, {0, held_.size()}};
+    begin_digests(claim, claimed, all);
+    batch.idle = all.idle;
+    transport.run(batch, deadline);
+  }
+  void report(UpdateResult& result) const noexcept override {
+    result.shipped_bytes = made_->size_bytes;
+    result.changed_elements = made_->entries;
   }
 
   void digest(const UpdateClaim& claim, bool completes, std::span<Digest> sent, Deadline deadline) override {
@@ -85,11 +116,18 @@ class TrainerEnd final : public Participant {
     static_assert(sizeof(Digest) == 2 * sizeof(std::uint64_t));
     return {&digests.front().first, 2 * digests.size()};
   }
+  /// Those that VERIFY wants, where nobody has taken them yet.
+  void begin_digests(const UpdateClaim& claim, const SourceClaim* claimed, Batch& batch) {
+    claimed_ = claimed != nullptr && claimed->knows(batch.parameters) ? claimed : nullptr;
+    if (witness_ && claimed_ == nullptr) witness_->begin(region(claim), batch);
+  }
   Region region(const UpdateClaim& claim) const { return endpoints_.sources[claim.source_index]->region(); }
 
   const TransferPlan* plan_;
   const Communicator* trainers_;
-  Endpoints endpoints_;
+  Endpoints endpoints_, delta_endpoints_;
+  std::unique_ptr<DeltaSender> sender_;     // with deltas
+  std::optional<DeltaSender::Made> made_;   // for the open call
   std::unique_ptr<SourceWitness> witness_;  // with proof
   const SourceClaim* claimed_ = nullptr;    // of the open call, when it knows all its parameters
   std::optional<ModelDigest> model_digest_;
@@ -99,10 +137,10 @@ class TrainerEnd final : public Participant {
 
 }  // namespace
 
-std::unique_ptr<Participant> make_trainer_end(const TransferPlan& plan, const GroupOptions& options,
-                                              const Communicator& trainers, std::vector<const Buffer*> sources,
-                                              bool crowded) {
-  return std::make_unique<TrainerEnd>(plan, options, trainers, std::move(sources), crowded);
+std::unique_ptr<Participant> make_trainer_end(const TransferPlan& plan, const DeltaPlan* deltas,
+                                              const GroupOptions& options, const Communicator& trainers,
+                                              std::vector<const Buffer*> sources, bool crowded) {
+  return std::make_unique<TrainerEnd>(plan, deltas, options, trainers, std::move(sources), crowded);
 }
 
 }  // namespace weightcast

@@ -78,10 +78,18 @@ UpdateResult UpdateGroup::State::run(const UpdateClaim& claim, const SourceClaim
 
 void UpdateGroup::State::run_weights(const UpdateClaim& claim, const SourceClaim* claimed, Stopwatch& watch,
                                      UpdateResult& result) {
-  if (transport_failed) replace_transport();
-  transport_failed = true;  // unless all ranks come through
-  agree(group, "stage", deadline(), [&](Deadline work) { end->stage(claim, claimed, *transport, work); });
-  transport_failed = false;
+  const auto parts = agree_on_delta(claim);
+  auto& mover = parts ? delta : dense;
+  auto& transport = ready(mover);
+  mover.failed = true;  // unless all ranks come through
+  agree(group, "stage", deadline(), [&](Deadline work) {
+    if (parts) {
+      end->stage_delta(claim, claimed, *parts, transport, work);
+    } else {
+      end->stage(claim, claimed, transport, work);
+    }
+  });
+  mover.failed = false;
   for (std::size_t p = claim.first_parameter; p < claim.first_parameter + claim.parameters; ++p) {
     if (!arrived[p]) --open->missing;
     arrived[p] = true;
@@ -98,8 +106,20 @@ void UpdateGroup::State::run_weights(const UpdateClaim& claim, const SourceClaim
     result.committed = true;
   }
   result.commit_s = watch.lap();
-  result.egress_bytes = transport->traffic().egress_bytes;
-  result.staging_bytes = transport->traffic().staging_bytes;
+  result.egress_bytes = transport.traffic().egress_bytes;
+  result.staging_bytes = transport.traffic().staging_bytes;
+  result.payload = parts ? Payload::delta : Payload::dense;
+  if (parts) end->report(result);
+}
+
+std::optional<std::size_t> UpdateGroup::State::agree_on_delta(const UpdateClaim& claim) {
+  if (claim.payload != Payload::delta) return std::nullopt;
+  std::size_t parts = Participant::no_delta;
+  agree(group, "prepare", deadline(), [&](Deadline work) {
+    parts = group.max(deltas ? end->delta_parts(claim) : parts, work);
+    if (parts == Participant::no_delta) end->prepare_dense(work);
+  });
+  return parts == Participant::no_delta ? std::nullopt : std::optional(parts);
 }
 
 void UpdateGroup::State::prove(const UpdateClaim& claim, bool completes, Stopwatch& watch, UpdateResult& result) {
@@ -196,6 +216,7 @@ UpdateResult UpdateGroup::State::begin(UpdateClaim claim, const SourceClaim* cla
   bool offered_once = false;
   const auto same = [&](const UpdateClaim& offered) {
     offered_once = true;
+    claim.payload = offered.payload;  // it may be that only one of them has a delta
     if (std::ranges::equal(bytes_of(offered), bytes_of(claim))) return;
     throw Error(
         ExitCode::config,
@@ -222,7 +243,12 @@ UpdateResult UpdateGroup::publish(const UpdateRequest& request) {
   claim.source_index = request.source_index;
   claim.first_parameter = request.first_parameter;
   claim.parameters = request.parameters;
-  return s.begin(claim, request.claimed);
+  const Stopwatch watch;
+  if (s.deltas && s.end->make_delta(claim, request.changes, s.deadline())) claim.payload = Payload::delta;
+  const auto diff_s = watch.elapsed_s();
+  auto result = s.begin(claim, request.claimed);
+  if (result.payload == Payload::delta) result.diff_s = diff_s;
+  return result;
 }
 
 UpdateResult UpdateGroup::roll_back(std::uint64_t base_version, std::uint64_t version) {
@@ -242,7 +268,7 @@ std::optional<UpdateResult> UpdateGroup::receive(Deadline wait, FunctionRef<void
 }
 
 void UpdateGroup::release_cache() noexcept {
-  state_->transport->release_cache();
+  state_->dense.transport->release_cache();
 }
 
 }  // namespace weightcast

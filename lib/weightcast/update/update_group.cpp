@@ -24,6 +24,7 @@ Manifest make_manifest(const TransferPlan& plan, const GroupOptions& options) {
                        {"transport", options.transport},
                        {"method", std::string(name(options.method))},
                        {"proof", options.proof == Proof::digests ? "digests" : "none"},
+                       {"delta_limit", fmt::format("{}", options.delta_limit)},
                        {"mpi", mpi_library()}};
   return manifest;
 }
@@ -65,17 +66,25 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
   agree(s.group, "prepare", s.deadline(), [&](Deadline work) { s.offers.emplace(s.group, work); });
 
   agree(s.group, "attach", s.deadline(), [&] {
+    if (options.delta_limit > 0) s.deltas = make_delta_plan(plan, options.delta_limit);
+    if (s.deltas && !s.deltas->possible()) s.deltas.reset();
+    const auto* const deltas = s.deltas ? &*s.deltas : nullptr;
     if (!s.peers.trainer()) {
-      s.end = make_engine_end(plan, options, s.peers.tp_rank(), *store);
+      s.end = make_engine_end(plan, deltas, options, s.peers.tp_rank(), *store);
       return;
     }
     const auto& places = s.peers.places;
     const bool shared = std::all_of(places.begin() + static_cast<std::ptrdiff_t>(roster.trainers), places.end(),
                                     [&](const Place& place) { return same_gpu(place, s.peers.place(rank)); });
     const bool crowded = options.placement.kind == MemoryKind::cuda ? shared : s.group.crowded();
-    s.end = make_trainer_end(plan, options, s.trainers, std::move(sources), crowded);
+    s.end = make_trainer_end(plan, deltas, options, s.trainers, std::move(sources), crowded);
   });
+  s.dense = {{}, &plan, &s.end->endpoints(), options.method};
   s.choose_transport();
+  if (s.deltas) {
+    s.delta = {{}, &s.deltas->movement, &s.end->delta_endpoints()};
+    s.attach(s.delta, s.dense.transport->name());
+  }
   s.arrived.resize(plan.model.parameters.size());
   s.sent.resize(options.tp * plan.model.parameters.size() + 1);
   s.init_s = watch.lap();
@@ -86,8 +95,9 @@ UpdateGroup::UpdateGroup(const Communicator& parent, const TransferPlan& plan, c
 
 UpdateGroup::~UpdateGroup() {
   auto& s = *state_;
-  const bool whole = !s.transport_failed && !s.lost && std::uncaught_exceptions() == 0;
-  s.transport.reset();
+  const bool whole = !s.dense.failed && !s.delta.failed && !s.lost && std::uncaught_exceptions() == 0;
+  s.dense.transport.reset();
+  s.delta.transport.reset();
   try {
     if (s.group.rank() == 0) {
       s.offers->say_farewell();
@@ -101,11 +111,19 @@ UpdateGroup::~UpdateGroup() {
   }
 }
 
-void UpdateGroup::State::replace_transport() {
-  retired.push_back(std::move(transport));
-  transport = options.make_transport(retired.back()->name(), options.method, peers.memory());
-  agree(group, "attach", deadline(), [&](Deadline work) { transport->attach(peers, *plan, end->endpoints(), work); });
-  transport_failed = false;
+void UpdateGroup::State::attach(Mover& mover, std::string_view name) {
+  mover.transport = options.make_transport(name, mover.method, peers.memory());
+  agree(group, "attach", deadline(),
+        [&](Deadline work) { mover.transport->attach(peers, *mover.plan, *mover.endpoints, work); });
+}
+
+Transport& UpdateGroup::State::ready(Mover& mover) {
+  if (mover.failed) {
+    retired.push_back(std::move(mover.transport));
+    attach(mover, retired.back()->name());
+    mover.failed = false;
+  }
+  return *mover.transport;
 }
 
 void UpdateGroup::State::choose_transport() {
@@ -119,10 +137,10 @@ void UpdateGroup::State::choose_transport() {
   for (const auto& candidate : candidates) {
     auto [surveyed, reasons] = survey_transport(candidate, options.method, peers, deadline(), options.make_transport);
     if (reasons.empty()) {
-      transport = std::move(surveyed);
+      dense.transport = std::move(surveyed);
       try {
         agree(group, "attach", deadline(),
-              [&](Deadline work) { transport->attach(peers, *plan, end->endpoints(), work); });
+              [&](Deadline work) { dense.transport->attach(peers, *plan, end->endpoints(), work); });
         transport_notes = refusals;
         return;
       } catch (const Error& error) {
@@ -148,7 +166,12 @@ void UpdateGroup::State::warm_up() {
   const auto sources = whole ? group.max(end->endpoints().sources.size(), deadline()) : 1;
   const auto runs = group.max(possible ? 0 : 1, deadline()) == 0 ? sources : 0;
   for (std::size_t source_index = 0; source_index < runs; ++source_index)
-    agree(group, "warm-up", deadline(), [&](Deadline work) { end->rehearse(*transport, source_index, count, work); });
+    agree(group, "warm-up", deadline(),
+          [&](Deadline work) { end->rehearse(*dense.transport, source_index, count, work); });
+  if (deltas && options.warm_up) {
+    const Range parts{0, whole ? deltas->movement.model.parameters.size() : 1};
+    agree(group, "warm-up", deadline(), [&](Deadline work) { delta.transport->run({0, 0, parts}, work); });
+  }
   group.barrier(deadline());
 }
 
@@ -165,7 +188,7 @@ const GroupOptions& UpdateGroup::options() const noexcept {
   return state_->options;
 }
 std::string_view UpdateGroup::transport() const noexcept {
-  return state_->transport->name();
+  return state_->dense.transport->name();
 }
 const std::string& UpdateGroup::transport_notes() const noexcept {
   return state_->transport_notes;

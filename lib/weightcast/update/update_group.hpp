@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "weightcast/comm/communicator.hpp"
+#include "weightcast/delta/source_changes.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 #include "weightcast/store/parameter_store.hpp"
 #include "weightcast/transport/transport.hpp"
@@ -31,12 +32,6 @@ namespace weightcast {
 enum class Proof : std::uint8_t {
   none,     ///< nothing: movement alone
   digests,  ///< every shard by digest
-};
-
-/// What travels for a version.
-enum class Payload : std::uint8_t {
-  dense,  ///< all bytes
-  delta,  ///< what changed, see delta/delta.md
 };
 
 struct GroupOptions {
@@ -62,6 +57,8 @@ struct UpdateRequest {
   const SourceClaim* claimed = nullptr;
   /// Parameters to move in this call. An update is complete, and commits, when each has been moved once.
   std::size_t first_parameter = 0, parameters = 0;
+  /// What changed in the source region since `base_version`, or nullptr: then the version is sent whole.
+  const SourceChanges* changes = nullptr;
 };
 
 /// How one call went, in seconds of this rank.
