@@ -90,7 +90,7 @@ TEST_P(DeltaUpdate, ChainsAreBitExactWithAbortsAtAnyStage) {
     SCOPED_TRACE(testing::Message() << "chain " << chain << ": " << settings.trainers << " trainers ("
                                     << name(settings.layout) << "), tp " << settings.tp << ", dp " << settings.dp
                                     << ", " << name(settings.commit) << ", limit " << settings.delta_limit
-                                    << ", regions " << settings.regions);
+                                    << ", proof " << int(settings.proof) << ", regions " << settings.regions);
     Hooks hooks;
     DeltaRig rig(world, settings, hooks);
     auto filled = rig.served;

@@ -126,10 +126,16 @@ void UpdateGroup::State::prove(const UpdateClaim& claim, bool completes, Stopwat
   try {
     // The verdict over VERIFY is the VOTE.
     agree(group, "verify", deadline(), [&](Deadline work) {
-      if (options.proof == Proof::digests) {
-        const auto digests = std::span(sent).first(options.tp * claim.parameters + 1);
+      const auto digests = std::span(sent).first(options.tp * claim.parameters + 1);
+      std::exception_ptr failure;  // after which this rank still takes part in what all do
+      try {
         end->digest(claim, completes, digests, work);
-        group.broadcast(std::as_writable_bytes(digests), 0, work);
+      } catch (...) {
+        failure = std::current_exception();
+      }
+      if (options.proof == Proof::digests) group.broadcast(std::as_writable_bytes(digests), 0, work);
+      if (failure) std::rethrow_exception(failure);
+      if (options.proof == Proof::digests) {
         end->compare(claim, digests);
         sent.back() = digests.back();
       }
