@@ -48,7 +48,7 @@ class DeltaUpdate : public testing::TestWithParam<Case> {
     settings.memory = GetParam().memory;
     settings.trainers = random() % 2 == 0 ? 1 : 1 + random() % std::min<std::uint64_t>(ranks - 1, 4);
     const auto engines = ranks - settings.trainers;
-    do settings.tp = 1 + random() % std::min<std::uint64_t>(engines, 8);
+    do settings.tp = one_of({1u, 2u, 4u, 8u});
     while (engines % settings.tp != 0);
     settings.dp = engines / settings.tp;
     settings.layout = settings.trainers == 1 ? LayoutKind::whole : one_of({LayoutKind::fsdp, LayoutKind::custom});
@@ -61,8 +61,8 @@ class DeltaUpdate : public testing::TestWithParam<Case> {
       config.family = one_of({Family::llama, Family::qwen2, Family::qwen3});
       config.layers = 1 + random() % 2;
       config.hidden = 1 + random() % 80;
-      config.kv_heads = 1 + random() % 4;
-      config.heads = config.kv_heads * (1 + random() % 4);
+      config.kv_heads = one_of({1u, 2u, 4u});
+      config.heads = settings.tp * config.kv_heads * (1 + random() % 2);
       config.head_dim = 1 + random() % 24;
       config.intermediate = settings.tp * (1 + random() % 40);
       config.vocabulary = 100 + random() % 400;
@@ -89,8 +89,8 @@ TEST_P(DeltaUpdate, ChainsAreBitExactWithAbortsAtAnyStage) {
     const auto settings = random_settings(ranks);
     SCOPED_TRACE(testing::Message() << "chain " << chain << ": " << settings.trainers << " trainers ("
                                     << name(settings.layout) << "), tp " << settings.tp << ", dp " << settings.dp
-                                    << ", " << name(settings.commit) << ", limit " << settings.delta_limit
-                                    << ", proof " << int(settings.proof) << ", regions " << settings.regions);
+                                    << ", " << name(settings.commit) << ", limit " << settings.delta_limit << ", proof "
+                                    << int(settings.proof) << ", regions " << settings.regions);
     Hooks hooks;
     DeltaRig rig(world, settings, hooks);
     auto filled = rig.served;
@@ -129,7 +129,8 @@ TEST_P(DeltaUpdate, ChainsAreBitExactWithAbortsAtAnyStage) {
       rig.served = next;
       held = version;
       if (result.payload == Payload::delta) ++deltas;
-      ASSERT_TRUE(rig.holds(next, version)) << (result.payload == Payload::delta ? "by delta" : "dense") << " shipped " << result.changed_elements;
+      ASSERT_TRUE(rig.holds(next, version))
+          << (result.payload == Payload::delta ? "by delta" : "dense") << " shipped " << result.changed_elements;
     }
   }
   EXPECT_GT(5 * deltas, updates);
