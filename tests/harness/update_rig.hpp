@@ -25,6 +25,7 @@ class UpdateRig {
     Model model = small_model();
     std::uint64_t trainers = 1;
     LayoutKind layout = LayoutKind::whole;
+    bool scrub = false;
   };
 
   UpdateRig(const Settings& settings, const Wrap& wrap)
@@ -38,6 +39,7 @@ class UpdateRig {
     if (settings.memory == MemoryKind::cuda) placement = {MemoryKind::cuda, world.rank() % gpu::count()};
     GroupOptions options{plan.tp,         plan.dp,        placement,         settings.transport,
                          settings.method, settings.proof, settings.timeout_s};
+    options.scrub = settings.scrub;
     if (wrap) {
       options.make_transport = [wrap](std::string_view name, Method method, MemoryKind memory) {
         return wrap(make_transport(name, method, memory));

@@ -94,7 +94,8 @@ class SteadyStateTest : public testing::TestWithParam<Case> {
     if (const auto reason = testing_harness::why_not(param.memory, param.transport); !reason.empty())
       GTEST_SKIP() << reason;
     testing_harness::stand_apart(param.transport == "nccl");
-    rig.emplace(UpdateRig::Settings{.transport = param.transport, .method = param.method, .memory = param.memory});
+    rig.emplace(UpdateRig::Settings{
+        .transport = param.transport, .method = param.method, .memory = param.memory, .scrub = true});
   }
 
   /// Updates of the whole model, each of which changes every byte.
@@ -147,6 +148,26 @@ TEST_P(SteadyStateTest, UpdatesAllocateNothing) {
   // MPI and CUDA allocate as they please; CUDA's libraries in C++ too.
   const auto rank = testing_harness::world_rank();
   if (rank < 2) fmt::print("[rank {}] 100 updates: {} allocations by C++, {} by C\n", rank, cpp_more, c_more);
+}
+
+TEST_P(SteadyStateTest, ScrubsAllocateNothing) {
+  update(3);
+  std::optional<ParameterStore::Pin> pin;
+  if (rig->engine) pin.emplace(rig->engine->store().pin());
+  const auto scrub = [&](int count) {
+    for (int i = 0; pin && i < count; ++i) ASSERT_TRUE(rig->engine->group().scrub(*pin, Deadline::after(20)));
+  };
+  scrub(3);
+  const auto before = look();
+  const std::uint64_t cpp = cpp_allocations;
+  scrub(100);
+  const auto cpp_more = cpp_allocations - cpp;
+  const auto after = look();
+  if (GetParam().memory == MemoryKind::host) {
+    EXPECT_EQ(cpp_more, 0u);
+  }
+  EXPECT_EQ(after.gpu_allocations, before.gpu_allocations);
+  EXPECT_EQ(after.gpu_free_bytes, before.gpu_free_bytes);
 }
 
 TEST_P(SteadyStateTest, AThousandUpdatesKeepMemoryAndDescriptors) {

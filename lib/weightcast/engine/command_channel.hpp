@@ -19,6 +19,7 @@ struct TpCommand {
     update,    ///< take part in the trainer's next publish() or roll_back()
     rows,      ///< first `count` rows of parameter `first`
     digests,   ///< digests of parameters [first, first + count)
+    scrub,     ///< hold all of the version against its proof: a byte, 1 when there was one
     shutdown,  ///< stop serving
   };
   Verb verb = Verb::update;
@@ -35,6 +36,7 @@ struct TpReply {
   double waited_s = 0;              ///< for the version to be there
   std::int64_t code = 0;            ///< ExitCode; ok, or why there is nothing
   std::array<char, 512> message{};  ///< in words
+  std::array<char, 256> hint{};     ///< what to do about it
 };
 static_assert(std::is_trivially_copyable_v<TpReply>);
 

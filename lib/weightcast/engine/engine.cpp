@@ -111,6 +111,10 @@ Probe Engine::probe(const std::vector<std::string>& names) {
   });
 }
 
+Scrub Engine::scrub() {
+  return scrub_times_.timed([&] { return scheduler_.scrub(); });
+}
+
 void Engine::shutdown() {
   scheduler_.shutdown();
 }

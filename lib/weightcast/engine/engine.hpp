@@ -87,6 +87,12 @@ class Engine {
   /// as above.
   Probe probe(const std::vector<std::string>& names = {});
 
+  /// Holds every byte that all ranks of this replica serve against the digests that it was committed with: what a probe
+  /// is for a caller who knows the digest, it also names the parameter, and no read waits for it, nor it for reads.
+  /// Without the trainer. Error(mismatch) naming parameter, version and rank: see UpdateGroup::scrub(), which also says
+  /// what Error(config) is; Error(busy) when nothing is served.
+  Scrub scrub();
+
   /// Refuses new requests, waits for those under way and ends serve() on the other ranks.
   void shutdown();
 
@@ -100,6 +106,10 @@ class Engine {
   std::array<const LayerTimes*, 4> read_layers() const {
     return {&read_times_, &scheduler_.read_times, &worker_.read_times, &runner_.read_times};
   }
+  /// The same of scrubs.
+  std::array<const LayerTimes*, 4> scrub_layers() const {
+    return {&scrub_times_, &scheduler_.scrub_times, &worker_.scrub_times, &runner_.scrub_times};
+  }
   /// What the model runner's part of an update consists of: prepare, stage, verify, vote, commit.
   const std::array<LayerTimes, 5>& stages() const noexcept { return runner_.stages; }
 
@@ -110,7 +120,7 @@ class Engine {
   ModelRunner runner_;
   TpWorker worker_;
   Scheduler scheduler_;
-  LayerTimes times_{"engine"}, read_times_{"engine"};
+  LayerTimes times_{"engine"}, read_times_{"engine"}, scrub_times_{"engine"};
 };
 
 }  // namespace weightcast

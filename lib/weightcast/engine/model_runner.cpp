@@ -75,4 +75,8 @@ std::vector<Digest> ModelRunner::digests(const ParameterStore::Pin& pin, std::si
   });
 }
 
+bool ModelRunner::scrub(UpdateGroup& group, const ParameterStore::Pin& pin, Deadline deadline) {
+  return scrub_times.timed([&] { return group.scrub(pin, deadline); });
+}
+
 }  // namespace weightcast

@@ -40,10 +40,13 @@ class ModelRunner {
   /// Digests of this rank's shards of parameters [first, first + count), as the slot holds them now; zero for another
   /// rank's copies. Local.
   std::vector<Digest> digests(const ParameterStore::Pin& pin, std::size_t first, std::size_t count, Deadline deadline);
+  /// Holds this rank's slot against its proof: see UpdateGroup::scrub(). Local.
+  bool scrub(UpdateGroup& group, const ParameterStore::Pin& pin, Deadline deadline);
 
   ParameterStore& store() noexcept { return store_; }
   std::size_t tp_rank() const noexcept { return tp_rank_; }
   LayerTimes times{"model_runner"}, read_times{"model_runner"};  // of updates, of reads
+  LayerTimes scrub_times{"model_runner"};
   /// What update() consists of.
   std::array<LayerTimes, 5> stages{LayerTimes("prepare"), LayerTimes("stage"), LayerTimes("verify"), LayerTimes("vote"),
                                    LayerTimes("commit")};

@@ -77,6 +77,14 @@ Probe Scheduler::probe(std::span<const std::size_t> parameters) {
   });
 }
 
+Scrub Scheduler::scrub() {
+  return scrub_times.timed([&] {
+    const std::shared_lock lock(under_way_);
+    expect_serving("scrub()");
+    return worker_->scrub();
+  });
+}
+
 void Scheduler::shutdown() {
   expect_serving("shutdown()");
   if (phase_.exchange(Phase::ended) == Phase::ended) expect_serving("shutdown()");  // two at once

@@ -33,6 +33,7 @@ class Scheduler {
                                      CheckClaim check);
   WeightRows rows(std::size_t parameter, std::uint64_t rows);
   Probe probe(std::span<const std::size_t> parameters);
+  Scrub scrub();
   /// Refuses new requests, waits for those under way, then ends serve() on the other ranks.
   void shutdown();
 
@@ -40,6 +41,7 @@ class Scheduler {
   void serve();
 
   LayerTimes times{"scheduler"}, read_times{"scheduler"};  // of updates, of reads
+  LayerTimes scrub_times{"scheduler"};
 
  private:
   enum class Phase { alone, serving, ended };

@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <mutex>
 
 #include "weightcast/telemetry/stopwatch.hpp"
 #include "weightcast/update/participant.hpp"
@@ -21,6 +23,7 @@ class EngineEnd final : public Participant {
     const bool shared = options.dp > 1 || options.placement.kind == MemoryKind::cuda;
     if (shared) endpoints_.shared_sinks = store.share();
     if (options.proof == Proof::digests) witness_ = make_slot_witness(plan, tp_rank, options.placement);
+    if (witness_ && options.scrub) scrubber_ = make_slot_witness(plan, tp_rank, options.placement);
     const auto parameters = plan.model.parameters.size();
     if (deltas != nullptr) delta_.emplace(*deltas, store, tp_rank, options.placement, parameters, shared);
     if (deltas != nullptr && witness_) delta_digests_.resize(parameters);
@@ -131,15 +134,26 @@ class EngineEnd final : public Participant {
     if (!witness_) return;
     const auto slot = *store_->slot_of(claim.version);
     witness_->digest(store_->slots()[slot], deadline);
-    const auto& digests = witness_->shards();
-    const auto [differs, expected] = std::mismatch(digests.begin(), digests.end(), proven_[slot].begin());
-    if (differs == digests.end()) return;
-    const auto parameter = static_cast<std::size_t>(differs - digests.begin());
-    throw Error(
-        ExitCode::mismatch,
-        fmt::format("{} of version {} is not what was committed: digest {} instead of {}",
-                    plan_->model.parameters[parameter].info.name, claim.version, differs->hex(), expected->hex()),
-        "this host's memory is faulty or was overwritten; publish the version again");
+    expect_proven(*witness_, slot, claim.version,
+                  "this host's memory is faulty or was overwritten; publish the version again");
+  }
+
+  bool scrub(const ParameterStore::Pin& pin, Deadline deadline) override {
+    if (!scrubber_) return false;
+    const std::scoped_lock turn(scrubbing_);
+    // What is proven of a slot changes with what it holds, and that the pin prevents.
+    const auto slot = static_cast<std::size_t>(std::ranges::find(store_->slots(), pin.slot().data, &Region::data) -
+                                               store_->slots().begin());
+    if (proven_[slot].empty()) return false;
+    scrubber_->digest_beside(pin.slot(), deadline);
+    try {
+      expect_proven(*scrubber_, slot, pin.version().id,
+                    "this host's memory is faulty or was overwritten; publish a whole version");
+    } catch (...) {
+      suspect_ = true;
+      throw;
+    }
+    return true;
   }
 
   void commit(const UpdateClaim& claim, const HeldVersion& version) override {
@@ -165,6 +179,17 @@ class EngineEnd final : public Participant {
   }
 
  private:
+  /// Error(mismatch) naming the first parameter of a slot, as it was digested, that is not what was committed.
+  void expect_proven(const SlotWitness& witness, std::size_t slot, std::uint64_t version, const char* hint) const {
+    const auto& held = witness.shards();
+    const auto [differs, expected] = std::mismatch(held.begin(), held.end(), proven_[slot].begin());
+    if (differs == held.end()) return;
+    const auto parameter = static_cast<std::size_t>(differs - held.begin());
+    throw Error(ExitCode::mismatch,
+                fmt::format("{} of version {} is not what was committed: digest {} instead of {}",
+                            plan_->model.parameters[parameter].info.name, version, differs->hex(), expected->hex()),
+                hint);
+  }
   void reserve(Deadline deadline) {
     sink_ = store_->reserve(deadline);
     reserved_ = true;
@@ -205,14 +230,17 @@ class EngineEnd final : public Participant {
   std::unique_ptr<SlotWitness> witness_;       // with proof
   std::size_t sink_ = 0;                       // slot of the open update
   std::array<std::vector<Digest>, 2> proven_;  // with proof: shard digests of what each slot holds
+  std::unique_ptr<SlotWitness> scrubber_;      // with proof and GroupOptions::scrub
+  std::mutex scrubbing_;
 
   bool reserved_ = false;              // in the open update: the sink is
   std::optional<SlotDelta> delta_;     // with deltas
   std::vector<Digest> delta_digests_;  // with proof: of what the delta made, by parameter
   bool by_delta_ = false;              // the open update
   bool applying_ = false;              // and it has begun to write
-  // What is served may not be what was committed, or the spare slot: no deltas until all bytes have come.
-  bool suspect_ = false;
+  // What is served may not be what was committed, or the spare slot: no deltas until all bytes have come. A scrub says
+  // so on whatever thread, also once more when it ends after such a commit: then the next version comes whole, too.
+  std::atomic<bool> suspect_ = false;
   std::size_t delta_parts_ = 0, base_slot_ = 0;
   HeldVersion in_place_;  // what the only slot holds without the delta
   double apply_s_ = 0;

@@ -60,6 +60,10 @@ class Participant {
   virtual void prove_source(const UpdateClaim& claim, Deadline deadline) = 0;
   /// VERIFY of a rollback: Error(mismatch) when what is held is not what was committed.
   virtual void prove_held(const UpdateClaim& claim, Deadline deadline) = 0;
+  /// Outside of the stages, and beside them: whether the pinned version was committed (or served when the group was
+  /// formed) with digests. Error(mismatch) when they are not those of all that its slot holds. With
+  /// GroupOptions::scrub; allocates nothing.
+  virtual bool scrub(const ParameterStore::Pin& pin, Deadline deadline) = 0;
   /// COMMIT: `version` is served from now on; by a rollback, again.
   virtual void commit(const UpdateClaim& claim, const HeldVersion& version) = 0;
   /// ABORT: what was staged is dropped.

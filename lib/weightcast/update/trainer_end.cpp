@@ -105,8 +105,9 @@ class TrainerEnd final : public Participant {
     }
   }
 
-  // Of a rollback and its proof engines know alone.
+  // Of a rollback, its proof and scrubs engines know alone.
   void prove_held(const UpdateClaim&, Deadline) override {}
+  bool scrub(const ParameterStore::Pin&, Deadline) override { return false; }
   void commit(const UpdateClaim&, const HeldVersion&) override {}
   void drop() noexcept override {}
 

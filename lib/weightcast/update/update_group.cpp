@@ -24,6 +24,7 @@ Manifest make_manifest(const TransferPlan& plan, const GroupOptions& options) {
                        {"transport", options.transport},
                        {"method", std::string(name(options.method))},
                        {"proof", options.proof == Proof::digests ? "digests" : "none"},
+                       {"scrub", options.scrub ? "on" : "off"},
                        {"delta_limit", fmt::format("{}", options.delta_limit)},
                        {"mpi", mpi_library()}};
   return manifest;
@@ -109,6 +110,14 @@ UpdateGroup::~UpdateGroup() {
     if (whole && (s.group.rank() == 0 || s.offers->closed())) s.group.barrier(Deadline::after(goodbye_s));
   } catch (const Error&) {  // NOLINT(bugprone-empty-catch): somebody left without a word, and holds nothing any more
   }
+}
+
+bool UpdateGroup::scrub(const ParameterStore::Pin& pin, Deadline deadline) {
+  const auto& s = *state_;
+  if (s.peers.trainer()) throw Error(ExitCode::config, "scrub() on a trainer rank", "only engine ranks have slots");
+  if (!s.options.scrub)
+    throw Error(ExitCode::config, "scrub() in a group that was not formed for it", "form it with GroupOptions::scrub");
+  return s.end->scrub(pin, deadline);
 }
 
 void UpdateGroup::State::attach(Mover& mover, std::string_view name) {

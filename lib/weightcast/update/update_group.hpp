@@ -44,6 +44,8 @@ struct GroupOptions {
   /// Deltas are sent where they take no more than this share of the bytes, 0 to 1; then memory for so much is taken
   /// when the group is formed. 0: every version is sent whole. The same on all ranks.
   double delta_limit = 0;
+  /// Engines can scrub(), which takes a little memory beside the slots. The same on all ranks.
+  bool scrub = false;
   bool warm_up = true;  ///< exercise the transport's paths when the group is formed, and not in the first update
   TransportFactory make_transport = weightcast::make_transport;  ///< tests put decorators around what it makes
 };
@@ -107,6 +109,16 @@ class UpdateGroup {
   /// went on with, or `give_up` (looked at between two polls) says that this rank has something else to do.
   std::optional<UpdateResult> receive(Deadline wait, FunctionRef<void(const UpdateClaim&)> check = {},
                                       FunctionRef<bool()> give_up = {});
+
+  /// Engines: digests all that the slot of a pinned version holds, whoever moved it there, and compares with what was
+  /// proven when it was committed (or served, when the group was formed). Whether there was such a proof to compare
+  /// with: not without Proof::digests. Error(mismatch) naming the first parameter that has changed since; then this
+  /// rank takes no delta on top of what it serves until a dense update is committed. Padding is nobody's parameter, and
+  /// not looked at. Error(config) without GroupOptions::scrub.
+  /// Local, without the trainer; on any thread, beside readers, updates and their failures, which it does not disturb
+  /// (but an update that needs the slot waits for the pin). Takes turns with other scrubs of this rank. Allocates
+  /// nothing.
+  bool scrub(const ParameterStore::Pin& pin, Deadline deadline);
 
   /// Gives back memory that is only kept for speed; the next update allocates it again. Local, between updates.
   void release_cache() noexcept;

@@ -28,6 +28,15 @@ class HostSlotWitness final : public SlotWitness, public Observer {
     parallel_for(digests_.size(), available_cores(),
                  [&](std::size_t p) { digests_[p] = digest_of_shard(shards_[p], slot.data); });
   }
+  void digest_beside(const Region& slot, Deadline deadline) override {
+    for (std::size_t p = 0; p < digests_.size(); ++p) {
+      if (deadline.passed()) {
+        throw Error(ExitCode::deadline, fmt::format("{} of {} shards were digested in time", p, digests_.size()),
+                    "give it more time with --timeout");
+      }
+      digests_[p] = digest_of_shard(shards_[p], slot.data);
+    }
+  }
 
  private:
   std::span<const Shard> shards_;
@@ -59,13 +68,15 @@ class GpuSlotWitness final : public SlotWitness, public GpuObserver {
     const auto results = gpu_.finish(deadline).subspan(parameters_.first, parameters_.count);
     std::ranges::copy(results, digests_.begin() + static_cast<std::ptrdiff_t>(parameters_.first));
   }
-  void digest(const Region& slot, Deadline deadline) override {
-    begin(slot, {0, digests_.size()});
-    gpu_.queue({0, schedule_.segments.size()}, gpu::Share::all, nullptr);
-    finish(deadline);
-  }
+  void digest(const Region& slot, Deadline deadline) override { digest(slot, gpu::Share::all, deadline); }
+  void digest_beside(const Region& slot, Deadline deadline) override { digest(slot, gpu::Share::half, deadline); }
 
  private:
+  void digest(const Region& slot, gpu::Share share, Deadline deadline) {
+    begin(slot, {0, digests_.size()});
+    gpu_.queue({0, schedule_.segments.size()}, share, nullptr);
+    finish(deadline);
+  }
   void begin(const Region& slot, const Range& parameters) {
     parameters_ = parameters;
     parts_ = schedule_.parts(parameters).size();

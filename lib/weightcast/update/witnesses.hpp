@@ -22,6 +22,9 @@ class SlotWitness {
   virtual void finish(Deadline deadline) = 0;
   /// Digests all that a slot holds, whoever put it there.
   virtual void digest(const Region& slot, Deadline deadline) = 0;
+  /// The same, beside readers and movements: on a host on the caller's thread alone, on a GPU by about half of it.
+  /// Allocates nothing.
+  virtual void digest_beside(const Region& slot, Deadline deadline) = 0;
   /// Of all shards that were digested so far, by parameter.
   const std::vector<Digest>& shards() const noexcept { return digests_; }
 
