@@ -140,6 +140,7 @@ TEST_P(CapiTest, PublishesIntoTheEnginesOwnMemory) {
     char digest[33];
     ASSERT_EQ(wc_engine_digest(engine, digest), WC_OK) << wc_last_error();
     EXPECT_EQ(std::string(digest), expected);
+    EXPECT_EQ(wc_scrub(engine), WC_OK) << wc_last_error();
   }
   if (is_trainer()) {
     EXPECT_EQ(publish(7, &update), WC_CONFIG);
@@ -152,6 +153,37 @@ TEST_P(CapiTest, PublishesIntoTheEnginesOwnMemory) {
     EXPECT_EQ(update.closed, 1);
     EXPECT_EQ(update.version, 0u);
   }
+}
+
+TEST_P(CapiTest, AScrubTellsAllRanksWhatHasChangedOnOne) {
+  ASSERT_EQ(create(), WC_OK) << wc_last_error();
+  if (is_trainer()) {
+    ASSERT_EQ(publish(1, nullptr), WC_OK) << wc_last_error();
+    return;
+  }
+  EXPECT_EQ(wc_scrub(engine), WC_BUSY);
+  ASSERT_EQ(wc_receive(engine, WC_FOREVER, &update), WC_OK) << wc_last_error();
+  const auto flip = [&] {
+    if (world_rank() != world_size() - 1) return;
+    wc_pin* pin = nullptr;
+    wc_tensor tensor = WC_TENSOR_INIT;
+    ASSERT_EQ(wc_pin_served(engine, &pin), WC_OK) << wc_last_error();
+    ASSERT_EQ(wc_engine_tensor(engine, pin, 0, &tensor), WC_OK) << wc_last_error();
+    const Region first{static_cast<std::byte*>(tensor.data), 1, placement.kind, placement.gpu};
+    std::byte value{};
+    read_region(first, 0, {&value, 1});
+    value ^= std::byte{1};
+    write_region(first, 0, {&value, 1});
+    wc_unpin(pin);
+  };
+  flip();
+  EXPECT_EQ(wc_scrub(engine), WC_MISMATCH);
+  const auto& name = plan.model.parameters[plan.engine_tensors[0].parameters[0]].info.name;
+  EXPECT_THAT(wc_last_error(), AllOf(HasSubstr(name), HasSubstr("version 1"), HasSubstr("publish a whole version"),
+                                     HasSubstr(fmt::format("rank {}", world_size() - 1))));
+  EXPECT_EQ(wc_engine_lost(engine), 0);
+  flip();
+  EXPECT_EQ(wc_scrub(engine), WC_OK) << wc_last_error();
 }
 
 TEST_P(CapiTest, PiecesAreSentWithTheCommitAndNotBefore) {

@@ -83,6 +83,7 @@ int main(void) {
   EXPECT(WC_USAGE, "handle", wc_engine_tensor_count(NULL, &count));
   EXPECT(WC_USAGE, "handle", wc_engine_tensor(NULL, NULL, 0, &tensor));
   EXPECT(WC_USAGE, "handle", wc_engine_digest(NULL, digest));
+  EXPECT(WC_USAGE, "handle", wc_scrub(NULL));
   CHECK(wc_trainer_lost(NULL) == 0 && wc_engine_lost(NULL) == 0);
   CHECK(wc_engine_destroy(NULL) == WC_OK);
   wc_trainer_destroy(NULL);

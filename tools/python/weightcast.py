@@ -162,7 +162,7 @@ def _library():
             "wc_pin_version": [handle, ctypes.POINTER(u64)], "wc_unpin": [handle],
             "wc_engine_tensor_count": [handle, ctypes.POINTER(ctypes.c_size_t)],
             "wc_engine_tensor": [handle, handle, ctypes.c_size_t, table],
-            "wc_engine_digest": [handle, ctypes.c_char_p], "wc_trainer_lost": [handle], "wc_engine_lost": [handle],
+            "wc_engine_digest": [handle, ctypes.c_char_p], "wc_scrub": [handle], "wc_trainer_lost": [handle], "wc_engine_lost": [handle],
             "wc_trainer_destroy": [handle], "wc_engine_destroy": [handle]}.items():
         getattr(library, name).argtypes = arguments
     library.wc_unpin.restype = library.wc_trainer_destroy.restype = None
@@ -572,3 +572,9 @@ class Engine(_Handle):
         text = ctypes.create_string_buffer(33)
         self._call("wc_engine_digest", text)
         return text.value.decode()
+
+    def scrub(self):
+        """Compares every byte that the served slots of all ranks of this engine hold with what was verified when their
+        version was committed. WeightcastError with Code.MISMATCH names a parameter whose memory has changed since.
+        Collective over them; without the trainer."""
+        self._call("wc_scrub")

@@ -198,6 +198,10 @@ int wc_engine_digest(wc_engine* engine, char digest[33]) {
   });
 }
 
+int wc_scrub(wc_engine* engine) {
+  return guarded(engine, [&] { engine->engine->scrub(); });
+}
+
 int wc_engine_lost(const wc_engine* engine) {
   return engine != nullptr && engine->lost ? 1 : 0;
 }

@@ -173,6 +173,7 @@ Membership::Membership(const wc_options* given, bool trainer) {
   const auto options = read_options_struct(*given);
   expect_argument(options.model, "options.model");
   group = read_options(options);
+  group.scrub = true;
   if (options.slots == 1) commit = CommitMode::in_place;
   expect_mpi();
   comm = communicator(options);

@@ -70,7 +70,7 @@ enum {
   WC_UNAVAILABLE = 69,  /* memory, a GPU, MPI, NCCL or a peer failed */
   WC_INTERNAL = 70,     /* a defect of weightcast */
   WC_BUSY = 75,         /* try again: engines are busy, nothing served yet, another update is open, or none has begun */
-  WC_MISMATCH = 76,     /* bytes arrived that were not sent; nothing was committed */
+  WC_MISMATCH = 76,     /* bytes arrived that were not sent, and nothing was committed; or see wc_scrub() */
   WC_CONFIG = 78,       /* ranks do not agree, or the request cannot work */
   WC_DEADLINE = 124     /* a wait ran out of time */
 };
@@ -270,6 +270,11 @@ WC_API int wc_engine_tensor(const wc_engine *engine, const wc_pin *pin, size_t i
 /* Digest of the whole model from what the served slots of all ranks of this replica hold now: 32 hexadecimal digits and
  * a 0; for an undamaged version that of its update. Collective over the replica. WC_BUSY when nothing is served. */
 WC_API int wc_engine_digest(wc_engine *engine, char digest[33]);
+/* Compares that with what was verified when the served version was committed, parameter by parameter, without the
+ * trainer; padding is not looked at. WC_MISMATCH when memory has changed since, naming a parameter, the version and the
+ * rank, the same on all ranks of this replica: publish a whole version. After wc_receive_into() it is the engine's memory
+ * that is looked at, not the caller's tensors. Collective over the replica. WC_BUSY when nothing is served. */
+WC_API int wc_scrub(wc_engine *engine);
 
 /* 1 when a rank of the group is lost, 0 otherwise and for NULL. */
 WC_API int wc_engine_lost(const wc_engine *engine);
