@@ -168,6 +168,20 @@ class Success(Workplace):
                 self.assertEqual([u["result"] for u in report["updates"]], ["committed"] * 5)
                 self.assertIn("# 2 readers per engine: ", text)
 
+    def test_scrubs_beside_readers(self):
+        for tp, dp, commit, granularity, repeat, every in ((1, 1, "in-place", "model", 3, 1), (2, 1, "swap", "parameter", 5, 2),
+                                                           (2, 2, "swap", "model", 4, 5)):
+            with self.subTest(tp=tp, dp=dp, every=every):
+                report, _ = self.update(1 + tp * dp, "--tp", tp, "--dp", dp, "--repeat", repeat, "--scrub", every,
+                                        "--readers=2", f"--commit={commit}", f"--granularity={granularity}")
+                self.assertEqual(report["summary"]["scrubs"], repeat // every)
+                self.assertEqual(report["summary"]["scrub_s"] is None, repeat < every)
+                self.assertEqual((report["readers"]["mixed"], report["readers"]["stale"]), (0, 0))
+        report, text = self.update(2, "--scrub=1", "--verify=none")
+        self.assertNotIn("scrubs", report["summary"])
+        self.assertRegex(text, r"(?m)^# note: nothing is scrubbed: only --verify all ")
+        self.assertNotIn("scrubs", self.update(2)[0]["summary"])
+
     def test_made_up_weights_are_those_of_synth(self):
         report, _ = self.update(3, "--model=tiny", "--transport=mpi", "--snapshot", self.path("out.h5"), initial="synth:1", target="synth:2")
         self.same_snapshot(self.two + ".h5", self.path("out.h5"))

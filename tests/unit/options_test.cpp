@@ -203,6 +203,7 @@ TEST(UpdateOptions, Defaults) {
   EXPECT_EQ(options.verify, VerifyChoice::all);
   EXPECT_EQ(options.truncate, 10u);
   EXPECT_EQ(options.repeat, 1u);
+  EXPECT_EQ(options.scrub, 0u);
   EXPECT_EQ(options.timeout_s, 60);
   EXPECT_TRUE(options.gpus.empty());
   EXPECT_FALSE(options.preflight);
@@ -224,6 +225,7 @@ TEST(UpdateOptions, Everything) {
       "--verify=sample",
       "--truncate=3",
       "--repeat=4",
+      "--scrub=2",
       "--snapshot=s.h5",
       "--timeout=500ms",
       "--json=r.json",
@@ -240,6 +242,7 @@ TEST(UpdateOptions, Everything) {
   EXPECT_EQ(options.commit, CommitMode::in_place);
   EXPECT_EQ(options.verify, VerifyChoice::sample);
   EXPECT_EQ(options.timeout_s, 0.5);
+  EXPECT_EQ(options.scrub, 2u);
   EXPECT_EQ(options.snapshot, "s.h5");
   EXPECT_EQ(options.trace, "t.json");
   EXPECT_TRUE(options.preflight);
@@ -249,6 +252,8 @@ TEST(UpdateOptions, WhatIsMissing) {
   EXPECT_THAT(error_of([] { update({"--initial=a"}); }).what(), HasSubstr("--target"));
   EXPECT_THAT(error_of([] { update({"--initial=synth", "--target=synth:2"}); }).hint(), HasSubstr("--model"));
   EXPECT_EQ(error_of([] { update({"--initial=a", "--target=b", "--tp=0"}); }).code(), ExitCode::usage);
+  for (const auto* const scrub : {"--scrub=-1", "--scrub=often", "--scrub="})
+    EXPECT_EQ(error_of([&] { update({"--initial=a", "--target=b", scrub}); }).code(), ExitCode::usage) << scrub;
 }
 
 TEST(BenchOptions, Lists) {

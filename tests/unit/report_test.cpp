@@ -68,6 +68,11 @@ TEST(Report, UpdateFollowsTheSchema) {
   report.readers->count = 2, report.readers->reads = 10;
   report.readers->layers.push_back({"engine", 10, 0.5, 0.75});
   report.verify.digest = std::string(32, 'a');
+  EXPECT_THAT(to_json(report), Not(HasSubstr("scrub")));
+  report.scrubs.emplace();
+  EXPECT_THAT(to_json(report), AllOf(HasSubstr("\"scrubs\": 0"), HasSubstr("\"scrub_s\": null")));
+  report.scrubs->seconds = {0.5, 0.125, 4};
+  EXPECT_THAT(to_json(report), AllOf(HasSubstr("\"scrubs\": 3"), HasSubstr("\"scrub_s\": 0.5")));
   EXPECT_EQ(check("weightcast_report_update.json", report), 0);
   EXPECT_THAT(to_json(report),
               AllOf(HasSubstr("\"schema\": \"weightcast.report/1\""), HasSubstr("\"total_s\": 0.25"),

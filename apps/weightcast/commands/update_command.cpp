@@ -121,8 +121,12 @@ class Update {
     side_->form_group({.transport = std::string(name_of(options_.transport)),
                        .method = options_.method,
                        .proof = options_.verify == VerifyChoice::all ? Proof::digests : Proof::none,
-                       .timeout_s = options_.timeout_s},
+                       .timeout_s = options_.timeout_s,
+                       .scrub = scrubs()},
                       1);
+    if (scrubs()) report_.scrubs.emplace();
+    if (options_.scrub > 0 && !scrubs())
+      report_.notes.push_back("nothing is scrubbed: only --verify all proves what is committed");
     const auto& group = side_->group();
     report_.transport = group.transport();
     report_.group = {group.init_s(), group.warmup_s()};
@@ -145,13 +149,14 @@ class Update {
       job_.stop_if_asked(callers, i);
       if (engine == nullptr) {
         publish(callers, i);
-        continue;
+      } else {
+        readers->update_begins();
+        const auto result = side_->update(i % 2, i + 2, options_.granularity);
+        readers->update_ended(result);
+        if (i == 0) study_->note_cold(*engine);
+        side_->trainer_results(callers, result);
       }
-      readers->update_begins();
-      const auto result = side_->update(i % 2, i + 2, options_.granularity);
-      readers->update_ended(result);
-      if (i == 0) study_->note_cold(*engine);
-      side_->trainer_results(callers, result);
+      if (scrubs() && (i + 1) % options_.scrub == 0) report_.scrubs->seconds.push_back(side_->scrub(callers));
     }
     if (engine != nullptr) study_->note_warm(*engine, options_.repeat - 1);
     agree(callers, "readers", job_.deadline(), [&] {
@@ -213,6 +218,8 @@ class Update {
     report_.updates.push_back(row);
     if (job_.first()) print_update_row(row, report_.model.bytes);
   }
+
+  bool scrubs() const { return options_.scrub > 0 && options_.verify == VerifyChoice::all; }
 
   void check_sample(const Communicator& callers, const WeightSource& expected, const std::string& when) {
     agree(callers, "sample", job_.deadline(), [&] {

@@ -31,6 +31,8 @@ CommandSpec update_command() {
                   {"verify", "EXTENT", "none, sample (twelve parameters, first rows) or all (every byte)", "all"},
                   {"truncate", "ROWS", "rows that --verify sample compares", "10"},
                   {"repeat", "N", "update N times, alternating target and initial", "1"},
+                  {"scrub", "N",
+                   "after every N updates engines hold all that they serve against what was committed; 0: never", "0"},
                   {"snapshot", "FILE.h5", "write the engine's weights after the last update"},
                   {"force", "", "let the snapshot replace a file that is there"},
                   {"readers", "N",
@@ -60,6 +62,7 @@ UpdateOptions parse_update_options(const Options& options) {
   result.verify = options.choice<VerifyChoice>("verify");
   result.truncate = options.number("truncate", 1);
   result.repeat = options.number("repeat", 1);
+  result.scrub = options.number("scrub", 0);
   result.snapshot = options.text("snapshot");
   result.force = options.flag("force");
   result.trace = options.text("trace");

@@ -20,6 +20,7 @@ struct UpdateOptions : JobOptions {
   CommitMode commit = CommitMode::swap;
   VerifyChoice verify = VerifyChoice::all;
   std::uint64_t truncate = 10, repeat = 1;
+  std::uint64_t scrub = 0;      ///< after so many updates each; 0: never
   std::string snapshot, trace;  ///< output files; empty: none
   bool force = false;           ///< a file that is there may become the snapshot
   bool preflight = false;

@@ -94,6 +94,14 @@ std::vector<UpdateResult> Side::trainer_results(const Communicator& callers, con
   return results;
 }
 
+double Side::scrub(const Communicator& callers) const {
+  const Stopwatch watch;
+  agree(callers, "scrub", job_->deadline(), [&] {
+    if (engine_) engine_->scrub();
+  });
+  return watch.elapsed_s();
+}
+
 ReferenceCheck Side::check(const Reference& reference) const {
   ReferenceCheck result;
   const auto threads = threads_per_rank(job_->world(), job_->deadline());

@@ -159,6 +159,10 @@ std::string to_json(const Report& r) {
     json["notes"] = r.notes;
     json["updates"] = to_array(r.updates);
     json["summary"] = to_value(r.summary);
+    if (r.scrubs) {
+      json["summary"]["scrubs"] = r.scrubs->seconds.size();
+      json["summary"]["scrub_s"] = median(r.scrubs->seconds);
+    }
     json["verify"] = {{"mode", r.verify.mode},
                       {"parameters", r.verify.parameters},
                       {"mismatched", r.verify.mismatched},

@@ -35,6 +35,12 @@ struct ReportSummary {
 /// Summary of the committed updates of a model of `model_bytes`: the first is the cold one and counts in all figures.
 ReportSummary summarize(const std::vector<ReportUpdate>& updates, std::uint64_t model_bytes);
 
+/// Full digests of what engines serve, between updates: how long each took until all engines had said that nothing has
+/// changed. In the summary: how many, and their median.
+struct ReportScrubs {
+  std::vector<double> seconds;
+};
+
 /// The reads in one layer of the request path, the layers below it included.
 struct ReportReadLayer {
   std::string layer;
@@ -132,6 +138,7 @@ struct Report {
   } phases;
   std::vector<ReportUpdate> updates;
   ReportSummary summary;
+  std::optional<ReportScrubs> scrubs;  ///< when there should be any
   struct {
     std::string mode;
     std::uint64_t parameters = 0, mismatched = 0;
