@@ -5,6 +5,7 @@ usage: cli_update.py PROGRAM MPIEXEC [Success|BadInput|Faults|unittest arguments
 ctest runs it with the environment that mpiexec wants on a small machine (WEIGHTCAST_MPI_ENVIRONMENT).
 """
 
+import itertools
 import json
 import os
 import re
@@ -521,6 +522,50 @@ class Faults(Workplace):
                 self.assertNotEqual(job.wait(timeout=30), 0)
                 self.everybody_is_gone()
                 self.no_leftovers()
+
+    def flip_bits_of(self, rank, pattern, job):
+        """Flips bits of a tensor in a rank's slots, where it is `pattern` now, until the job ends."""
+        pid = self.processes()[rank]
+        with open(f"/proc/{pid}/maps", encoding="utf-8") as file:
+            maps = [line.split()[:2] for line in file]
+        with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+            places = []
+            for first, end in (map(lambda text: int(text, 16), span.split("-")) for span, may in maps if may == "rw-p"):
+                try:
+                    memory.seek(first)
+                    places += [first + found.start() for found in re.finditer(re.escape(pattern), memory.read(end - first))]
+                except OSError:  # a device's
+                    continue
+            places = [place for place in places if place % 256 == 0]  # tensors of slots begin there, what is MPI's hardly
+            self.assertNotEqual(places, [])
+            try:
+                for at in itertools.cycle(range(len(pattern))):
+                    for place in places:
+                        memory.seek(place + at)
+                        byte, = memory.read(1)
+                        memory.seek(place + at)
+                        memory.write(bytes([byte ^ 1]))
+                    if job.poll() is not None:
+                        return
+            except (OSError, ValueError):  # it has ended
+                return
+
+    def test_memory_that_changes_after_the_commit_ends_the_job(self):
+        name = "model.norm.weight"
+        pattern = read_safetensors(os.path.join(self.one, "model.safetensors"))[name][2]
+        stages = []
+        while "scrub" not in stages and len(stages) < 10:  # what changes before the commit is found before it
+            job = self.begin("--scrub=1", "--transport=mpi")
+            self.flip_bits_of(2, pattern, job)
+            self.assertEqual(job.wait(timeout=30), MISMATCH, self.text("stderr"))
+            report = self.report(self.path("report.json"))
+            self.assertEqual((report["error"]["code"], report["error"]["rank"]), (MISMATCH, 2))
+            stages.append(report["error"]["stage"])
+            self.assertEqual(self.text("stderr").count("weightcast: error: "), 1)
+        self.assertIn("scrub", stages)
+        self.assertRegex(report["error"]["message"], rf"{name} of version \d+ is not what was committed")
+        self.assertIn("publish a whole version", self.text("stderr"))
+        self.assertGreater(report["summary"]["scrubs"], 0)
 
     def test_a_stopped_rank_is_named_when_the_deadline_has_passed(self):
         for rank, transport, trainers in ((2, "mpi", 1), (1, "direct", 1), (0, "mpi", 1), (1, "mpi", 2)):

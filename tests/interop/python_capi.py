@@ -46,6 +46,7 @@ def engines_own_memory():
             update = end.receive()
             digests = COMM.bcast(None)
             assert end.version == update.version == version and update.digest == digests == end.digest()
+            end.scrub()
             expected = {name: to_bf16(values) for name, values in masters(version).items()}
             with end.serving() as weights:
                 assert weights.version == version

@@ -46,7 +46,8 @@ class Side {
   std::vector<UpdateResult> trainer_results(const Communicator& callers, const UpdateResult& mine) const;
 
   /// In while_serving(): every engine scrubs while its readers go on, see Engine::scrub(); the others are told how that
-  /// ended. How long it took until all had. Collective over its `callers`; all of them throw Error(mismatch), or none.
+  /// ended. How long it took the slowest engine. Collective over the `callers`; all of them throw Error(mismatch), or
+  /// none.
   double scrub(const Communicator& callers) const;
 
   /// Compares every byte that this rank serves with a reference; nothing differs on trainer ranks. Collective; patient

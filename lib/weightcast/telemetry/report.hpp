@@ -35,8 +35,8 @@ struct ReportSummary {
 /// Summary of the committed updates of a model of `model_bytes`: the first is the cold one and counts in all figures.
 ReportSummary summarize(const std::vector<ReportUpdate>& updates, std::uint64_t model_bytes);
 
-/// Full digests of what engines serve, between updates: how long each took until all engines had said that nothing has
-/// changed. In the summary: how many, and their median.
+/// Full digests of what engines serve, between updates, that have found nothing: how long each took the slowest engine.
+/// In the summary: how many, and their median.
 struct ReportScrubs {
   std::vector<double> seconds;
 };
