@@ -55,6 +55,7 @@ class DeltaRig {
     double delta_limit = 0.4;
     std::size_t regions = 1;
     double timeout_s = 20;
+    bool scrub = false;
   };
 
   DeltaRig(const Communicator& parent, const Settings& settings, const Hooks& hooks)
@@ -73,6 +74,7 @@ class DeltaRig {
     options.proof = settings.proof;
     options.timeout_s = settings.timeout_s;
     options.delta_limit = settings.delta_limit;
+    options.scrub = settings.scrub;
     options.make_transport = hooked(hooks);
     if (plan.roster().trainer(parent.rank())) {
       trainer = std::make_unique<Trainer>(plan, placement, static_cast<std::size_t>(parent.rank()));

@@ -140,6 +140,44 @@ TEST_P(DeltaUpdate, ChainsAreBitExactWithAbortsAtAnyStage) {
                 static_cast<unsigned long long>(deltas), static_cast<unsigned long long>(aborts));
 }
 
+TEST_P(DeltaUpdate, WhatAScrubFindsNoDeltaStandsOn) {
+  const auto world = Communicator::duplicate(MPI_COMM_WORLD);
+  for (const auto commit : {CommitMode::swap, CommitMode::in_place}) {
+    DeltaRig::Settings settings{.transport = GetParam().transport, .memory = GetParam().memory, .scrub = true};
+    settings.dp = static_cast<std::uint64_t>(world.size()) - 1;
+    settings.commit = commit;
+    const Hooks hooks;
+    DeltaRig rig(world, settings, hooks);
+    auto weights = rig.served;
+    const auto update_to = [&](std::uint64_t version, Payload payload) {
+      change(weights, 0.01, 1, random);
+      rig.fill(0, weights);
+      UpdateResult result;
+      const auto error = rig.publish(0, version, result);
+      ASSERT_FALSE(error) << error->what();
+      ASSERT_EQ(result.payload, payload) << "version " << version;
+      ASSERT_TRUE(rig.holds(weights, version));
+    };
+    const auto scrub = [&] { return !rig.store || rig.group().scrub(rig.store->pin(), Deadline::after(20)); };
+    update_to(1, Payload::dense);
+    for (std::uint64_t version = 2; version <= 4; ++version) {
+      update_to(version, Payload::delta);
+      EXPECT_TRUE(scrub());
+    }
+    if (world.rank() == world.size() - 1) {
+      testing_harness::flip(rig.store->pin().slot(), 8 * rig.plan.ranks[0].shards[1].destination_offset);
+      EXPECT_THROW(scrub(), Error);
+    } else {
+      EXPECT_TRUE(scrub());
+    }
+    world.barrier(Deadline::after(20));
+    update_to(5, Payload::dense);
+    EXPECT_TRUE(scrub());
+    update_to(6, Payload::delta);
+    EXPECT_TRUE(scrub());
+  }
+}
+
 std::vector<Case> host_cases() {
   return {{"mpi"}, {"direct"}};
 }
