@@ -67,7 +67,7 @@ WEIGHTCAST_HOST_DEVICE constexpr const DeltaRun& run_of(const DeltaRun* runs, st
 }
 
 /// A change: the unit's number in its block, and its new bits.
-struct DeltaEntry {
+struct alignas(4) DeltaEntry {
   std::uint16_t index = 0, value = 0;
 };
 

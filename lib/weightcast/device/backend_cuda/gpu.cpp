@@ -9,26 +9,13 @@
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
+#include "weightcast/device/backend_cuda/calls.hpp"
 #include "weightcast/device/backend_cuda/kernels.hpp"
 
 namespace weightcast::gpu {
 namespace {
 
-void check(cudaError_t status, const char* call) {
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // a sticky error would be blamed on the next call
-  fail(ExitCode::unavailable, "{}: {} ({})", call, cudaGetErrorString(status), cudaGetErrorName(status));
-}
-
-void use(int gpu) {
-  check(cudaSetDevice(gpu), "cudaSetDevice");
-}
-
 std::atomic<std::uint64_t> allocated{0};
-
-cudaStream_t cuda(const Stream& stream) noexcept {
-  return static_cast<cudaStream_t>(stream.handle());
-}
 
 std::unique_ptr<void, CloseEvent> make_event(int gpu) {
   use(gpu);

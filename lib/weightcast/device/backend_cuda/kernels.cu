@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "weightcast/device/backend_cuda/kernels.hpp"
+#include "weightcast/device/backend_cuda/marks.hpp"
 #include "weightcast/device/digest_keys.hpp"
 
 namespace weightcast::gpu {
@@ -113,21 +114,25 @@ __device__ void copy_run(std::byte* to, const std::byte* from, unsigned size) {
   for (; first + lane < count; first += 4 * warp) copy_vectors<4, false>(out + first, in + first, count - first - lane);
 }
 
+/// Vector i of what floats are rounded to: eight of them.
+template <NarrowFloat to>
+__device__ inline uint4 narrowed(const uint4* floats, unsigned i) {
+  const auto pair = [](std::uint32_t low, std::uint32_t high) {
+    return narrow(to, low) | static_cast<std::uint32_t>(narrow(to, high)) << 16;
+  };
+  const uint4 a = __ldcs(floats + 2 * i), b = __ldcs(floats + 2 * i + 1);
+  return make_uint4(pair(a.x, a.y), pair(a.z, a.w), pair(b.x, b.y), pair(b.z, b.w));
+}
+
 /// A warp rounds one run of floats to `size` bytes, both ends at multiples of 16: eight floats become one vector, and
 /// four such are in flight for each thread.
 template <NarrowFloat to>
 __device__ void narrow_run(std::byte* destination, const std::byte* source, unsigned size) {
   const unsigned lane = threadIdx.x % warp, count = size / 16;
-  const auto pair = [](std::uint32_t low, std::uint32_t high) {
-    return narrow(to, low) | static_cast<std::uint32_t>(narrow(to, high)) << 16;
-  };
   auto* const out = reinterpret_cast<uint4*>(destination);
   const auto* const in = reinterpret_cast<const uint4*>(source);
 #pragma unroll 4
-  for (unsigned i = lane; i < count; i += warp) {
-    const uint4 a = __ldcs(in + 2 * i), b = __ldcs(in + 2 * i + 1);
-    out[i] = make_uint4(pair(a.x, a.y), pair(a.z, a.w), pair(b.x, b.y), pair(b.z, b.w));
-  }
+  for (unsigned i = lane; i < count; i += warp) out[i] = narrowed<to>(in, i);
 }
 
 /// A warp digests one run of bytes, both ends at multiples of 16 in memory and in the parameter. The outer factors of
@@ -164,12 +169,40 @@ __device__ void digest_run(Sums& sums, const std::byte* data, std::uint64_t offs
 /// Where what is digested comes from: it is there, or it is first copied, or rounded, by the warp that digests it.
 enum class From { base, copy, bf16, f16 };
 
-/// `source`: where an offset of zero would lie, in bytes as they were before any rounding.
 template <From from_where>
+constexpr NarrowFloat rounded_to = from_where == From::f16 ? NarrowFloat::f16 : NarrowFloat::bf16;
+
+/// A warp writes one row, and marks what differs from what was there; `unit` is the number of its first unit.
+template <From from_where>
+__device__ void write_row_and_mark(std::byte* to, const std::byte* from, unsigned size, bool aligned,
+                                   std::uint32_t* marks, std::uint64_t unit) {
+  constexpr auto rounded = rounded_to<from_where>;
+  auto* const out = reinterpret_cast<uint4*>(to);
+  const auto* const in = reinterpret_cast<const uint4*>(from);
+  auto* const units = reinterpret_cast<std::uint16_t*>(to);
+  if constexpr (from_where == From::copy) {
+    if (aligned) {
+      write_and_mark<8>(out, size / 16, marks, unit, [in](unsigned i) { return __ldcs(in + i); });
+    } else {
+      write_units_and_mark(units, size / 2, marks, unit, [from](unsigned i) {
+        return static_cast<std::uint16_t>(static_cast<unsigned>(from[2 * i]) | static_cast<unsigned>(from[2 * i + 1])
+                                                                                   << 8);
+      });
+    }
+  } else if (aligned) {
+    write_and_mark<4>(out, size / 16, marks, unit, [in](unsigned i) { return narrowed<rounded>(in, i); });
+  } else {
+    const auto* const floats = reinterpret_cast<const std::uint32_t*>(from);
+    write_units_and_mark(units, size / 2, marks, unit, [floats](unsigned i) { return narrow(rounded, floats[i]); });
+  }
+}
+
+/// `source`: where an offset of zero would lie, in bytes as they were before any rounding.
+template <From from_where, bool marking = false>
 __global__ void __launch_bounds__(256, from_where == From::base ? 1 : 2)
     digest_kernel(const DigestTask* tasks, std::uint64_t count, std::uintptr_t source,
                   std::conditional_t<from_where != From::base, std::byte, const std::byte>* base,
-                  std::uint64_t* results) {
+                  std::uint64_t* results, std::uint32_t* marks) {
   constexpr bool with_source = from_where != From::base, rounds = with_source && from_where != From::copy;
   constexpr unsigned width = rounds ? 2 : 1;  // bytes of the source for each
   __shared__ alignas(16) std::uint32_t keys[2][digest_keys::block_words];
@@ -192,8 +225,11 @@ __global__ void __launch_bounds__(256, from_where == From::base ? 1 : 2)
       if constexpr (with_source) {
         const auto* const from =
             reinterpret_cast<const std::byte*>(source + width * (task.source + row * task.source_pitch));
-        if constexpr (rounds) {
-          constexpr auto to = from_where == From::bf16 ? NarrowFloat::bf16 : NarrowFloat::f16;
+        if constexpr (marking) {
+          write_row_and_mark<from_where>(data, from, task.row_bytes, aligned, marks,
+                                         (task.data + row * task.pitch) / 2);
+        } else if constexpr (rounds) {
+          constexpr auto to = rounded_to<from_where>;
           const auto* const floats = reinterpret_cast<const std::uint32_t*>(from);
           auto* const rounded = reinterpret_cast<std::uint16_t*>(data);
           if (aligned) {
@@ -247,7 +283,7 @@ cudaError_t launch_digest(const DigestTask* tasks, std::uint64_t count, const st
   // All: eight blocks of 256 threads fill a multiprocessor. Half: a block on every second one, 66 of an H100's 132.
   const std::uint64_t most = share == Share::all ? 8 * multiprocessors() : half_of_multiprocessors();
   const auto blocks = static_cast<unsigned>(std::min(count, most));
-  digest_kernel<From::base><<<blocks, 256, 0, stream>>>(tasks, count, 0, base, results);
+  digest_kernel<From::base><<<blocks, 256, 0, stream>>>(tasks, count, 0, base, results, nullptr);
   return cudaGetLastError();
 }
 
@@ -256,12 +292,16 @@ cudaError_t launch_copy_and_digest(const DigestTask* tasks, std::uint64_t count,
   // A block for each task: 16 warps of a multiprocessor with 16 KiB each fit the L2 cache between write and read, and
   // the hardware starts the next block sooner than a loop the next task (1.73 ms for 2.47 GB on an H100, 2.00 so; a
   // copy alone 1.65).
-  const auto kernel = !source.rounding                        ? digest_kernel<From::copy>
-                      : *source.rounding == NarrowFloat::bf16 ? digest_kernel<From::bf16>
-                                                              : digest_kernel<From::f16>;
+  const auto choose = [&](auto copies, auto to_bf16, auto to_f16) {
+    return !source.rounding ? copies : *source.rounding == NarrowFloat::bf16 ? to_bf16 : to_f16;
+  };
+  const auto kernel =
+      source.marks == nullptr
+          ? choose(digest_kernel<From::copy>, digest_kernel<From::bf16>, digest_kernel<From::f16>)
+          : choose(digest_kernel<From::copy, true>, digest_kernel<From::bf16, true>, digest_kernel<From::f16, true>);
   const auto zero = reinterpret_cast<std::uintptr_t>(source.data) - (source.rounding ? 2 : 1) * source.offset;
   const auto blocks = share == Share::all ? count : std::min<std::uint64_t>(count, half_of_multiprocessors());
-  kernel<<<static_cast<unsigned>(blocks), 256, 0, stream>>>(tasks, count, zero, base, results);
+  kernel<<<static_cast<unsigned>(blocks), 256, 0, stream>>>(tasks, count, zero, base, results, source.marks);
   return cudaGetLastError();
 }
 

@@ -4,8 +4,8 @@
 
 #include "weightcast/device/gpu.hpp"
 
-/// The kernels behind copy_strided(), gather(), scatter(), generate(), compare(), digest() and copy_and_digest(). nvcc
-/// cannot read fmt's headers, so errors come back as codes.
+/// The kernels behind copy_strided(), gather(), scatter(), generate(), compare(), digest(), copy_and_digest() and those
+/// for deltas. nvcc cannot read fmt's headers, so errors come back as codes.
 namespace weightcast::gpu {
 
 /// Of the GPU in use: what a grid is sized by. 1 when it cannot be asked: then the launch will say why.
@@ -14,6 +14,10 @@ inline unsigned multiprocessors() noexcept {
   const bool known = cudaGetDevice(&gpu) == cudaSuccess &&
                      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, gpu) == cudaSuccess;
   return known ? static_cast<unsigned>(count) : 1;
+}
+
+constexpr std::uint64_t quotient_up(std::uint64_t amount, std::uint64_t by) noexcept {
+  return (amount + by - 1) / by;
 }
 
 cudaError_t launch_copy(const CopyTask* tasks, std::uint64_t count, const std::byte* source, std::byte* destination,
@@ -38,5 +42,18 @@ cudaError_t launch_digest(const DigestTask* tasks, std::uint64_t count, const st
                           Share share, cudaStream_t stream);
 cudaError_t launch_copy_and_digest(const DigestTask* tasks, std::uint64_t count, const CopySource& source,
                                    std::byte* base, std::uint64_t* results, Share share, cudaStream_t stream);
+
+/// Of at least one unit; of streams of any size.
+cudaError_t launch_mark(const std::byte* before, const std::byte* after, std::uint64_t size_bytes, std::uint32_t* marks,
+                        cudaStream_t stream);
+std::uint64_t scratch_bytes_to_encode(std::uint64_t block_count) noexcept;
+cudaError_t launch_encode(const DeltaRuns& runs, const std::uint32_t* marks, const std::byte* source,
+                          std::uint64_t* starts, DeltaEntry* entries, std::uint64_t capacity, std::byte* scratch,
+                          cudaStream_t stream);
+cudaError_t launch_check_delta(const DeltaRuns& runs, const std::uint64_t* starts, const DeltaEntry* entries,
+                               std::uint64_t capacity, std::uint32_t* bad, cudaStream_t stream);
+/// Of at least one block.
+cudaError_t launch_apply_delta(const DeltaRuns& runs, const std::uint64_t* starts, DeltaEntry* entries, bool swap,
+                               std::byte* slot, std::uint64_t* sums, const std::uint32_t* bad, cudaStream_t stream);
 
 }  // namespace weightcast::gpu
