@@ -4,6 +4,8 @@
 // - What is queued happens only when somebody waits for it, so a missing wait reads old bytes.
 // - Every range is looked up: outside of an allocation or a mapping is the end of the test.
 // WEIGHTCAST_EMULATED_GPUS says how many there are (2).
+#include "harness/emulated_gpu.hpp"
+
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -22,19 +24,22 @@
 #include <vector>
 
 #include "weightcast/core/error.hpp"
-#include "weightcast/device/gpu.hpp"
 #include "weightcast/verify/digest.hpp"
 
 namespace weightcast::gpu {
+
+using emulated::at;
+using emulated::stop;
+
+void emulated::stop(const char* what) {
+  std::fprintf(stderr, "emulated GPU: %s\n", what);
+  std::abort();
+}
+
 namespace {
 
 std::recursive_mutex mutex;  // of all below: what is queued runs in whichever thread waits for it
 std::atomic<std::uint64_t> allocated{0};
-
-[[noreturn]] void stop(const char* what) {
-  std::fprintf(stderr, "emulated GPU: %s\n", what);
-  std::abort();
-}
 
 /// Memory as callers name it, and where it can be read and written.
 struct Block {
@@ -72,11 +77,6 @@ std::map<const std::byte*, Block>::const_iterator block_of(const std::byte* addr
   if (offset > block->second.size_bytes || size_bytes > block->second.size_bytes - offset)
     stop("a range that leaves its device memory");
   return block;
-}
-
-std::byte* at(const std::byte* address, std::uint64_t size_bytes) {
-  const auto block = block_of(address, size_bytes);
-  return block->second.data + (address - block->first);
 }
 
 /// What a stream has been given and nobody has waited for.
@@ -117,6 +117,16 @@ void expect_gpu(int gpu) {
 }
 
 }  // namespace
+
+std::byte* emulated::at(const std::byte* address, std::uint64_t size_bytes) {
+  const std::scoped_lock lock(mutex);
+  const auto block = block_of(address, size_bytes);
+  return block->second.data + (address - block->first);
+}
+
+void emulated::queue(const Stream& stream, std::function<void()> work) {
+  queue_of(stream).add(std::move(work));
+}
 
 std::string cuda_version() {
   return "emulated";
@@ -353,6 +363,7 @@ void queue_digests(const DigestTask* tasks, std::uint64_t count, const CopySourc
       for (std::uint64_t row = 0; row < task.rows; ++row) {
         auto* const data = at(base + task.data + row * task.pitch, task.row_bytes);
         if (source.data != nullptr) {
+          const std::vector before(data, data + task.row_bytes);
           const auto offset = task.source + row * task.source_pitch - source.offset;
           const std::uint64_t width = source.rounding ? 2 : 1;
           const auto* const from = at(source.data + width * offset, width * task.row_bytes);
@@ -361,6 +372,12 @@ void queue_digests(const DigestTask* tasks, std::uint64_t count, const CopySourc
             weightcast::narrow(*source.rounding, data, from, task.row_bytes / 2);
           } else {
             std::memcpy(data, from, task.row_bytes);
+          }
+          if (source.marks != nullptr) {
+            const auto position = task.data + row * task.pitch;
+            if ((reinterpret_cast<std::uintptr_t>(base) | position | task.row_bytes) % 2 != 0)
+              stop("a unit that is not aligned");
+            emulated::mark_units(before, {data, task.row_bytes}, position / 2, source.marks);
           }
         }
         const auto digest = digest_bytes({data, task.row_bytes}, task.offset + row * task.parameter_pitch);

@@ -120,6 +120,7 @@ __device__ inline std::uint32_t marks_of(const std::uint32_t* marks, const Sourc
 
 constexpr unsigned lane_words = block_units / 32 / warp;  // of a block's marks, in each lane
 constexpr unsigned tile_blocks = threads;                 // whose entries are counted by one thread block
+constexpr unsigned tile_threads = 512;
 
 /// starts[b] becomes the number of entries in the tile before block b.
 __global__ void __launch_bounds__(threads)
@@ -148,12 +149,12 @@ __global__ void __launch_bounds__(threads)
 }
 
 /// One thread block: tiles' numbers of entries become those before them, and *end that of all.
-__global__ void __launch_bounds__(1024)
+__global__ void __launch_bounds__(tile_threads)
     tile_kernel(std::uint64_t* tile_starts, std::uint64_t tile_count, std::uint64_t* end) {
-  using Scan = cub::BlockScan<std::uint64_t, 1024>;
+  using Scan = cub::BlockScan<std::uint64_t, tile_threads>;
   __shared__ Scan::TempStorage scan;
   std::uint64_t carry = 0;
-  for (std::uint64_t first = 0; first < tile_count; first += 1024) {
+  for (std::uint64_t first = 0; first < tile_count; first += tile_threads) {
     const std::uint64_t i = first + threadIdx.x;
     std::uint64_t before = 0, total = 0;
     Scan(scan).ExclusiveSum(i < tile_count ? tile_starts[i] : 0, before, total);
@@ -251,7 +252,7 @@ cudaError_t launch_encode(const DeltaRuns& runs, const std::uint32_t* marks, con
   auto* const tile_starts = reinterpret_cast<std::uint64_t*>(scratch);
   const std::uint64_t tiles = quotient_up(runs.block_count, tile_blocks);
   if (tiles > 0) count_kernel<<<static_cast<unsigned>(tiles), threads, 0, stream>>>(runs, marks, starts, tile_starts);
-  tile_kernel<<<1, 1024, 0, stream>>>(tile_starts, tiles, starts + runs.block_count);
+  tile_kernel<<<1, tile_threads, 0, stream>>>(tile_starts, tiles, starts + runs.block_count);
   if (tiles > 0) {
     emit_kernel<<<static_cast<unsigned>(quotient_up(runs.block_count, emit_blocks)), threads, 0, stream>>>(
         runs, marks, reinterpret_cast<const std::uint16_t*>(source), starts, tile_starts,

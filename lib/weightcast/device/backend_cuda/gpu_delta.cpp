@@ -35,6 +35,7 @@ void apply_delta(const DeltaRuns& runs, const std::uint64_t* starts, DeltaEntry*
 }
 
 void copy(std::byte* destination, const std::byte* source, std::uint64_t size_bytes, const Stream& stream) {
+  if (size_bytes == 0) return;
   use(stream.gpu());
   check(cudaMemcpyAsync(destination, source, size_bytes, cudaMemcpyDeviceToDevice, cuda(stream)), "cudaMemcpyAsync");
 }

@@ -44,6 +44,7 @@ __device__ void write_and_mark(uint4* out, unsigned count, std::uint32_t* marks,
   constexpr unsigned warp = 32;
   static_assert(depth % 4 == 0);
   const unsigned lane = threadIdx.x % warp;
+#pragma unroll 1
   for (unsigned first = 0; first < count; first += depth * warp) {
     uint4 made[depth], held[depth];
 #pragma unroll
