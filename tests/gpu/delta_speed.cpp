@@ -26,7 +26,7 @@ constexpr std::uint64_t row_units = 4096;  // of every parameter, so that all bl
 std::vector<DeltaRun> llama_runs(int layers) {
   std::vector<std::uint64_t> rows{128'256};
   for (int layer = 0; layer < layers; ++layer) {
-    for (const std::uint64_t of : {1, 4096, 1024, 1024, 4096, 1, 14'336, 14'336, 14'336}) rows.push_back(of);
+    rows.insert(rows.end(), {1, 4096, 1024, 1024, 4096, 1, 14'336, 14'336, 14'336});
   }
   rows.push_back(1);
   rows.push_back(128'256);

@@ -74,6 +74,7 @@ std::uint64_t encode_scratch_bytes(std::uint64_t block_count) {
 void encode(const DeltaRuns& runs, const std::uint32_t* marks, const std::byte* source, std::uint64_t* starts,
             DeltaEntry* entries, std::uint64_t capacity, std::byte* scratch, const Stream& stream) {
   expect_even(source);
+  if (reinterpret_cast<std::uintptr_t>(scratch) % 8 != 0) stop("scratch memory that is not aligned");
   emulated::queue(stream, [=] {
     // Nobody may count on what is in there afterwards.
     const auto scratch_bytes = encode_scratch_bytes(runs.block_count);
