@@ -176,6 +176,11 @@ struct RandomRows {
   std::uint64_t parameter() const { return rows.offset + rows.rows * rows.parameter_pitch; }
 
   explicit RandomRows(std::mt19937_64& random) : words{random(), random(), random()} {
+    if (random() % 2 == 0) {  // a version that is another one with changes
+      words.chance = random() >> 33;
+      words.flip = random() % 2 == 0 ? 0x0001000100010001 : 0x0000000100000001;
+      words.flip_start = random();
+    }
     const std::uint64_t unit = random() % 2 == 0 ? 16 : 1;
     const auto some = [&](std::uint64_t most) { return unit * (random() % most); };
     const auto row_bytes = unit + some(random() % 4 == 0 ? 40'000 : 40);

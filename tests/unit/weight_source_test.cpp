@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
@@ -70,6 +71,40 @@ TEST(SyntheticSource, GeneratorsMakeTheSameBytes) {
   std::vector<std::byte> zeros(21, std::byte{1});
   generate(WordGenerator{}, 5, zeros);
   EXPECT_EQ(zeros, std::vector<std::byte>(21));
+}
+
+TEST(SyntheticSource, ChangesAShareOfTheElements) {
+  for (const DType dtype : {DType::BF16, DType::F16, DType::F32, DType::F64}) {
+    const Model model = tiny(dtype);
+    const auto width = static_cast<std::size_t>(bits(dtype) / 8);
+    constexpr std::size_t count = 12'800;
+    ASSERT_GE(model.parameters[0].info.elements().value(), count);
+    const auto before = read(*make_synthetic_source(model, 5), 0, 0, count * width);
+    for (const double share : {0.001, 0.02, 0.5, 1.0}) {
+      const auto source = make_synthetic_source(model, 5, share);
+      const auto after = read(*source, 0, 0, count * width);
+      EXPECT_EQ(after, read(*make_synthetic_source(model, 5, share), 0, 0, count * width));
+      for (std::size_t i = 0; i < after.size(); ++i)
+        ASSERT_EQ(static_cast<std::uint8_t>(after[i]), source->generators()[0].byte(i)) << name(dtype) << " " << i;
+      double elements = 0, units = 0;
+      std::array<double, 4> lanes{};
+      for (std::size_t i = 0; i < count; ++i) {
+        const bool changed = !std::equal(&before[i * width], &before[i * width] + width, &after[i * width]);
+        elements += changed ? 1 : 0;
+        lanes[i % 4] += changed ? 1 : 0;
+        for (std::size_t u = 0; u < width / 2; ++u)
+          units +=
+              std::equal(&before[i * width + 2 * u], &before[i * width + 2 * u] + 2, &after[i * width + 2 * u]) ? 0 : 1;
+        ASSERT_TRUE(std::isfinite(to_float(dtype, &after[i * width]).value()));
+      }
+      const double deviation = std::sqrt(count * share * (1 - share));
+      EXPECT_NEAR(elements, count * share, 5 * deviation + 0.5) << name(dtype) << " " << share;
+      for (const double lane : lanes) EXPECT_NEAR(lane, count / 4 * share, 5 * deviation / 2 + 0.5) << name(dtype);
+      EXPECT_EQ(units, elements) << name(dtype);  // of a wider element one half or quarter
+    }
+  }
+  const Model model = tiny();
+  EXPECT_EQ(make_synthetic_source(model, 5, 0.02)->describe(), "synth:5, 2 % changed");
 }
 
 TEST(SyntheticSource, LooksLikeWeightsInEveryFloatType) {

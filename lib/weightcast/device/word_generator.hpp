@@ -12,11 +12,26 @@ namespace weightcast {
 
 /// Makes a parameter's bytes of its words of 64 bits, little-endian, each from its index alone: so any range can be
 /// made alone, anywhere. A word is random bits, some of them kept, and then something added. As it is, all are zero.
+/// In a version that is another one with changes some bits are flipped: of each 16 bits the lowest, at random places.
 struct WordGenerator {
   std::uint64_t start = 0, keep = 0, add = 0;
+  /// Of 2^32 the chances that a bit of `flip` (0, 16, 32 and 48) is flipped, and where that is drawn from. 0: none is.
+  std::uint64_t chance = 0, flip = 0, flip_start = 0;
 
   WEIGHTCAST_HOST_DEVICE constexpr std::uint64_t word(std::uint64_t index) const noexcept {
-    return (splitmix(start + index * splitmix_step) & keep) + add;
+    const std::uint64_t made = (splitmix(start + index * splitmix_step) & keep) + add;
+    return chance == 0 ? made : made ^ flips(index);
+  }
+  /// What the changes flip in a word.
+  WEIGHTCAST_HOST_DEVICE constexpr std::uint64_t flips(std::uint64_t index) const noexcept {
+    const std::uint64_t low = splitmix(flip_start + 2 * index * splitmix_step),
+                        high = splitmix(flip_start + (2 * index + 1) * splitmix_step);
+    return flip & (drawn(low & 0xffffffff) | drawn(low >> 32) << 16 | drawn(high & 0xffffffff) << 32 |
+                   drawn(high >> 32) << 48);
+  }
+  /// 1 if a number of 32 bits says that its bit changes, else 0.
+  WEIGHTCAST_HOST_DEVICE constexpr std::uint64_t drawn(std::uint64_t number) const noexcept {
+    return number < chance ? 1 : 0;
   }
   /// Of the parameter, at that offset.
   WEIGHTCAST_HOST_DEVICE constexpr std::uint8_t byte(std::uint64_t offset) const noexcept {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <utility>
@@ -18,6 +19,15 @@ namespace weightcast {
 namespace {
 
 constexpr std::string_view synthetic_prefix = "synth:";
+
+/// The lowest bit of each element of a word that a change flips: one unit of 16 bits differs then.
+std::uint64_t lowest_bits(DType dtype) noexcept {
+  switch (element_bytes(dtype)) {
+    case 2: return 0x0001000100010001;
+    case 4: return 0x0000000100000001;
+    default: return 1;
+  }
+}
 
 /// Whose words are packed elements: what is kept are the sign, the low exponent bits and the mantissa, what is added
 /// lifts the exponents so that 2^-16 <= |w| < 1 (FP16: 2^-8 <= |w| < 1). The sums never carry into the next element.
@@ -35,19 +45,28 @@ WordGenerator generator_of(const TensorInfo& tensor, std::uint64_t seed) {
 
 class SyntheticSource : public WeightSource {
  public:
-  SyntheticSource(const Model& model, std::uint64_t seed) : seed_(seed) {
+  SyntheticSource(const Model& model, std::uint64_t seed, double changed_share) : seed_(seed), share_(changed_share) {
     generators_.reserve(model.parameters.size());
-    for (const ParameterRule& rule : model.parameters) generators_.push_back(generator_of(rule.info, seed));
+    for (const ParameterRule& rule : model.parameters) {
+      auto& generator = generators_.emplace_back(generator_of(rule.info, seed));
+      if (share_ == 0) continue;
+      generator.chance = static_cast<std::uint64_t>(std::llround(std::ldexp(share_, 32)));
+      generator.flip = lowest_bits(rule.info.dtype);
+      generator.flip_start = splitmix(generator.start);
+    }
   }
 
   void read(std::size_t parameter, std::uint64_t offset, std::span<std::byte> destination) const override {
     generate(generators_[parameter], offset, destination);
   }
-  std::string describe() const override { return fmt::format("synth:{}", seed_); }
+  std::string describe() const override {
+    return share_ == 0 ? fmt::format("synth:{}", seed_) : fmt::format("synth:{}, {:g} % changed", seed_, 100 * share_);
+  }
   std::span<const WordGenerator> generators() const noexcept override { return generators_; }
 
  private:
   std::uint64_t seed_;
+  double share_;
   std::vector<WordGenerator> generators_;
 };
 
@@ -154,8 +173,9 @@ ModelConfig config_of(const Checkpoint& checkpoint, std::vector<std::string>& no
   return load_model_config(path, {dtype_of_weights(checkpoint.tensors()), &notes});
 }
 
-std::unique_ptr<WeightSource> make_synthetic_source(const Model& model, std::uint64_t seed) {
-  return std::make_unique<SyntheticSource>(model, seed);
+std::unique_ptr<WeightSource> make_synthetic_source(const Model& model, std::uint64_t seed, double changed_share) {
+  WEIGHTCAST_EXPECTS(changed_share >= 0 && changed_share <= 1);
+  return std::make_unique<SyntheticSource>(model, seed, changed_share);
 }
 
 std::optional<Checkpoint> open_weights(const std::string& spec) {

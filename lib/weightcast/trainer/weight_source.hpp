@@ -62,8 +62,9 @@ class CheckpointSource final : public WeightSource {
 ModelConfig config_of(const Checkpoint& checkpoint, std::vector<std::string>& notes);
 
 /// Seeded weights: bits that depend on seed, parameter name and element index only, small finite bf16/fp16/fp32 values.
-/// The same seed gives the same weights everywhere, whatever the shard.
-std::unique_ptr<WeightSource> make_synthetic_source(const Model& model, std::uint64_t seed);
+/// The same seed gives the same weights everywhere, whatever the shard. `changed_share`, 0 to 1: the version after it,
+/// in which that share of the elements differ, at places that the seed draws, each in its lowest bit.
+std::unique_ptr<WeightSource> make_synthetic_source(const Model& model, std::uint64_t seed, double changed_share = 0);
 
 /// The checkpoint that "synth", "synth:SEED" or a path names: nothing for made-up weights.
 std::optional<Checkpoint> open_weights(const std::string& spec);
