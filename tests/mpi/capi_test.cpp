@@ -323,9 +323,11 @@ TEST_P(CapiTest, ATrainersTableThatDoesNotFitIsItsOwnAffair) {
 }
 
 TEST_P(CapiTest, OptionsOfEarlierHeadersEndEarlier) {
-  for (const auto size : {offsetof(wc_options, destinations), offsetof(wc_options, trainers)}) {
+  for (const auto size :
+       {offsetof(wc_options, destinations), offsetof(wc_options, trainers), offsetof(wc_options, delta_limit)}) {
     options.size = size;
-    options.trainers = 99;  // behind the end
+    options.delta_limit = 99;
+    options.trainers = size > offsetof(wc_options, trainers) ? 1 : 99;  // behind the end
     ASSERT_EQ(create(), WC_OK) << wc_last_error();
     ASSERT_EQ(is_trainer() ? publish(1, &update) : wc_receive(engine, WC_FOREVER, &update), WC_OK) << wc_last_error();
     wc_trainer_destroy(std::exchange(trainer, nullptr));

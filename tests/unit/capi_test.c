@@ -62,6 +62,11 @@ int main(void) {
   options.method = "sideways";
   EXPECT(WC_USAGE, "method", wc_trainer_create(&options, &trainer));
   options.method = "sharded";
+  options.delta_limit = 1.5;
+  EXPECT(WC_USAGE, "delta_limit", wc_trainer_create(&options, &trainer));
+  options.delta_limit = NAN;
+  EXPECT(WC_USAGE, "delta_limit", wc_engine_create(&options, &engine));
+  options.delta_limit = 0.4;
   EXPECT(WC_CONFIG, "wc_init()", wc_trainer_create(&options, &trainer));
   EXPECT(WC_CONFIG, "wc_init()", wc_engine_create(&options, &engine));
   options.size = offsetof(wc_options, destinations); /* of a program that was compiled before there were any */

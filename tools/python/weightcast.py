@@ -11,6 +11,9 @@ Rank 0 of an MPI communicator is the trainer, every other rank an engine rank; e
         while engine.receive():                                                 # until the trainer leaves
             sample(model)                                                       # with the new weights
 
+With `delta_limit=0.4` in everybody's options only what changed is sent after the first version: a few percent of the weights
+in a step of reinforcement learning.
+
 A trainer of several ranks, such as one of torch's fully_shard (FSDP2), publishes from all of them, each what it has:
 
     trainer = weightcast.Trainer("model/config.json", trainers=R)               # ranks 0 ... R-1
@@ -82,6 +85,11 @@ class Update(NamedTuple):
     vote_s: float
     commit_s: float
     egress_bytes: int     # trainer: what left it
+    payload: str = "dense"     # what was sent: "dense" or "delta"
+    shipped_bytes: int = 0     # trainer: of the delta that left it
+    changed_elements: int = 0  # trainer: units of 16 bits in it
+    diff_s: float = 0.0        # trainer: making the delta, beside what local_s has of it
+    apply_s: float = 0.0       # engine: writing it to its memory, a part of verify_s
 
     @property
     def total_s(self):
@@ -95,7 +103,8 @@ class _Options(ctypes.Structure):
                 ("dp", ctypes.c_uint64), ("slots", ctypes.c_int), ("transport", ctypes.c_char_p),
                 ("method", ctypes.c_char_p), ("timeout_s", ctypes.c_double), ("destinations", ctypes.c_void_p),
                 ("destination_count", ctypes.c_size_t), ("trainers", ctypes.c_uint64),
-                ("source_layout", ctypes.c_char_p), ("sources", ctypes.c_void_p), ("source_count", ctypes.c_size_t)]
+                ("source_layout", ctypes.c_char_p), ("sources", ctypes.c_void_p), ("source_count", ctypes.c_size_t),
+                ("delta_limit", ctypes.c_double)]
 
 
 class _Tensor(ctypes.Structure):
@@ -111,14 +120,16 @@ class _Update(ctypes.Structure):
                 ("digest", ctypes.c_char * 33),
                 *((name, ctypes.c_double) for name in
                   ("local_s", "prepare_s", "stage_s", "verify_s", "vote_s", "commit_s")),
-                ("egress_bytes", ctypes.c_uint64)]
+                ("egress_bytes", ctypes.c_uint64), ("payload", ctypes.c_int), ("shipped_bytes", ctypes.c_uint64),
+                ("changed_elements", ctypes.c_uint64), ("diff_s", ctypes.c_double), ("apply_s", ctypes.c_double)]
 
     def __init__(self):
         super().__init__(ctypes.sizeof(_Update))
 
     def value(self):
         return Update(self.version, self.digest.decode(), self.local_s, self.prepare_s, self.stage_s, self.verify_s,
-                      self.vote_s, self.commit_s, self.egress_bytes)
+                      self.vote_s, self.commit_s, self.egress_bytes, "delta" if self.payload else "dense",
+                      self.shipped_bytes, self.changed_elements, self.diff_s, self.apply_s)
 
 
 def _candidates():
@@ -322,8 +333,8 @@ class _Handle:
     """What trainer and engine have in common: joining, leaving, errors."""
     _kind = ""
 
-    def __init__(self, model, comm, device, tp, dp, slots, transport, method, timeout_s, trainers, destinations=None,
-                 source_layout=None, sources=None):
+    def __init__(self, model, comm, device, tp, dp, slots, transport, method, timeout_s, trainers, delta_limit,
+                 destinations=None, source_layout=None, sources=None):
         from mpi4py import MPI
         library = _library()
         mine, theirs = library.wc_mpi_library().decode(), MPI.Get_library_version().rstrip("\0")
@@ -338,7 +349,7 @@ class _Handle:
         if destinations is not None:
             table = _Table(destinations, write=True)
             options.destinations, options.destination_count = ctypes.addressof(table.entries), table.count
-        options.trainers = trainers
+        options.trainers, options.delta_limit = trainers, delta_limit
         if source_layout is not None:
             options.source_layout = source_layout.encode()
         if sources is not None:
@@ -378,6 +389,10 @@ class Trainer(_Handle):
     "cuda:N", of the same kind on all ranks) before they are sent. `tp` and `dp` shape the engines: by default one
     tensor-parallel engine of all other ranks. `timeout_s` is for each stage of an update. Collective.
 
+    `delta_limit`, the same on all ranks: a version after the first one is sent as what changed in it, where that is at most
+    this share of the bytes (0.4 is a good one; memory for so much is taken on all ranks). What engines hold is the same, and
+    verified. 0: every version is sent whole. Update.payload says what was sent.
+
     With several trainer ranks each makes one, says the same, and publishes what it has. Which of them has what is settled
     here: by default as PyTorch's fully_shard leaves a model over all of them, rank by rank ("fsdp"); `source_layout` names
     another ("whole": rank 0 has everything, "tp"). `sources`, given by all of them, says it by the tensors that each will
@@ -387,9 +402,9 @@ class Trainer(_Handle):
     _kind = "trainer"
 
     def __init__(self, model, comm=None, *, device="cpu", tp=None, dp=1, transport="auto", method="sharded",
-                 timeout_s=60.0, trainers=1, source_layout=None, sources=None):
+                 timeout_s=60.0, trainers=1, source_layout=None, sources=None, delta_limit=0.0):
         self._trainers = trainers
-        super().__init__(model, comm, device, tp, dp, 0, transport, method, timeout_s, trainers,
+        super().__init__(model, comm, device, tp, dp, 0, transport, method, timeout_s, trainers, delta_limit,
                          source_layout=source_layout, sources=sources)
 
     def _destroy(self):
@@ -498,10 +513,10 @@ class Engine(_Handle):
     _kind = "engine"
 
     def __init__(self, model, comm=None, *, destinations=None, device="cpu", tp=None, dp=1, transport="auto",
-                 method="sharded", timeout_s=60.0, trainers=1):
+                 method="sharded", timeout_s=60.0, trainers=1, delta_limit=0.0):
         self._destinations = destinations
         super().__init__(model, comm, device, tp, dp, 2 if destinations is None else 1, transport, method, timeout_s,
-                         trainers, destinations)
+                         trainers, delta_limit, destinations)
 
     def _destroy(self):
         _check(_library().wc_engine_destroy(self._handle))

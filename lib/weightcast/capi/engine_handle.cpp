@@ -43,7 +43,7 @@ namespace {
 Deadline read_wait(double wait_s, const wc_update* update) {
   constexpr double forever_s = 1e9;
   expect_argument(update, "update");
-  expect_size(update->size, sizeof(wc_update), "wc_update");
+  expect_update(update);
   if (std::isnan(wait_s)) fail(ExitCode::usage, "wait_s is not a number");
   return Deadline::after(wait_s < 0 ? forever_s : std::min(wait_s, forever_s));
 }

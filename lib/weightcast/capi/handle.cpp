@@ -15,7 +15,8 @@ bool initialised_here = false;
 
 /// `text` with the names that options of the program have in wc_options.
 std::string in_words_of_c(std::string text) {
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 7> words{{{"--timeout", "timeout_s"},
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 8> words{{{"--timeout", "timeout_s"},
+                                                                                {"--delta-limit", "delta_limit"},
                                                                                 {"--trainers", "trainers"},
                                                                                 {"--transport", "transport"},
                                                                                 {"--commit in-place", "slots = 1"},
@@ -207,20 +208,30 @@ TrainingTensor training_tensor(const ForeignTensor& tensor) {
   return {tensor.info, tensor.data, tensor.placement, tensor.strides_bytes, tensor.offsets, tensor.full_shape};
 }
 
+void expect_update(const wc_update* update) {
+  if (update != nullptr) read_struct(*update, earlier_update_sizes, "wc_update");
+}
+
 void write_update(wc_update* update, const UpdateResult& result, double local_s) {
   if (update == nullptr) return;
-  *update = {.size = sizeof(wc_update),
-             .version = result.version,
-             .closed = 0,
-             .digest = {},
-             .local_s = local_s,
-             .prepare_s = result.prepare_s,
-             .stage_s = result.stage_s,
-             .verify_s = result.verify_s,
-             .vote_s = result.vote_s,
-             .commit_s = result.commit_s,
-             .egress_bytes = result.egress_bytes};
-  if (result.digest) result.digest->hex().copy(update->digest, sizeof update->digest - 1);
+  wc_update written{.size = update->size,
+                    .version = result.version,
+                    .closed = 0,
+                    .digest = {},
+                    .local_s = local_s,
+                    .prepare_s = result.prepare_s,
+                    .stage_s = result.stage_s,
+                    .verify_s = result.verify_s,
+                    .vote_s = result.vote_s,
+                    .commit_s = result.commit_s,
+                    .egress_bytes = result.egress_bytes,
+                    .payload = result.payload == Payload::delta ? WC_DELTA : WC_DENSE,
+                    .shipped_bytes = result.shipped_bytes,
+                    .changed_elements = result.changed_elements,
+                    .diff_s = result.diff_s,
+                    .apply_s = result.apply_s};
+  if (result.digest) result.digest->hex().copy(written.digest, sizeof written.digest - 1);
+  std::memcpy(update, &written, update->size);
 }
 
 }  // namespace weightcast

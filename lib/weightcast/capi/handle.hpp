@@ -47,7 +47,9 @@ Struct read_struct(const Struct& given, std::span<const std::size_t> earlier, st
   return result;
 }
 inline constexpr std::array earlier_tensor_sizes{offsetof(wc_tensor, strides_bytes), offsetof(wc_tensor, offsets)};
-inline constexpr std::array earlier_options_sizes{offsetof(wc_options, destinations), offsetof(wc_options, trainers)};
+inline constexpr std::array earlier_options_sizes{offsetof(wc_options, destinations), offsetof(wc_options, trainers),
+                                                  offsetof(wc_options, delta_limit)};
+inline constexpr std::array earlier_update_sizes{offsetof(wc_update, payload)};
 inline wc_options read_options_struct(const wc_options& given) {
   return read_struct(given, earlier_options_sizes, "wc_options");
 }
@@ -66,7 +68,9 @@ std::vector<ForeignTensor> read_table(const wc_tensor* tensors, std::size_t coun
 /// The same of destinations, which are shards: Error(usage) for those that say where they lie in a parameter.
 std::vector<ForeignTensor> read_destinations(const wc_tensor* tensors, std::size_t count);
 TrainingTensor training_tensor(const ForeignTensor& tensor);
-/// `local_s`: see wc_update. Nothing when `update` is null.
+/// Error(usage) unless write_update() can write what the caller has given; null is fine.
+void expect_update(const wc_update* update);
+/// As much of a result as the caller's struct has room for. `local_s`: see wc_update. Nothing when `update` is null.
 void write_update(wc_update* update, const UpdateResult& result, double local_s);
 
 /// This process in an update group that is being formed: everything that one rank can find out without the others.

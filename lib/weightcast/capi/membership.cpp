@@ -36,6 +36,9 @@ GroupOptions read_options(const wc_options& options) {
   if (options.timeout_s != 0) group.timeout_s = options.timeout_s;
   check(group.timeout_s > 0 && group.timeout_s <= day_s, "timeout_s is not between 0 and a day");
   check(options.slots >= 0 && options.slots <= 2, "slots is not 1 or 2");
+  check(options.delta_limit >= 0 && options.delta_limit <= 1,
+        "delta_limit is not between 0 (everything is always sent) and 1");
+  group.delta_limit = options.delta_limit;
   if (options.transport != nullptr) group.transport = options.transport;
   const std::string_view method = options.method != nullptr ? options.method : "sharded";
   check(method == "sharded" || method == "broadcast", "method is not sharded or broadcast");

@@ -84,7 +84,7 @@ int wc_publish(wc_trainer* trainer, uint64_t version, const wc_tensor* tensors, 
   return guarded(trainer, [&] {
     const Stopwatch watch;
     trainer->prepare([&] {
-      if (update != nullptr) expect_size(update->size, sizeof(wc_update), "wc_update");
+      expect_update(update);
       trainer->expect_next(version);
       std::vector<TrainingTensor> table;
       for (const auto& tensor : read_table(tensors, count)) table.push_back(training_tensor(tensor));
@@ -101,7 +101,7 @@ int wc_update_parameter(wc_trainer* trainer, uint64_t version, const wc_tensor* 
     std::string name;
     trainer->prepare([&] {
       expect_argument(tensor, "tensor");
-      if (update != nullptr) expect_size(update->size, sizeof(wc_update), "wc_update");
+      expect_update(update);
       trainer->expect_next(version);
       name = put_all_of(*trainer, training_tensor(read_tensor(*tensor)));
     });
@@ -145,7 +145,7 @@ int wc_put(wc_trainer* trainer, const wc_tensor* tensor) {
 int wc_commit(wc_trainer* trainer, wc_update* update) {
   return guarded(trainer, [&] {
     trainer->prepare([&] {
-      if (update != nullptr) expect_size(update->size, sizeof(wc_update), "wc_update");
+      expect_update(update);
       if (trainer->open == 0) fail(ExitCode::config, "wc_commit() before wc_begin()");
       expect_complete(*trainer);
     });

@@ -127,13 +127,24 @@ typedef struct {
   const char *source_layout;     /* trainers: see below; NULL: custom with `sources`, else whole for one, fsdp for more */
   const wc_tensor *sources;      /* trainers, custom: the tensors that this rank will publish; their data is not used */
   size_t source_count;           /* how many; with `sources` not NULL 0 says that this rank has nothing */
+  double delta_limit;            /* send what changed where that is at most this share of the bytes, up to 1; 0: never */
 } wc_options;
-#define WC_OPTIONS_INIT {sizeof(wc_options), NULL, "world", 0, WC_HOST, 0, 0, 0, 0, NULL, NULL, 0, NULL, 0, 0, NULL, NULL, 0}
+#define WC_OPTIONS_INIT {sizeof(wc_options), NULL, "world", 0, WC_HOST, 0, 0, 0, 0, NULL, NULL, 0, NULL, 0, 0, NULL, NULL, 0, 0}
 /* Source layouts. "whole": rank 0 has everything. "fsdp": as PyTorch's fully_shard leaves parameters, of n rows each rank
  * has ceil(n/R), the last ones fewer or none; also of norms. "tp": each has what an engine's rank of tp R has, unfused,
  * norms on all. "custom": any rectangles, several of one parameter on a rank, too; what several ranks have must be the
  * same rectangle there, with equal values, and any of them may send it. WC_BAD_DATA on all ranks, when handles are made,
  * listing what no rank has or several have in different ways. */
+
+/* Deltas. With a `delta_limit` a version after the first one is sent as a delta: the 16-bit units that changed since what
+ * engines hold, found while the tensors are brought together. What engines hold afterwards is the same, bit for bit, and
+ * is proven the same way. A version is sent whole, as if there were no limit, when more changed, when an engine does not
+ * hold the version before, or when it goes parameter by parameter (wc_update_parameter()). Memory is taken for it when the
+ * handles are made: on trainers and engines for about that share of the weights (on engines with two slots twice), on
+ * trainers for a bit per unit, too. A step of reinforcement learning changes a few percent; 0.4 is a good limit. */
+
+/* What was sent for a version. */
+enum { WC_DENSE = 0, WC_DELTA = 1 };
 
 /* How an update went. Seconds are those of the calling rank. */
 typedef struct {
@@ -144,8 +155,12 @@ typedef struct {
   double local_s;        /* trainer: bringing the tensors together; engine: copying into the caller's tensors */
   double prepare_s, stage_s, verify_s, vote_s, commit_s; /* the transaction */
   uint64_t egress_bytes; /* trainer: that left this rank */
+  int payload;           /* WC_DENSE, or WC_DELTA; the same on all ranks */
+  uint64_t shipped_bytes, changed_elements; /* trainer: of the delta that left this rank, and units of 16 bits in it */
+  double diff_s;         /* trainer: making the delta, beside what local_s has of it */
+  double apply_s;        /* engine: writing it to its memory, a part of verify_s */
 } wc_update;
-#define WC_UPDATE_INIT {sizeof(wc_update), 0, 0, {0}, 0, 0, 0, 0, 0, 0, 0}
+#define WC_UPDATE_INIT {sizeof(wc_update), 0, 0, {0}, 0, 0, 0, 0, 0, 0, 0, WC_DENSE, 0, 0, 0, 0}
 
 typedef struct wc_trainer wc_trainer; /* rank 0 of a group, or ranks 0 ... trainers - 1 */
 typedef struct wc_engine wc_engine;   /* any other rank */
