@@ -30,15 +30,18 @@ READERS = {"count": COUNT, "reads": COUNT, "mixed": COUNT, "stale": COUNT, "read
            "idle_p50_s": NUMBER, "idle_p99_s": NUMBER, "updating_p50_s": NUMBER, "updating_p99_s": NUMBER,
            "pause_p99_s": NUMBER, "pause_max_s": NUMBER,
            "layers": [{"layer": TEXT, "calls": COUNT, "median_s": NUMBER, "p99_s": NUMBER}]}
+PAYLOAD = {"payload": absent(TEXT_OR_NULL), "shipped_bytes": absent(COUNT), "changed_elements": absent(COUNT),
+           "diff_s": absent(NUMBER), "apply_s": absent(NUMBER)}
 UPDATE = {"id": COUNT, "version": COUNT, "result": TEXT, "total_s": NUMBER, "prepare_s": NUMBER, "stage_s": NUMBER,
           "verify_s": NUMBER, "vote_s": NUMBER, "commit_s": NUMBER, "pause_s": NUMBER, "egress_bytes": COUNT,
-          "staging_bytes": COUNT, "trainer_egress_bytes": absent([COUNT])}
+          "staging_bytes": COUNT, "trainer_egress_bytes": absent([COUNT]), **PAYLOAD}
 ROW = {"model": TEXT, "model_bytes": COUNT, "device": TEXT, "transport": TEXT, "method": TEXT, "granularity": TEXT,
        "tp": COUNT, "dp": COUNT, "verify": TEXT, "cold_s": NUMBER, "median_s": NUMBER, "min_s": NUMBER,
        "max_s": NUMBER, "p99_s": NUMBER, "model_GBps": NUMBER, "egress_bytes": COUNT, "staging_bytes": COUNT,
        "wrong": COUNT, "ceiling_GBps": NUMBER, "ratio_to_ceiling": NUMBER, "group_warmup": absent(bool),
        "trainers": absent(COUNT), "source_layout": absent(TEXT), "trainer_egress_bytes": absent([COUNT]),
-       "layers": absent([LAYER]), "stages": absent([LAYER]), "readers": absent(READERS)}
+       "layers": absent([LAYER]), "stages": absent([LAYER]), "readers": absent(READERS), "delta": absent(TEXT),
+       "changed": absent(NUMBER), "ship_s": absent(NUMBER), **PAYLOAD}
 ALWAYS = {
     "schema": TEXT, "command": TEXT, "ok": bool, "exit_code": COUNT,
     "versions": {"weightcast": TEXT, "mpi": TEXT, "nccl": TEXT, "cuda": TEXT, "hdf5": TEXT},
@@ -125,6 +128,11 @@ def problems_of(report):
         by_trainer = one.get("trainer_egress_bytes")
         if by_trainer and sum(by_trainer) != one["egress_bytes"]:
             problems.append(f"egress_bytes is {one['egress_bytes']}, but by trainer rank {by_trainer}")
+        payload, shipped = one.get("payload"), one.get("shipped_bytes", 0)
+        if payload not in (None, "dense", "delta"):
+            problems.append(f"payload is {payload}")
+        if payload != "delta" and (shipped or one.get("changed_elements", 0)):
+            problems.append(f"{shipped} bytes of a delta, where the payload is {payload}")
     if report["error"] is not None and report["error"]["code"] != report["exit_code"]:
         problems.append("error.code is not exit_code")
     return problems

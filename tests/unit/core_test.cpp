@@ -114,6 +114,16 @@ TEST(ParseDuration, ReadsSecondsMillisecondsAndMinutes) {
   EXPECT_DOUBLE_EQ(parse_duration("1440m"), 86400);
 }
 
+TEST(ParseShare, ReadsFractionsAndPercents) {
+  EXPECT_DOUBLE_EQ(parse_share("0.4"), 0.4);
+  EXPECT_DOUBLE_EQ(parse_share("2%"), 0.02);
+  EXPECT_DOUBLE_EQ(parse_share("0.1%"), 0.001);
+  EXPECT_DOUBLE_EQ(parse_share("1"), 1);
+  EXPECT_DOUBLE_EQ(parse_share("100%"), 1);
+  for (const auto* text : {"", "%", "0", "0%", "1.5", "101%", "-0.1", "nan", "inf", "2 %", "2%%", "x"})
+    EXPECT_EQ(error_of([&] { parse_share(text); }).code(), ExitCode::usage) << text;
+}
+
 TEST(ParseDuration, RefusesEverythingElse) {
   for (const char* text : {"", "s", "ms", "0", "0s", "-1s", "+1s", " 1s", "1 s", "1h", "1S", "nan", "inf", "infinity",
                            "1e400", "86401", "1441m", "1s2"}) {

@@ -16,6 +16,7 @@ namespace weightcast {
 namespace {
 
 using harness::error_of;
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -207,6 +208,29 @@ TEST(UpdateOptions, Defaults) {
   EXPECT_EQ(options.timeout_s, 60);
   EXPECT_TRUE(options.gpus.empty());
   EXPECT_FALSE(options.preflight);
+  EXPECT_EQ(options.delta, DeltaChoice::off);
+  EXPECT_EQ(limit_for(options.delta, options.delta_limit), 0);
+}
+
+TEST(UpdateOptions, Deltas) {
+  const auto options = update({"--initial=a", "--target=b", "--delta=auto"});
+  EXPECT_EQ(limit_for(options.delta, options.delta_limit), 0.4);
+  EXPECT_EQ(update({"--initial=a", "--target=b", "--delta=auto", "--delta-limit=5%"}).delta_limit, 0.05);
+  EXPECT_EQ(update({"--initial=a", "--target=b", "--delta-limit=1"}).delta_limit, 1);
+  for (const auto* bad : {"0", "1.01", "101%", "-1", "", "%", "0.4x", "nan", "4 %", "1e400"}) {
+    const auto error = error_of([&] {
+      update({"--initial=a", "--target=b", "--delta=auto", fmt::format("--delta-limit={}", bad)});
+    });
+    EXPECT_EQ(error.code(), ExitCode::usage) << bad;
+    EXPECT_THAT(error.what(), HasSubstr("--delta-limit")) << bad;
+  }
+  EXPECT_THAT(error_of([&] {
+                update({"--initial=a", "--target=b", "--delta-limit=2"});
+              }).hint(),
+              HasSubstr("at most 1, written like 0.4 or 2%"));
+  const auto choice = error_of([&] { update({"--initial=a", "--target=b", "--delta=versions"}); });
+  EXPECT_EQ(choice.code(), ExitCode::usage);
+  EXPECT_THAT(choice.hint(), AllOf(HasSubstr("off, auto"), Not(HasSubstr("versions"))));
 }
 
 TEST(UpdateOptions, Everything) {
@@ -268,6 +292,22 @@ TEST(BenchOptions, Lists) {
   EXPECT_EQ(options.repeat, 20u);
   EXPECT_EQ(options.warmup, 2u);
   EXPECT_FALSE(options.group_warmup);
+}
+
+TEST(BenchOptions, Deltas) {
+  const auto bench = [](std::vector<std::string> arguments) {
+    arguments.emplace_back("--model=tiny");
+    return parse_bench_options(Options::parse(bench_command(), arguments, {}, known_option_names()));
+  };
+  EXPECT_THAT(bench({}).deltas, ElementsAre(BenchDelta::off));
+  EXPECT_FALSE(bench({}).changed);
+  const auto options = bench({"--delta=off,auto,versions", "--changed=0.1%", "--delta-limit=0.25"});
+  EXPECT_THAT(options.deltas, ElementsAre(BenchDelta::off, BenchDelta::automatic, BenchDelta::versions));
+  EXPECT_DOUBLE_EQ(options.changed.value(), 0.001);
+  EXPECT_EQ(options.delta_limit, 0.25);
+  EXPECT_DOUBLE_EQ(bench({"--changed=0.02"}).changed.value(), bench({"--changed=2%"}).changed.value());
+  EXPECT_EQ(error_of([&] { bench({"--changed=2"}); }).code(), ExitCode::usage);
+  EXPECT_EQ(error_of([&] { bench({"--delta=always"}); }).code(), ExitCode::usage);
 }
 
 TEST(BenchOptions, NoSample) {

@@ -79,6 +79,29 @@ TEST(Report, UpdateFollowsTheSchema) {
                     HasSubstr("\"pause_s\": null"), HasSubstr("\"error\": null"), HasSubstr("\"ok\": true")));
 }
 
+TEST(Report, SaysWhatWasSent) {
+  Report report = sample("update");
+  ReportUpdate update;
+  update.result = "committed";
+  update.sent = {"delta", 3000, 700, 0.125, 0.0625};
+  report.updates = {update, ReportUpdate()};
+  EXPECT_EQ(check("weightcast_report_delta.json", report), 0);
+  EXPECT_THAT(to_json(report), AllOf(HasSubstr("\"payload\": \"delta\""), HasSubstr("\"shipped_bytes\": 3000"),
+                                     HasSubstr("\"changed_elements\": 700"), HasSubstr("\"diff_s\": 0.125"),
+                                     HasSubstr("\"apply_s\": 0.0625"), HasSubstr("\"payload\": null")));
+  report.updates[0].sent.payload = "dense";  // which ships no delta
+  EXPECT_NE(check("weightcast_report_delta.json", report), 0);
+  report = sample("bench");
+  ReportRow row;
+  row.model = "tiny", row.device = "host", row.transport = "mpi", row.method = "sharded", row.granularity = "model";
+  row.verify = "all", row.delta = "versions", row.changed = 0.02, row.ship_s = 0.25;
+  row.sent = {"delta", 3000, 700, 0.125, 0.0625};
+  report.rows.push_back(row);
+  EXPECT_EQ(check("weightcast_report_delta.json", report), 0);
+  EXPECT_THAT(to_json(report), AllOf(HasSubstr("\"delta\": \"versions\""), HasSubstr("\"changed\": 0.02"),
+                                     HasSubstr("\"ship_s\": 0.25"), HasSubstr("\"shipped_bytes\": 3000")));
+}
+
 TEST(Report, AnErrorIsPartOfIt) {
   Report report = sample("update");
   Error error(ExitCode::deadline, "rank 2 did not answer");

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "commands/plain_copies.hpp"
+#include "commands/training_steps.hpp"
 #include "options/bench_options.hpp"
 #include "output/update_table.hpp"
 #include "output/versions.hpp"
@@ -26,6 +27,7 @@ struct Combination {
   Method method;
   Granularity granularity;
   VerifyChoice verify;
+  BenchDelta delta;
 };
 
 /// Everything that the rows of one model share: its weights, loaded once.
@@ -43,9 +45,16 @@ class ModelBench {
     agree(job.world(), "load", job.deadline(), [&] {
       const auto model = build_model(load_model_config(model_name_));
       plan_ = make_plan(model, roster.tp, roster.dp, make_layout(options.source_layout, model, roster.trainers));
-      for (std::uint64_t seed : {2, 1}) sources_.push_back(make_synthetic_source(plan_.model, seed));
+      sources_.push_back(options.changed ? make_synthetic_source(plan_.model, 1, *options.changed)
+                                         : make_synthetic_source(plan_.model, 2));
+      sources_.push_back(make_synthetic_source(plan_.model, 1));
     });
     side_.load({sources_[0].get(), sources_[1].get()}, *sources_[1]);
+    if (std::ranges::find(options.deltas, BenchDelta::automatic) == options.deltas.end()) return;
+    agree(job.world(), "load", job.deadline(), [&] {
+      if (side_.trainer() != nullptr)
+        steps_.emplace(plan_, static_cast<std::size_t>(job.world().rank()), *side_.trainer());
+    });
   }
 
   ReportRow run(const Combination& what) {
@@ -53,6 +62,7 @@ class ModelBench {
                       .method = what.method,
                       .proof = what.verify == VerifyChoice::all ? Proof::digests : Proof::none,
                       .timeout_s = options_.timeout_s,
+                      .delta_limit = limit_for(what.delta, options_.delta_limit),
                       .warm_up = options_.group_warmup},
                      version_);
     auto* const engine = side_.engine();
@@ -69,25 +79,32 @@ class ModelBench {
                   .source_layout = std::string(name_of(options_.source_layout)),
                   .verify = std::string(name_of(what.verify)),
                   .trainer_egress_bytes = {},
+                  .delta = std::string(name_of(what.delta)),
+                  .changed = options_.changed.value_or(1),
+                  .sent = {},
                   .group_warmup = options_.group_warmup,
                   .path = {},
                   .readers = {}};
     auto plain = options_.ceiling ? plain_copies(job_, side_, placement_) : std::vector<double>();
     LayerStudy study(what.granularity == Granularity::model ? 1 : plan_.model.parameters.size());
     const auto first = version_, served = source_index_;
-    std::vector<double> seconds;
+    std::vector<double> seconds, ship_s, diff_s, apply_s;
     std::optional<ReadersSeen> reads;
     while_serving(job_, engine, [&](const Communicator& callers) {
       std::optional<Readers> readers;
       if (engine != nullptr) readers.emplace(*engine, plan_.model, options_.readers);
-      row.cold_s = update(what.granularity, row, callers, readers);
+      row.cold_s = update(what, row, callers, readers).total_s();
       if (engine != nullptr) study.note_cold(*engine);
-      for (std::uint64_t i = 0; i < options_.warmup; ++i) update(what.granularity, row, callers, readers);
+      for (std::uint64_t i = 0; i < options_.warmup; ++i) update(what, row, callers, readers);
       for (std::uint64_t i = 0; i < options_.repeat; ++i) {
         // Two weights over two slots: each slot would always get what it held before. So the weights that are served
         // are sent once more, untimed, before the last update: after that #wrong sees whether bytes still move.
-        if (i + 1 == options_.repeat) update(what.granularity, row, callers, readers, Which::same);
-        seconds.push_back(update(what.granularity, row, callers, readers));
+        if (i + 1 == options_.repeat) update(what, row, callers, readers, Which::same);
+        const auto mine = update(what, row, callers, readers);
+        seconds.push_back(mine.total_s());
+        ship_s.push_back(mine.stage_s);
+        diff_s.push_back(row.sent.diff_s);
+        apply_s.push_back(row.sent.apply_s);
       }
       if (engine != nullptr) study.note_warm(*engine, options_.repeat + 1);
       agree(callers, "readers", job_.deadline(), [&] {
@@ -107,6 +124,9 @@ class ModelBench {
     row.min_s = min(seconds);
     row.max_s = max(seconds);
     row.p99_s = p99(seconds);
+    row.ship_s = median(ship_s);
+    row.sent.diff_s = median(diff_s);
+    row.sent.apply_s = median(apply_s);
     row.model_GBps = static_cast<double>(size_bytes) / row.median_s / 1e9;
     if (options_.ceiling) {  // taken before and after, because machines drift
       const auto after = plain_copies(job_, side_, placement_);
@@ -121,25 +141,26 @@ class ModelBench {
 
  private:
   enum class Which { other, same };
-  /// One update, of the other weights, so that it changes every parameter, or of the same again. Seconds on rank 0,
-  /// from before PREPARE to after COMMIT.
-  double update(Granularity granularity, ReportRow& row, const Communicator& callers, std::optional<Readers>& readers,
-                Which which = Which::other) {
+  /// One update, of the other weights, so that it changes every parameter, or of the same again. As this rank saw it.
+  UpdateResult update(const Combination& what, ReportRow& row, const Communicator& callers,
+                      std::optional<Readers>& readers, Which which = Which::other) {
     job_.stop_if_asked(callers, version_ - 1);
-    callers.barrier(job_.deadline());
     ++version_;
     if (which == Which::other) source_index_ = 1 - source_index_;
+    const bool filled = what.delta == BenchDelta::automatic && steps_;
+    agree(callers, "fill", job_.deadline(), [&](Deadline work) {
+      if (filled) steps_->step(source_index_, work);
+    });
     if (readers) readers->update_begins();
-    const auto result = side_.update(source_index_, version_, granularity);
+    const auto result = side_.update(filled ? steps_->source_index() : source_index_, version_, what.granularity);
     if (readers) readers->update_ended(result);
-    row.egress_bytes = 0;
+    const auto all = side_.results(callers, result);
     row.trainer_egress_bytes.clear();
-    for (const auto& one : side_.trainer_results(callers, result)) {
-      row.trainer_egress_bytes.push_back(one.egress_bytes);
-      row.egress_bytes += one.egress_bytes;
-    }
+    for (const auto& one : all.trainers) row.trainer_egress_bytes.push_back(one.egress_bytes);
+    row.egress_bytes = all.egress_bytes;
     row.staging_bytes = result.staging_bytes;
-    return result.total_s();
+    row.sent = all.sent;
+    return result;
   }
 
   /// Parameters that differ from their source on any rank, summed over the ranks.
@@ -158,7 +179,12 @@ class ModelBench {
   TransferPlan plan_;
   std::vector<std::unique_ptr<WeightSource>> sources_;  // the trainer's source regions 0 and 1; engines start with 1
   Side side_;
+  std::optional<TrainingSteps> steps_;  // of a trainer rank, for BenchDelta::automatic
 };
+
+bool any_delta(const BenchOptions& options) {
+  return std::ranges::any_of(options.deltas, [](BenchDelta delta) { return delta != BenchDelta::off; });
+}
 
 void print_header(const BenchOptions& options, const Roster& roster, MemoryKind memory) {
   fmt::print("# weightcast bench: {}, memory {}; {} updates after {} to warm up\n", describe(roster), name(memory),
@@ -172,21 +198,42 @@ void print_header(const BenchOptions& options, const Roster& roster, MemoryKind 
   }
   fmt::print(
       "# times in ms from before PREPARE to after COMMIT, as rank 0 sees them; GB/s are bytes of the model / median\n");
-  fmt::print("{:<14} {:>9} {:<9} {:<9} {:<9} {:<6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>9} {:>6} {:>8} {:>8}\n",
-             "model", "size", "transport", "method", "unit", "verify", "cold", "median", "min", "max", "p99", "GB/s",
-             "egress", "staging", "#wrong", "ceiling", "ratio");
+  if (options.changed) fmt::print("# versions differ in {:g} % of their elements\n", 100 * *options.changed);
+  if (any_delta(options)) {
+    fmt::print(
+        "# deltas of up to {:g} % of the bytes; the cold update is dense\n"
+        "# delta auto: what changed is found while a source is filled, before each update; versions: between two "
+        "sources, in diff ms\n"
+        "# diff ms are no part of the times; apply ms are\n",
+        100 * options.delta_limit);
+  }
+  fmt::print(
+      "{:<14} {:>9} {:<9} {:<9} {:<9} {:<6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>9} {:>6} {:>8} {:>8}{}\n",
+      "model", "size", "transport", "method", "unit", "verify", "cold", "median", "min", "max", "p99", "GB/s", "egress",
+      "staging", "#wrong", "ceiling", "ratio",
+      any_delta(options) ? fmt::format(" {:>8}{} {:>9}", "delta", payload_titles(), "ship ms") : "");
 }
 
-void print_row(const ReportRow& row) {
+void print_row(const ReportRow& row, const BenchOptions& options) {
   fmt::print(
       "{:<14} {:>9} {:<9} {:<9} {:<9} {:<6} {:>9.3f} {:>9.3f} {:>9.3f} {:>9.3f} {:>9.3f} {:>7.2f} {:>7.4f} {:>9} {:>6} "
-      "{:>8} {:>8}\n",
+      "{:>8} {:>8}{}\n",
       row.model, format_size(row.model_bytes), row.transport, row.method, row.granularity, row.verify, row.cold_s * 1e3,
       row.median_s * 1e3, row.min_s * 1e3, row.max_s * 1e3, row.p99_s * 1e3, row.model_GBps,
       static_cast<double>(row.egress_bytes) / static_cast<double>(row.model_bytes), format_size(row.staging_bytes),
       row.wrong, row.ceiling_GBps > 0 ? fmt::format("{:.2f}", row.ceiling_GBps) : "-",
-      row.ratio_to_ceiling > 0 ? fmt::format("{:.3f}", row.ratio_to_ceiling) : "-");
+      row.ratio_to_ceiling > 0 ? fmt::format("{:.3f}", row.ratio_to_ceiling) : "-",
+      any_delta(options) ? fmt::format(" {:>8}{} {:>9.3f}", row.delta,
+                                       payload_columns(row.sent, row.egress_bytes, row.model_bytes), row.ship_s * 1e3)
+                         : "");
   std::fflush(stdout);
+}
+
+void show(const ReportRow& row, const BenchOptions& options) {
+  print_row(row, options);
+  print_trainer_egress(row.trainer_egress_bytes, row.model_bytes);
+  print_path(row.path);
+  if (row.readers) fmt::print("{}", describe(*row.readers));
 }
 
 void run(const BenchOptions& options, Job& job, Report& report, const EarlyName& json) {
@@ -208,12 +255,10 @@ void run(const BenchOptions& options, Job& job, Report& report, const EarlyName&
           if (transport == TransportChoice::direct && method == Method::broadcast)
             continue;  // engines pull what they need
           for (const auto verify : options.verifies) {
-            report.rows.push_back(bench.run({transport, method, granularity, verify}));
-            if (!job.first()) continue;
-            print_row(report.rows.back());
-            print_trainer_egress(report.rows.back().trainer_egress_bytes, report.rows.back().model_bytes);
-            print_path(report.rows.back().path);
-            if (report.rows.back().readers) fmt::print("{}", describe(*report.rows.back().readers));
+            for (const auto delta : options.deltas) {
+              report.rows.push_back(bench.run({transport, method, granularity, verify, delta}));
+              if (job.first()) show(report.rows.back(), options);
+            }
           }
         }
       }

@@ -122,6 +122,7 @@ class Update {
                        .method = options_.method,
                        .proof = options_.verify == VerifyChoice::all ? Proof::digests : Proof::none,
                        .timeout_s = options_.timeout_s,
+                       .delta_limit = limit_for(options_.delta, options_.delta_limit),
                        .scrub = scrubs()},
                       1);
     if (scrubs()) report_.scrubs.emplace();
@@ -131,7 +132,8 @@ class Update {
     report_.transport = group.transport();
     report_.group = {group.init_s(), group.warmup_s()};
     if (job_.first()) {
-      print_update_header(report_, initial_->describe(), target_->describe(), options_.verify, group.transport_notes());
+      print_update_header(report_, initial_->describe(), target_->describe(), options_.verify, options_.delta,
+                          group.transport_notes());
     }
   }
 
@@ -154,7 +156,7 @@ class Update {
         const auto result = side_->update(i % 2, i + 2, options_.granularity);
         readers->update_ended(result);
         if (i == 0) study_->note_cold(*engine);
-        side_->trainer_results(callers, result);
+        side_->results(callers, result);
       }
       if (scrubs() && (i + 1) % options_.scrub == 0) report_.scrubs->seconds.push_back(side_->scrub(callers));
     }
@@ -189,11 +191,13 @@ class Update {
             .pause_s = options_.commit == CommitMode::swap ? result.commit_s : result.total_s(),
             .egress_bytes = result.egress_bytes,
             .staging_bytes = result.staging_bytes,
-            .trainer_egress_bytes = {}};
+            .trainer_egress_bytes = {},
+            .sent = {}};
   }
 
   UpdateResult update_or_note_failure(std::uint64_t index) {
-    ReportUpdate row{.id = index + 1, .version = index + 2, .result = "aborted", .trainer_egress_bytes = {}};
+    ReportUpdate row{
+        .id = index + 1, .version = index + 2, .result = "aborted", .trainer_egress_bytes = {}, .sent = {}};
     try {
       return side_->update(index % 2, row.version, options_.granularity);
     } catch (const Error& error) {
@@ -207,16 +211,17 @@ class Update {
   void publish(const Communicator& callers, std::uint64_t index) {
     const auto result = update_or_note_failure(index);
     auto row = row_of(index, result);
-    row.egress_bytes = row.staging_bytes = 0;
-    for (const auto& one : side_->trainer_results(callers, result)) {
+    const auto all = side_->results(callers, result);
+    for (const auto& one : all.trainers) {
       trace_.add(row_of(index, one), row.trainer_egress_bytes.size());
       row.trainer_egress_bytes.push_back(one.egress_bytes);
-      row.egress_bytes += one.egress_bytes;
-      row.staging_bytes = std::max(row.staging_bytes, one.staging_bytes);
     }
+    row.egress_bytes = all.egress_bytes;
+    row.staging_bytes = all.staging_bytes;
+    row.sent = all.sent;
     if (result.digest) report_.verify.digest = result.digest->hex();
     report_.updates.push_back(row);
-    if (job_.first()) print_update_row(row, report_.model.bytes);
+    if (job_.first()) print_update_row(row, report_.model.bytes, options_.delta);
   }
 
   bool scrubs() const { return options_.scrub > 0 && options_.verify == VerifyChoice::all; }

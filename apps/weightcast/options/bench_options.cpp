@@ -23,6 +23,9 @@ CommandSpec bench_command() {
                   {"transport", "LIST", "of auto, direct, nccl, mpi", "auto"},
                   {"method", "LIST", "of sharded, broadcast", "sharded"},
                   {"granularity", "LIST", "of model, parameter", "model"},
+                  bench_delta_option(),
+                  delta_limit_option(),
+                  changed_option(),
                   {"repeat", "N", "timed updates of each combination", "20"},
                   {"warmup", "N", "updates before them, not counted", "2"},
                   {"group-warmup", "SWITCH", "on or off: exercise the paths when the group is formed", "on"},
@@ -45,6 +48,9 @@ BenchOptions parse_bench_options(const Options& options) {
   result.transports = options.choices<TransportChoice>("transport");
   result.methods = options.choices<Method>("method");
   result.granularities = options.choices<Granularity>("granularity");
+  result.deltas = options.choices<BenchDelta>("delta");
+  result.delta_limit = options.share("delta-limit");
+  if (options.has("changed")) result.changed = options.share("changed");
   result.repeat = options.number("repeat", 1);
   result.warmup = options.number("warmup");
   result.group_warmup = options.choice<SwitchChoice>("group-warmup") == SwitchChoice::on;

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "options/delta_options.hpp"
 #include "options/job_options.hpp"
 
 namespace weightcast {
@@ -17,6 +18,9 @@ struct BenchOptions : JobOptions {
   std::vector<Granularity> granularities;
   std::vector<VerifyChoice> verifies;  ///< of all and none
   std::uint64_t repeat = 20, warmup = 2;
+  std::vector<BenchDelta> deltas;
+  double delta_limit = 0.4;
+  std::optional<double> changed;  ///< share of the elements in which versions differ; nothing: every byte
   bool ceiling = false;
   bool group_warmup = true;
 };

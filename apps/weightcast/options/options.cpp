@@ -218,6 +218,10 @@ double Options::duration_s(const std::string& name) const {
   return convert<double>(name, text(name), parse_duration);
 }
 
+double Options::share(const std::string& name) const {
+  return convert<double>(name, text(name), parse_share);
+}
+
 std::vector<std::string> Options::list(const std::string& name) const {
   std::vector<std::string> items;
   if (!has(name)) return items;

@@ -64,6 +64,8 @@ class Options {
                        std::uint64_t most = std::numeric_limits<std::uint64_t>::max()) const;
   std::uint64_t size(const std::string& name) const;
   double duration_s(const std::string& name) const;
+  /// More than 0, at most 1.
+  double share(const std::string& name) const;
   /// The items of a comma-separated list, or none. An empty item is an error.
   std::vector<std::string> list(const std::string& name) const;
 

@@ -27,6 +27,8 @@ CommandSpec update_command() {
                   {"method", "NAME", "sharded (each rank gets its part) or broadcast (everybody gets everything)",
                    "sharded"},
                   {"granularity", "UNIT", "model (one transaction) or parameter (one request per parameter)", "model"},
+                  delta_option(),
+                  delta_limit_option(),
                   {"commit", "MODE", "swap (two slots) or in-place (one)", "swap"},
                   {"verify", "EXTENT", "none, sample (twelve parameters, first rows) or all (every byte)", "all"},
                   {"truncate", "ROWS", "rows that --verify sample compares", "10"},
@@ -58,6 +60,8 @@ UpdateOptions parse_update_options(const Options& options) {
   result.transport = options.choice<TransportChoice>("transport");
   result.method = options.choice<Method>("method");
   result.granularity = options.choice<Granularity>("granularity");
+  result.delta = options.choice<DeltaChoice>("delta");
+  result.delta_limit = options.share("delta-limit");
   result.commit = options.choice<CommitMode>("commit");
   result.verify = options.choice<VerifyChoice>("verify");
   result.truncate = options.number("truncate", 1);

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "options/delta_options.hpp"
 #include "options/job_options.hpp"
 
 namespace weightcast {
@@ -17,6 +18,8 @@ struct UpdateOptions : JobOptions {
   TransportChoice transport = TransportChoice::automatic;
   Method method = Method::sharded;
   Granularity granularity = Granularity::model;
+  DeltaChoice delta = DeltaChoice::off;
+  double delta_limit = 0.4;
   CommitMode commit = CommitMode::swap;
   VerifyChoice verify = VerifyChoice::all;
   std::uint64_t truncate = 10, repeat = 1;

@@ -42,6 +42,18 @@ double parse_duration(std::string_view text) {
   return seconds;
 }
 
+double parse_share(std::string_view text) {
+  double value = 0;
+  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const std::string_view unit(end, static_cast<std::size_t>(text.data() + text.size() - end));
+  const double share = unit == "%" ? value / 100 : value;
+  if (status != std::errc() || !(unit.empty() || unit == "%") || !(share > 0 && share <= 1)) {
+    throw Error(ExitCode::usage, fmt::format("'{}' is not a share", printable(text)),
+                "give more than 0 and at most 1, written like 0.4 or 2%");
+  }
+  return share;
+}
+
 std::string format_size(std::uint64_t bytes) {
   static constexpr std::array<const char*, 5> units = {"B", "kB", "MB", "GB", "TB"};
   if (bytes < 1000) return fmt::format("{} B", bytes);

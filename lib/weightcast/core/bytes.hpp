@@ -35,6 +35,9 @@ std::uint64_t parse_size(std::string_view text);
 /// Seconds from "60s", "500ms", "2m", "1.5" (seconds). Error(usage) on anything else, zero or less, or over a day.
 double parse_duration(std::string_view text);
 
+/// A share from "0.4", "2%", "0.1%": more than 0, at most 1. Error(usage) on anything else.
+double parse_share(std::string_view text);
+
 /// "512 B", "2.47 GB", "16.1 GB": decimal units, three significant digits.
 std::string format_size(std::uint64_t bytes);
 

@@ -81,17 +81,34 @@ UpdateResult Side::update(std::size_t source_index, std::uint64_t version, Granu
     call.vote_s += total.vote_s;
     call.commit_s += total.commit_s;
     call.egress_bytes += total.egress_bytes;
+    call.shipped_bytes += total.shipped_bytes;
+    call.changed_elements += total.changed_elements;
+    call.diff_s += total.diff_s;
+    call.apply_s += total.apply_s;
     total = call;
   }
   return total;
 }
 
-std::vector<UpdateResult> Side::trainer_results(const Communicator& callers, const UpdateResult& mine) const {
-  const std::span<const UpdateResult> own(&mine, trainer_ ? 1 : 0);
-  std::vector<UpdateResult> results;
-  for (const auto& theirs : callers.all_gather_values(own, job_->deadline()))
-    results.insert(results.end(), theirs.begin(), theirs.end());
-  return results;
+UpdateResults Side::results(const Communicator& callers, const UpdateResult& mine) const {
+  UpdateResults all;
+  auto& sent = all.sent;
+  sent.diff_s = sent.apply_s = 0;
+  const auto by_rank = callers.all_gather_values(std::span<const UpdateResult>(&mine, 1), job_->deadline());
+  const auto trainers = plan_->roster().trainers;  // the first of the callers
+  for (std::size_t rank = 0; rank < by_rank.size(); ++rank) {
+    const auto& one = by_rank[rank].front();
+    sent.apply_s = std::max(sent.apply_s, one.apply_s);
+    if (rank >= trainers) continue;
+    all.trainers.push_back(one);
+    all.egress_bytes += one.egress_bytes;
+    all.staging_bytes = std::max(all.staging_bytes, one.staging_bytes);
+    sent.shipped_bytes += one.shipped_bytes;
+    sent.changed_elements += one.changed_elements;
+    sent.diff_s = std::max(sent.diff_s, one.diff_s);
+  }
+  sent.payload = mine.payload == Payload::delta ? "delta" : "dense";  // all ranks have decided it together
+  return all;
 }
 
 double Side::scrub(const Communicator& callers) const {

@@ -8,6 +8,7 @@
 #include "weightcast/core/function_ref.hpp"
 #include "weightcast/engine/engine.hpp"
 #include "weightcast/job/job.hpp"
+#include "weightcast/telemetry/report.hpp"
 #include "weightcast/trainer/trainer.hpp"
 #include "weightcast/trainer/weight_source.hpp"
 #include "weightcast/verify/reference_check.hpp"
@@ -16,6 +17,13 @@ namespace weightcast {
 
 /// How one version travels: as one transaction, or, as the seed does it, in one request for each parameter.
 enum class Granularity { model, parameter };
+
+/// One update as its callers saw it.
+struct UpdateResults {
+  std::vector<UpdateResult> trainers;                 ///< by trainer rank
+  std::uint64_t egress_bytes = 0, staging_bytes = 0;  ///< of all of them, and of the one that had most
+  ReportPayload sent;
+};
 
 /// This rank's side of a job: a trainer rank with the weights that it publishes, or a rank of an engine. What the two
 /// do together has one name here.
@@ -41,9 +49,8 @@ class Side {
   /// calls, and the rest is what the last one said. Throws the error of an update that was refused.
   UpdateResult update(std::size_t source_index, std::uint64_t version, Granularity granularity);
 
-  /// What each trainer rank's update() gave, by rank; this one's was `mine`. Collective over the `callers` of
-  /// while_serving().
-  std::vector<UpdateResult> trainer_results(const Communicator& callers, const UpdateResult& mine) const;
+  /// What update() gave to all `callers` of while_serving(); to this one it was `mine`. Collective over them.
+  UpdateResults results(const Communicator& callers, const UpdateResult& mine) const;
 
   /// In while_serving(): every engine scrubs while its readers go on, see Engine::scrub(); the others are told how that
   /// ended. How long it took the slowest engine. Collective over the `callers`; all of them throw Error(mismatch), or

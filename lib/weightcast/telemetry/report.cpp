@@ -1,6 +1,7 @@
 #include "weightcast/telemetry/report.hpp"
 
 #include <nlohmann/json.hpp>
+#include <utility>
 
 namespace weightcast {
 namespace {
@@ -18,20 +19,31 @@ Json to_value(const ReportVersions& v) {
   return {{"weightcast", v.weightcast}, {"mpi", v.mpi}, {"nccl", v.nccl}, {"cuda", v.cuda}, {"hdf5", v.hdf5}};
 }
 
+/// Adds its keys to those of an update or a row.
+Json with_payload(Json json, const ReportPayload& sent) {
+  json["payload"] = text_or_null(sent.payload);
+  json["shipped_bytes"] = sent.shipped_bytes;
+  json["changed_elements"] = sent.changed_elements;
+  json["diff_s"] = sent.diff_s;
+  json["apply_s"] = sent.apply_s;
+  return json;
+}
+
 Json to_value(const ReportUpdate& u) {
-  return {{"id", u.id},
-          {"version", u.version},
-          {"result", u.result},
-          {"total_s", u.total_s},
-          {"prepare_s", u.prepare_s},
-          {"stage_s", u.stage_s},
-          {"verify_s", u.verify_s},
-          {"vote_s", u.vote_s},
-          {"commit_s", u.commit_s},
-          {"pause_s", u.pause_s},
-          {"egress_bytes", u.egress_bytes},
-          {"staging_bytes", u.staging_bytes},
-          {"trainer_egress_bytes", u.trainer_egress_bytes}};
+  Json update = {{"id", u.id},
+                 {"version", u.version},
+                 {"result", u.result},
+                 {"total_s", u.total_s},
+                 {"prepare_s", u.prepare_s},
+                 {"stage_s", u.stage_s},
+                 {"verify_s", u.verify_s},
+                 {"vote_s", u.vote_s},
+                 {"commit_s", u.commit_s},
+                 {"pause_s", u.pause_s},
+                 {"egress_bytes", u.egress_bytes},
+                 {"staging_bytes", u.staging_bytes},
+                 {"trainer_egress_bytes", u.trainer_egress_bytes}};
+  return with_payload(std::move(update), u.sent);
 }
 
 Json to_value(const ReportSummary& s) {
@@ -103,10 +115,14 @@ Json to_value(const ReportRow& r) {
               {"egress_bytes", r.egress_bytes},
               {"staging_bytes", r.staging_bytes},
               {"trainer_egress_bytes", r.trainer_egress_bytes},
+              {"delta", r.delta},
+              {"changed", r.changed},
+              {"ship_s", r.ship_s},
               {"wrong", r.wrong},
               {"ceiling_GBps", r.ceiling_GBps},
               {"ratio_to_ceiling", r.ratio_to_ceiling},
               {"group_warmup", r.group_warmup}};
+  row = with_payload(std::move(row), r.sent);
   if (!r.path.layers.empty()) {
     row["layers"] = to_array(r.path.layers);
     row["stages"] = to_array(r.path.stages);

@@ -18,6 +18,13 @@ struct ReportVersions {
   std::string weightcast, mpi, nccl, cuda, hdf5;
 };
 
+/// What was sent for a version, and what that took beside the stages.
+struct ReportPayload {
+  std::string payload;                                    ///< "dense", "delta"; empty (null) of an update that failed
+  std::uint64_t shipped_bytes = 0, changed_elements = 0;  ///< of all trainer ranks; 0 of a dense one
+  double diff_s = unknown, apply_s = unknown;             ///< of the slowest rank
+};
+
 struct ReportUpdate {
   std::uint64_t id = 0, version = 0;
   std::string result;  ///< "committed", "aborted", "unchanged", "dirty"
@@ -25,6 +32,7 @@ struct ReportUpdate {
   double commit_s = unknown, pause_s = unknown;
   std::uint64_t egress_bytes = 0, staging_bytes = 0;
   std::vector<std::uint64_t> trainer_egress_bytes;  ///< of each trainer rank; egress_bytes in all
+  ReportPayload sent = {};                          ///< its keys stand among the others
 };
 
 struct ReportSummary {
@@ -99,6 +107,10 @@ struct ReportRow {
   double cold_s = unknown, median_s = unknown, min_s = unknown, max_s = unknown, p99_s = unknown, model_GBps = unknown;
   std::uint64_t egress_bytes = 0, staging_bytes = 0, wrong = 0;
   std::vector<std::uint64_t> trainer_egress_bytes;  ///< of each trainer rank; egress_bytes in all
+  std::string delta;                                ///< what was asked for: "off", "auto", "versions"
+  double changed = 1;                               ///< share of the elements in which the versions differ
+  ReportPayload sent = {};  ///< its keys stand among the others: of the last update, seconds the medians of all
+  double ship_s = unknown;  ///< median of the stage in which bytes move
   double ceiling_GBps = unknown, ratio_to_ceiling = unknown;
   bool group_warmup = true;
   ReportPath path;  ///< in granularity parameter
