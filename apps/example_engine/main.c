@@ -54,6 +54,7 @@ int main(int argc, char** argv) {
     return argc == 2 ? 0 : WC_USAGE;
   }
   options.model = argv[1];
+  options.delta_limit = 0.4; /* as the trainers beside it have it */
   if (argc == 3) {
     options.memory = WC_CUDA;
     options.device = atoi(argv[2]);
@@ -76,7 +77,8 @@ int main(int argc, char** argv) {
       MPI_Abort(MPI_COMM_WORLD, WC_MISMATCH);
     }
     if (rank == 1) {
-      printf("engine: version %llu served in %.1f ms, verified: %s\n", (unsigned long long)update.version,
+      printf("engine: version %llu (%s) served in %.1f ms, verified: %s\n", (unsigned long long)update.version,
+             update.payload == WC_DELTA ? "delta" : "dense",
              1e3 * (update.prepare_s + update.stage_s + update.verify_s + update.vote_s + update.commit_s), digest);
       fflush(stdout);
       /* For the trainer's table: when it was served. */

@@ -6,7 +6,9 @@
 
 #include "adamw.hpp"
 #include "commands/commands.hpp"
+#include "options/delta_options.hpp"
 #include "options/job_options.hpp"
+#include "weightcast/core/bytes.hpp"
 #include "weightcast/engine/engine.hpp"
 #include "weightcast/job/error_block.hpp"
 #include "weightcast/job/job.hpp"
@@ -21,14 +23,16 @@ namespace {
 
 /// The training side, rank 0.
 void train(Trainer& trainer, std::size_t weights, AdamW& optimiser, std::uint64_t steps) {
-  fmt::print("{:>5} {:>9} {:>8} {:>10}  {}\n", "step", "changed", "fill ms", "update ms", "digest");
+  fmt::print("{:>5} {:>9} {:>15} {:>8} {:>10}  {}\n", "step", "changed", "sent", "fill ms", "update ms", "digest");
   for (std::uint64_t step = 1; step <= steps; ++step) {
     const double changed = optimiser.step();
     const Stopwatch watch;
     trainer.fill(weights, optimiser.tensors());  // rounds the fp32 masters to what is sent
     const double fill_s = watch.elapsed_s();
     const auto update = trainer.update_weights(weights, step);  // every engine rank serves them, or none
-    fmt::print("{:>5} {:>8.2f}% {:>8.2f} {:>10.2f}  {}\n", update.version, 100 * changed, 1e3 * fill_s,
+    const bool delta = update.payload == Payload::delta;        // what changed, once there is something that it changes
+    fmt::print("{:>5} {:>8.2f}% {:>15} {:>8.2f} {:>10.2f}  {}\n", update.version, 100 * changed,
+               fmt::format("{} {}", delta ? "delta" : "dense", format_size(update.egress_bytes)), 1e3 * fill_s,
                1e3 * update.total_s(), update.digest->hex());
   }
 }
@@ -71,6 +75,7 @@ CommandSpec command() {
                       {"tp", "N", "tensor-parallel ranks of each engine; default: all but the trainer"},
                       {"dp", "N", "engine replicas", "1"},
                       {"device", "KIND", "where the weights are: auto, host or cuda", "auto"},
+                      delta_limit_option(),
                       {"timeout", "TIME", "of each stage of an update", "60s"}},
           .parallel = true,
           .program = ""};
@@ -90,16 +95,17 @@ int run(const Options& options) {
       plan = make_plan(build_model(load_model_config(model)), roster.tp, roster.dp);
     });
     const auto placement = choose_placement(job.world(), plan.roster(), wanted, job.deadline());
+    const GroupOptions group{.timeout_s = wanted.timeout_s, .delta_limit = options.share("delta-limit")};
     Side side(job, plan, placement);
     side.create();
     if (side.trainer() != nullptr) {
       AdamW optimiser(plan.model, placement);
       const auto weights = side.trainer()->reserve();
-      side.form_group({.timeout_s = wanted.timeout_s}, 0);
+      side.form_group(group, 0);
       while_serving(job, nullptr, [&](const Communicator&) { train(*side.trainer(), weights, optimiser, steps); });
       check(side, job, &optimiser);
     } else {
-      side.form_group({.timeout_s = wanted.timeout_s}, 0);
+      side.form_group(group, 0);
       while_serving(job, side.engine(), [&](const Communicator&) { serve(*side.engine(), steps); });
       check(side, job, nullptr);
     }

@@ -2,7 +2,7 @@
 """A trainer of several ranks in PyTorch: fine-tunes a checkpoint under FSDP2 (fully_shard) and publishes after every step.
 
 Its ranks are the first of an MPI job; the others are engines of any kind. Each rank publishes the pieces that it has, where
-they are: nothing is gathered. Masters are fp32, and rounded on their way.
+they are: nothing is gathered. Masters are fp32, and rounded on their way. After the first version only what changed is sent.
 
     mpirun -n 2 python3 -m mpi4py fsdp_trainer.py demo-model --trainers 2 : \\
       -n 1 python3 -m mpi4py torch_engine.py demo-model --trainers 2
@@ -83,10 +83,12 @@ def main():
     tokens = torch.tensor(Words(options.model).encode(TEXT), device=device)
     tokens = tokens.tensor_split(options.trainers)[COMM.rank][None]  # each rank reads a part of the text
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate)
+    elements = sum(parameter.numel() for parameter in model.parameters())
 
-    with weightcast.Trainer(options.model, device=device, trainers=options.trainers) as trainer:
+    with weightcast.Trainer(options.model, device=device, trainers=options.trainers, delta_limit=0.4) as trainer:
         if COMM.rank == 0:
-            print(f"{'step':>5} {'loss':>8} {'fill ms':>8} {'update ms':>10} {'served after ms':>16}  digest", flush=True)
+            print(f"{'step':>5} {'loss':>8} {'changed':>8} {'sent':>15} {'fill ms':>8} {'update ms':>10} "
+                  f"{'served after ms':>16}  digest", flush=True)
         for step in range(1, options.steps + 1):
             loss = model(input_ids=tokens, labels=tokens).loss
             loss.backward()
@@ -95,10 +97,14 @@ def main():
             dist.all_reduce(loss := loss.detach() / options.trainers)
             begin = time.monotonic()
             update = trainer.publish(step, model.state_dict())
+            sent = torch.tensor([update.changed_elements, update.egress_bytes], dtype=torch.int64, device=device)
+            dist.all_reduce(sent)  # over the trainer ranks
+            changed = f"{100 * sent[0].item() / elements:.2f}%" if update.payload == "delta" else "-"
             if COMM.rank == 0:
                 served = array.array("d", [0])
                 COMM.Recv([served, MPI.DOUBLE], source=options.trainers, tag=1)  # one host, one clock
-                print(f"{step:>5} {loss.item():>8.4f} {1e3 * update.local_s:>8.1f} "
+                print(f"{step:>5} {loss.item():>8.4f} {changed:>8} "
+                      f"{f'{update.payload} {sent[1].item() / 1e6:.1f} MB':>15} {1e3 * update.local_s:>8.1f} "
                       f"{1e3 * (update.total_s - update.local_s):>10.1f} {1e3 * (served[0] - begin):>16.1f}  {update.digest}",
                       flush=True)
             if options.prove and (difference := prove(model, options.trainers)) != 0:

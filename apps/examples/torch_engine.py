@@ -46,7 +46,7 @@ def main():
 
     old = logits(model)
     with weightcast.Engine(options.model, destinations=model.state_dict(), device=options.device,
-                           trainers=options.trainers) as engine:
+                           trainers=options.trainers, delta_limit=0.4) as engine:  # as the trainers say
         while update := engine.receive():
             COMM.Send([array.array("d", [time.monotonic()]), MPI.DOUBLE], dest=0, tag=1)
             if tied and model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr():
@@ -62,7 +62,7 @@ def main():
             with torch.no_grad():
                 text = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=options.tokens,
                                       do_sample=False)[0]
-            print(f"engine: version {update.version}, {verdict}: {words.decode(text)!r}", flush=True)
+            print(f"engine: version {update.version}, {update.payload}, {verdict}: {words.decode(text)!r}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A trainer in PyTorch: fine-tunes a checkpoint on a short text and publishes the weights after every step.
 
-It is rank 0 of an MPI job; all other ranks are engines of any kind. Masters are fp32, and rounded on their way.
+It is rank 0 of an MPI job; all other ranks are engines of any kind. Masters are fp32, and rounded on their way. After the
+first version only what changed is sent.
 
     mpirun -n 1 python3 -m mpi4py torch_trainer.py demo-model : -n 1 python3 -m mpi4py torch_engine.py demo-model
 """
@@ -63,9 +64,9 @@ def main():
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate)
     before = rounded(model)
 
-    with weightcast.Trainer(options.model, device=options.device) as trainer:
-        print(f"{'step':>5} {'loss':>8} {'changed':>8} {'fill ms':>8} {'update ms':>10} {'served after ms':>16}  digest",
-              flush=True)
+    with weightcast.Trainer(options.model, device=options.device, delta_limit=0.4) as trainer:
+        print(f"{'step':>5} {'loss':>8} {'changed':>8} {'sent':>15} {'fill ms':>8} {'update ms':>10} "
+              f"{'served after ms':>16}  digest", flush=True)
         for step in range(1, options.steps + 1):
             with torch.autocast(options.device.partition(":")[0], torch.bfloat16, enabled=options.bf16):
                 loss = model(tokens, labels=tokens).loss
@@ -77,7 +78,8 @@ def main():
             COMM.Recv([served, MPI.DOUBLE], source=1, tag=1)  # when the first engine rank had it; one host, one clock
             optimizer.zero_grad()
             after = rounded(model)
-            print(f"{step:>5} {loss.item():>8.4f} {100 * changed(before, after):>7.2f}% {1e3 * update.local_s:>8.1f} "
+            print(f"{step:>5} {loss.item():>8.4f} {100 * changed(before, after):>7.2f}% "
+                  f"{f'{update.payload} {update.egress_bytes / 1e6:.1f} MB':>15} {1e3 * update.local_s:>8.1f} "
                   f"{1e3 * (update.total_s - update.local_s):>10.1f} {1e3 * (served[0] - begin):>16.1f}  {update.digest}",
                   flush=True)
             before = after
