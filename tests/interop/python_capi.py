@@ -144,6 +144,29 @@ def pieces():
         assert end.commit().version == 5
 
 
+def deltas():
+    """After the first version what changed is sent, and all of it is there."""
+    expected = {name: to_bf16(values) for name, values in masters(1).items()}
+    with join("tiny", delta_limit=0.4) as end:
+        for version in (1, 2, 3):
+            if version > 1:
+                for values in expected.values():
+                    values.reshape(-1)[version::100] ^= 1
+            if TRAINER:
+                update = end.publish(version, {name: (values, "BF16") for name, values in expected.items()})
+                changed = sum(values.reshape(-1)[version::100].size for values in expected.values())
+            else:
+                update = end.receive()
+                assert update.digest == end.digest()
+                with end.serving() as weights:
+                    name = "model.norm.weight"
+                    assert np.array_equal(weights[name].numpy().view(np.uint16), expected[name])
+            assert update.payload == ("dense" if version == 1 else "delta"), (version, update)
+            if TRAINER and version > 1:  # what every rank holds is sent to each
+                assert changed <= update.changed_elements <= TP * changed and update.shipped_bytes >= 4 * changed
+    refuses(weightcast.Code.USAGE, "delta_limit is not between 0", lambda: join("tiny", delta_limit=1.5))
+
+
 def refusals():
     """Of one rank alone: the others notice nothing."""
     usage, name = weightcast.Code.USAGE, "model.norm.weight"
@@ -172,4 +195,4 @@ def refusals():
         refuses(usage, "read-only", lambda: weightcast._Table({name: frozen}, write=True))
 
 
-run(engines_own_memory, the_seeds_verbs, destinations, pieces, refusals)
+run(engines_own_memory, the_seeds_verbs, destinations, pieces, deltas, refusals)
