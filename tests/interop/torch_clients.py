@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The PyTorch examples as they are, with a small random Llama: loss falls, every update arrives, logits are those of a
-fresh load to the last bit. Exit code 77: this Python lacks a package.
+fresh load to the last bit, whether all was sent or what changed. Exit code 77: this Python lacks a package.
 
 usage: python3 torch_clients.py MPIEXEC EXAMPLE_ENGINE
 """
@@ -26,6 +26,7 @@ sys.path.insert(0, str(EXAMPLES))
 from demo_text import SPACE, TEXT  # noqa: E402
 
 STEPS = 4
+LARGE, SMALL = "3e-3", "1e-6"  # learning rates: steps that change nearly everything, and a few percent
 
 
 def make_model(folder):
@@ -41,10 +42,10 @@ def make_model(folder):
     transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 
-def run(trainer, *engine, ranks=1):
+def run(rate, trainer, *engine, ranks=1):
     program = "torch_trainer.py" if ranks == 1 else "fsdp_trainer.py"
     command = [sys.argv[1], "--oversubscribe", "-n", str(ranks), sys.executable, "-m", "mpi4py", f"{EXAMPLES}/{program}",
-               *trainer, "--steps", str(STEPS), "--learning-rate", "3e-3", ":", *engine]
+               *trainer, "--steps", str(STEPS), "--learning-rate", rate, ":", *engine]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
     print(result.stdout)
     assert result.returncode == 0, result.returncode
@@ -53,19 +54,21 @@ def run(trainer, *engine, ranks=1):
     losses, digests = [float(row[1]) for row in rows], [row[2] for row in rows]
     assert losses[-1] < losses[0], losses
     assert len(set(digests)) == STEPS, digests
+    payloads = re.findall(r"^ +\d+ +\d+\.\d+ .* (dense|delta) \d", result.stdout, re.MULTILINE)
+    assert payloads == ["dense"] + ["delta" if rate == SMALL else "dense"] * (STEPS - 1), payloads
     return result.stdout, digests
 
 
 with tempfile.TemporaryDirectory() as folder:
     make_model(pathlib.Path(folder))
-    output, digests = run([folder, "--prove"], "-n", "1", sys.executable, "-m", "mpi4py", f"{EXAMPLES}/torch_engine.py",
+    output, digests = run(LARGE, [folder, "--prove"], "-n", "1", sys.executable, "-m", "mpi4py", f"{EXAMPLES}/torch_engine.py",
                           folder, "--prove", "--tokens", "2")
     for version in range(1, STEPS + 1):
         assert re.search(rf"version {version}, (?:dense|delta), .*max difference from a fresh load 0:", output), version
-    output, digests = run([folder, "--trainers", "2", "--prove"], "-n", "1", sys.executable, "-m", "mpi4py",
+    output, digests = run(SMALL, [folder, "--trainers", "2", "--prove"], "-n", "1", sys.executable, "-m", "mpi4py",
                           f"{EXAMPLES}/torch_engine.py", folder, "--trainers", "2", "--prove", "--tokens", "2", ranks=2)
     for version in range(1, STEPS + 1):
         assert re.search(rf"version {version}, (?:dense|delta), .*max difference from a fresh load 0:", output), version
-    output, digests = run([folder], "-n", "2", sys.argv[2], folder)
+    output, digests = run(SMALL, [folder], "-n", "2", sys.argv[2], folder)
     for version, digest in enumerate(digests, 1):
         assert re.search(rf"version {version} \((?:dense|delta)\) served in .* verified: {digest}", output), version

@@ -23,7 +23,6 @@ Manifest make_manifest(const TransferPlan& plan, const GroupOptions& options) {
                        {"trainers", std::to_string(plan.sources.ranks.size())},
                        {"transport", options.transport},
                        {"method", std::string(name(options.method))},
-                       {"delta", fmt::format("{}", options.delta_limit)},
                        {"proof", options.proof == Proof::digests ? "digests" : "none"},
                        {"scrub", options.scrub ? "on" : "off"},
                        {"delta_limit", fmt::format("{}", options.delta_limit)},
