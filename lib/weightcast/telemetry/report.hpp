@@ -22,7 +22,7 @@ struct ReportVersions {
 struct ReportPayload {
   std::string payload;                                    ///< "dense", "delta"; empty (null) of an update that failed
   std::uint64_t shipped_bytes = 0, changed_elements = 0;  ///< of all trainer ranks; 0 of a dense one
-  double diff_s = unknown, apply_s = unknown;             ///< of the slowest rank
+  double diff_s = unknown, apply_s = unknown;             ///< of the slowest trainer rank, first rank of an engine
 };
 
 struct ReportUpdate {
