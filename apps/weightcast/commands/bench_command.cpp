@@ -203,8 +203,8 @@ void print_header(const BenchOptions& options, const Roster& roster, MemoryKind 
     fmt::print(
         "# deltas of up to {:g} % of the bytes; the cold update is dense\n"
         "# delta auto: what changed is found while a source is filled, before each update; versions: between two "
-        "sources, in diff ms\n"
-        "# diff ms are no part of the times; apply ms are\n",
+        "sources\n"
+        "# diff ms, in which versions find that, and both make the delta, are no part of the times; apply ms are\n",
         100 * options.delta_limit);
   }
   fmt::print(
