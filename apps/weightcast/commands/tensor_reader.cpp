@@ -5,6 +5,8 @@
 #include <numeric>
 #include <utility>
 
+#include "commands/named_weights.hpp"
+
 namespace weightcast {
 namespace {
 
@@ -21,6 +23,7 @@ TensorReader::TensorReader(const std::string& path, std::vector<std::string> ign
   if (std::filesystem::is_regular_file(path, unreadable) && looks_like_hdf5(path)) {
     snapshot_.emplace(Snapshot::open(path));
     tensors_.assign(snapshot_->tensors().begin(), snapshot_->tensors().end());
+    notes_ = notes_of(*snapshot_);
     return;
   }
   checkpoint_.emplace(Checkpoint::open(path));
@@ -95,10 +98,7 @@ void TensorReader::read(std::size_t index, std::uint64_t offset, std::span<std::
 }
 
 void TensorReader::read_stored(std::size_t index, std::uint64_t offset, std::span<std::byte> destination) const {
-  if (snapshot_) {
-    const std::scoped_lock lock(hdf5_);
-    return snapshot_->read(index, offset, destination);
-  }
+  if (snapshot_) return snapshot_->read(index, offset, destination);
   if (!source_) return checkpoint_->read(places_[index], offset, destination);
   const auto tensor = static_cast<std::size_t>(source_->match().tensor_index[places_[index]]);
   source_->checkpoint().read(tensor, offset, destination);

@@ -3,7 +3,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -57,7 +56,6 @@ class TensorReader {
   std::unique_ptr<CheckpointSource> source_;  // matched
   std::vector<TensorInfo> tensors_;
   std::vector<std::size_t> places_;  // of each: the parameter, or the tensor of checkpoint_
-  mutable std::mutex hdf5_;          // the HDF5 library takes one caller at a time
 };
 
 }  // namespace weightcast

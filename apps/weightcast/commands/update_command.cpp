@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "commands/named_weights.hpp"
 #include "commands/preflight.hpp"
 #include "commands/replica_digests.hpp"
 #include "commands/sample.hpp"
@@ -91,22 +92,19 @@ class Update {
 
   void load() {
     agree(job_.world(), "load", job_.deadline(), [&] {
-      auto initial = open_weights(options_.initial), target = open_weights(options_.target);
-      const auto& named = target ? target : initial;
+      NamedWeights initial(options_.initial), target(options_.target);
       std::vector<std::string> notes;
-      const auto config = !options_.model ? config_of(*named, notes)
-                          : named ? load_model_config(*options_.model, {dtype_of_weights(named->tensors()), &notes})
-                                  : load_model_config(*options_.model);
-      const auto model = build_model(config);
+      const auto model = build_model(config_of(initial, target, options_.model, notes));
       plan_ = make_plan(model, roster_.tp, roster_.dp, make_layout(options_.source_layout, model, roster_.trainers));
-      initial_ = make_source(plan_.model, options_.initial, std::move(initial), options_.ignore);
-      target_ = make_source(plan_.model, options_.target, std::move(target), options_.ignore);
+      initial_ = std::move(initial).source(plan_.model, options_.ignore);
+      target_ = std::move(target).source(plan_.model, options_.ignore);
       for (const auto* source : {initial_.get(), target_.get()}) {
         const auto more = source->notes();
         notes.insert(notes.end(), more.begin(), more.end());
       }
       report_.notes = std::move(notes);
     });
+    check_claims(job_, plan_.model, {initial_.get(), target_.get()});
     const auto& model = plan_.model;
     study_.emplace(options_.granularity == Granularity::model ? 1 : model.parameters.size());
     report_.model = {std::string(name(model.config.family)), model.parameters.size(), model.size_bytes()};

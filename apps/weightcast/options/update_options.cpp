@@ -11,7 +11,7 @@ CommandSpec update_command() {
           "The first ranks are the trainer, rank 0 alone by default; trainers + tp x dp ranks in all.\n"
           "All engines switch, verified, or none.",
       .options = {{"initial", "WEIGHTS",
-                   "what the engines start with: a checkpoint, or synth:SEED for made-up weights"},
+                   "what the engines start with: a checkpoint, an HDF5 snapshot, or synth:SEED for made-up weights"},
                   {"target", "WEIGHTS", "what the trainer publishes"},
                   {"model", "SHAPE", "named shape or config.json; needed when both weights are made up"},
                   ignore_option(),

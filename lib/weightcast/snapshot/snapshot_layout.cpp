@@ -32,10 +32,6 @@ void add_attribute(hid_t object, const char* name, hid_t type, const void* value
   check_hdf5(H5Awrite(attribute.get(), type, value), ExitCode::io_error, fmt::format("write the attribute {}", name));
 }
 
-void add_text(hid_t object, const char* name, const std::string& text) {
-  add_attribute(object, name, hdf5_text_type(text.size()).get(), text.data());
-}
-
 void set_text(hid_t object, const char* name, const std::string& text) {
   const Hdf5Id attribute = own_hdf5(H5Aopen(object, name, H5P_DEFAULT), ExitCode::io_error, "open an attribute");
   const Hdf5Id type = hdf5_text_type(text.size());
@@ -47,15 +43,6 @@ Hdf5Id make_space(const std::vector<Integer>& shape) {
   const std::vector<hsize_t> extents(shape.begin(), shape.end());
   return own_hdf5(H5Screate_simple(static_cast<int>(extents.size()), extents.data(), nullptr), internal,
                   "make a dataspace");
-}
-
-void create_dataset(hid_t file, hid_t properties, const TensorInfo& info) {
-  const Hdf5Id type = hdf5_type(info.dtype), space = make_space(info.shape);
-  const Hdf5Id dataset = own_hdf5(
-      H5Dcreate2(file, dataset_name(info).c_str(), type.get(), space.get(), H5P_DEFAULT, properties, H5P_DEFAULT),
-      ExitCode::io_error, fmt::format("make the dataset {}", info.name));
-  add_text(dataset.get(), "dtype", std::string(name(info.dtype)));
-  add_text(dataset.get(), "digest", std::string(digest_digits, '0'));
 }
 
 class UserBlockHandler : public JsonHandler {
@@ -79,8 +66,9 @@ class UserBlockHandler : public JsonHandler {
 
 }  // namespace
 
-std::string make_user_block(const SnapshotInfo& info) {
-  const nlohmann::json json = {{"schema", user_block_schema}, {"version", info.version}, {"settings", info.settings}};
+std::string make_user_block(const SnapshotInfo& info, std::optional<std::uint64_t> base_version) {
+  nlohmann::json json = {{"schema", user_block_schema}, {"version", info.version}, {"settings", info.settings}};
+  if (base_version) json["base_version"] = *base_version;
   std::string text = json.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
   if (text.size() >= user_block_bytes)
     fail(ExitCode::config, "the settings of a snapshot take {} bytes, at most {} fit", text.size(),
@@ -98,38 +86,73 @@ std::uint64_t parse_user_block(std::string_view text, const std::string& path) {
   return *handler.version;
 }
 
+std::uint64_t most_bytes_of(std::uint64_t data_bytes) noexcept {
+  return round_up(data_bytes, align_to_bytes) + align_to_bytes;
+}
+
+std::uint64_t most_bytes_of_empty() noexcept {
+  return user_block_bytes + 4 * metadata_block_bytes;
+}
+
 std::uint64_t most_bytes(const Model& model) {
-  std::uint64_t bytes = user_block_bytes + 4 * metadata_block_bytes;
-  for (const ParameterRule& rule : model.parameters) {
-    bytes += round_up(rule.info.size_bytes().value(), align_to_bytes) + align_to_bytes + rule.info.name.size();
-  }
+  std::uint64_t bytes = most_bytes_of_empty();
+  for (const ParameterRule& rule : model.parameters)
+    bytes += most_bytes_of(rule.info.size_bytes().value()) + rule.info.name.size();
   return bytes;
 }
 
-Hdf5Id create(const std::string& file_name, const Model& model, const std::string& path) {
+Hdf5Id create_file(const std::string& file_name, const char* format, const ModelConfig& config,
+                   const std::string& path) {
   const Hdf5Id creation = own_hdf5(H5Pcreate(H5P_FILE_CREATE), internal, "make properties");
   const Hdf5Id access = lock_free_access();
-  const Hdf5Id contents = own_hdf5(H5Pcreate(H5P_DATASET_CREATE), internal, "make properties");
   for (const herr_t status :
        {H5Pset_userblock(creation.get(), user_block_bytes), H5Pset_obj_track_times(creation.get(), false),
         H5Pset_libver_bounds(access.get(), H5F_LIBVER_V18, H5F_LIBVER_V18),
         H5Pset_alignment(access.get(), align_from_bytes, align_to_bytes),
-        H5Pset_meta_block_size(access.get(), metadata_block_bytes), H5Pset_layout(contents.get(), H5D_CONTIGUOUS),
-        H5Pset_alloc_time(contents.get(), H5D_ALLOC_TIME_EARLY), H5Pset_fill_time(contents.get(), H5D_FILL_TIME_NEVER),
-        H5Pset_obj_track_times(contents.get(), false)}) {
+        H5Pset_meta_block_size(access.get(), metadata_block_bytes)}) {
     check_hdf5(status, internal, "set properties");
   }
   Hdf5Id file = own_hdf5(H5Fcreate(file_name.c_str(), H5F_ACC_TRUNC, creation.get(), access.get()),
                          ExitCode::cant_create, fmt::format("create {}", path));
-  add_text(file.get(), "format", format_name);
+  add_text(file.get(), "format", format);
   add_attribute(file.get(), "format_version", H5T_NATIVE_UINT32, &format_version);
-  add_text(file.get(), "config", to_config_json(model.config));
+  add_text(file.get(), "config", to_config_json(config));
+  return file;
+}
+
+Hdf5Id create_group(hid_t place, const std::string& name) {
+  const Hdf5Id properties = own_hdf5(H5Pcreate(H5P_GROUP_CREATE), internal, "make properties");
+  check_hdf5(H5Pset_obj_track_times(properties.get(), false), internal, "set properties");
+  return own_hdf5(H5Gcreate2(place, name.c_str(), H5P_DEFAULT, properties.get(), H5P_DEFAULT), ExitCode::io_error,
+                  fmt::format("make the group {}", name));
+}
+
+Hdf5Id create_dataset(hid_t place, const std::string& name, hid_t type, const std::vector<std::uint64_t>& shape) {
+  const Hdf5Id contents = own_hdf5(H5Pcreate(H5P_DATASET_CREATE), internal, "make properties");
+  for (const herr_t status :
+       {H5Pset_layout(contents.get(), H5D_CONTIGUOUS), H5Pset_alloc_time(contents.get(), H5D_ALLOC_TIME_EARLY),
+        H5Pset_fill_time(contents.get(), H5D_FILL_TIME_NEVER), H5Pset_obj_track_times(contents.get(), false)}) {
+    check_hdf5(status, internal, "set properties");
+  }
+  const Hdf5Id space = make_space(shape);
+  return own_hdf5(H5Dcreate2(place, name.c_str(), type, space.get(), H5P_DEFAULT, contents.get(), H5P_DEFAULT),
+                  ExitCode::io_error, fmt::format("make the dataset {}", name));
+}
+
+void add_text(hid_t object, const char* name, const std::string& text) {
+  add_attribute(object, name, hdf5_text_type(text.size()).get(), text.data());
+}
+
+Hdf5Id create(const std::string& file_name, const Model& model, const std::string& path) {
+  Hdf5Id file = create_file(file_name, format_name, model.config, path);
   add_text(file.get(), "digest", std::string(digest_digits, '0'));
-  const Hdf5Id group_properties = own_hdf5(H5Pcreate(H5P_GROUP_CREATE), internal, "make properties");
-  check_hdf5(H5Pset_obj_track_times(group_properties.get(), false), internal, "set properties");
-  own_hdf5(H5Gcreate2(file.get(), "/parameters", H5P_DEFAULT, group_properties.get(), H5P_DEFAULT), ExitCode::io_error,
-           "make a group");
-  for (const ParameterRule& rule : model.parameters) create_dataset(file.get(), contents.get(), rule.info);
+  const Hdf5Id parameters = create_group(file.get(), "parameters");
+  for (const ParameterRule& rule : model.parameters) {
+    const Hdf5Id dataset =
+        create_dataset(parameters.get(), rule.info.name, hdf5_type(rule.info.dtype).get(), rule.info.shape);
+    add_text(dataset.get(), "dtype", std::string(name(rule.info.dtype)));
+    add_text(dataset.get(), "digest", std::string(digest_digits, '0'));
+  }
   return file;
 }
 
@@ -171,6 +194,23 @@ void write(hid_t file, const TensorInfo& info, const Slice& slice, const std::by
     const Hdf5Id memory = make_space(count);
     check_hdf5(H5Dwrite(dataset.get(), type.get(), memory.get(), space.get(), H5P_DEFAULT, data + done * row_bytes),
                ExitCode::io_error, fmt::format("write {}", info.name));
+  }
+}
+
+void write_row(hid_t file, const std::string& name, hid_t type, std::uint64_t first, std::uint64_t count,
+               const void* data) {
+  const Hdf5Id dataset =
+      own_hdf5(H5Dopen2(file, name.c_str(), H5P_DEFAULT), ExitCode::io_error, fmt::format("open {}", name));
+  const std::uint64_t width = H5Tget_size(type), step = write_limit_bytes / width;
+  for (std::uint64_t done = 0; done < count; done += step) {
+    const hsize_t start = first + done, some = std::min(step, count - done);
+    const Hdf5Id space = own_hdf5(H5Dget_space(dataset.get()), ExitCode::io_error, "read a dataspace");
+    check_hdf5(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, &start, nullptr, &some, nullptr), internal,
+               "select a row");
+    const Hdf5Id memory = make_space(std::vector<std::uint64_t>{some});
+    check_hdf5(H5Dwrite(dataset.get(), type, memory.get(), space.get(), H5P_DEFAULT,
+                        static_cast<const std::byte*>(data) + done * width),
+               ExitCode::io_error, fmt::format("write {}", name));
   }
 }
 

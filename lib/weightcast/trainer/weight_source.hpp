@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "weightcast/checkpoint/checkpoint.hpp"
+#include "weightcast/core/digest.hpp"
 #include "weightcast/device/word_generator.hpp"
 #include "weightcast/model/match_checkpoint.hpp"
 
@@ -24,6 +25,8 @@ class WeightSource {
   virtual std::string describe() const = 0;
   /// What people should know of how these weights were read, a line each: what was left out, renamed, rounded.
   virtual std::vector<std::string> notes() const { return {}; }
+  /// The digest that each parameter must have; empty where nobody says. read() does not look at it.
+  virtual std::span<const Digest> claimed_digests() const noexcept { return {}; }
   /// What makes each parameter where it is needed, GPUs included: the same bytes as read() has. Empty unless these
   /// weights are made up.
   virtual std::span<const WordGenerator> generators() const noexcept { return {}; }
