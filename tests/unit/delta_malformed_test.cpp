@@ -36,7 +36,7 @@ class Id {
 class MalformedDeltaTest : public DeltaTest {
  protected:
   MalformedDeltaTest() {
-    for (const std::size_t element : {0, 7, 8, 4095, 4096, 4999}) after_[1][4 * element] ^= std::byte{1};
+    for (const std::size_t element : {0UL, 7UL, 8UL, 4095UL, 4096UL, 4999UL}) after_[1][4 * element] ^= std::byte{1};
     after_[0].assign(after_[0].size(), std::byte{5});
     write_whole("0.h5", model_, before_);
     write_delta("1.h5", "0.h5", model_, after_);
@@ -219,6 +219,14 @@ TEST_F(MalformedDeltaTest, ABaseIsAPlainNameInTheSameFolder) {
     EXPECT_THAT(refused(set_text("/", "base", name)), HasSubstr("not the plain name of a file")) << name;
   EXPECT_THAT(refused(set_text("/", "base", path("0.h5"))), HasSubstr("not the plain name"));
   EXPECT_THAT(refused(set_text("/", "base", std::string("0.h5\0x", 6))), HasSubstr("not the plain name"));
+  EXPECT_THAT(refused(set_text("/", "base", "\x1b[2J")), HasSubstr("'\\x1b[2J' is not the plain name"));
+  EXPECT_THAT(refused(set_text("/", "base", std::string(256, 'a'))), HasSubstr("not the plain name"));
+}
+
+TEST_F(MalformedDeltaTest, NoDeltaNotesANameThatIsRefused) {
+  fs::copy_file(path("0.h5"), path("a\nb.h5"));
+  EXPECT_EQ(error_of([&] { write_delta("2.h5", "a\nb.h5", model_, after_); }).code(), ExitCode::usage);
+  EXPECT_FALSE(fs::exists(path("2.h5")));
 }
 
 TEST_F(MalformedDeltaTest, BasesThatAreMissingOrWrong) {

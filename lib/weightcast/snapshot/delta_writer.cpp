@@ -63,7 +63,10 @@ std::string base_name(const OutputName& name, const Snapshot& base) {
   std::error_code unreadable;
   const auto folder = fs::absolute(name.path()).parent_path();
   for (const fs::path& path : {fs::canonical(base.path(), unreadable), fs::absolute(base.path())}) {
-    if (fs::equivalent(path.parent_path(), folder, unreadable)) return path.filename();
+    if (!fs::equivalent(path.parent_path(), folder, unreadable)) continue;
+    if (snapshot_layout::plain_file_name(path.filename())) return path.filename();
+    fail(ExitCode::usage, "a delta cannot note the name of its base {}: it has control characters",
+         printable(base.path()));
   }
   throw Error(ExitCode::usage,
               fmt::format("the base {} is not in the folder of {}", printable(base.path()), printable(name.path())),

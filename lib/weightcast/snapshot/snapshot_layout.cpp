@@ -66,6 +66,12 @@ class UserBlockHandler : public JsonHandler {
 
 }  // namespace
 
+bool plain_file_name(const std::string& name) {
+  constexpr std::size_t longest = 255;
+  return !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos &&
+         name.size() <= longest && printable(name, longest) == name;
+}
+
 std::string make_user_block(const SnapshotInfo& info, std::optional<std::uint64_t> base_version) {
   nlohmann::json json = {{"schema", user_block_schema}, {"version", info.version}, {"settings", info.settings}};
   if (base_version) json["base_version"] = *base_version;

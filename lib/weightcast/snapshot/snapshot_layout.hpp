@@ -21,6 +21,8 @@ inline constexpr char format_name[] = "weightcast.snapshot", delta_format_name[]
                       user_block_schema[] = "weightcast.snapshot/1";
 inline constexpr std::size_t digest_digits = 32;
 
+/// Whether this can be the name of a base: of a file in the same folder, at most 255 bytes, without control characters.
+bool plain_file_name(const std::string& name);
 /// The user block, exactly user_block_bytes long; `base_version`: of a delta. Error(config) when the settings do not
 /// fit.
 std::string make_user_block(const SnapshotInfo& info, std::optional<std::uint64_t> base_version = {});

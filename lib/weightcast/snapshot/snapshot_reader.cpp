@@ -68,9 +68,7 @@ void check_set(const std::string& path, std::span<const TensorInfo> tensors, std
 
 /// Where the base of a delta is: beside it. A name that leads anywhere else is refused.
 std::string base_path(const std::string& delta, const std::string& base) {
-  const bool plain = !base.empty() && base != "." && base != ".." &&
-                     base.find_first_of(std::string_view("/\0", 2)) == std::string::npos;
-  if (!plain) {
+  if (!snapshot_layout::plain_file_name(base)) {
     fail(ExitCode::bad_data, "{}: its base '{}' is not the plain name of a file in its folder", delta, printable(base));
   }
   return std::filesystem::path(delta).replace_filename(base);
