@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Versions on disk as deltas: `weightcast snapshot --delta`, and everything that reads a snapshot, given a chain of them.
 
-usage: cli_deltas.py PROGRAM MPIEXEC [unittest arguments]
+usage: cli_snapshot_delta.py PROGRAM MPIEXEC [unittest arguments]
 """
 
 import json
