@@ -50,7 +50,9 @@ class DeltaReceiver {
 };
 
 /// `parameter_count`: of the model. Error(unavailable) when memory is short.
-std::unique_ptr<DeltaReceiver> make_delta_receiver(const DeltaPlan& plan, std::size_t tp_rank, std::size_t inbox_count,
-                                                   Placement placement, std::size_t parameter_count);
+std::unique_ptr<DeltaReceiver> make_host_delta_receiver(const DeltaPlan& plan, std::size_t tp_rank,
+                                                        std::size_t inbox_count, std::size_t parameter_count);
+std::unique_ptr<DeltaReceiver> make_gpu_delta_receiver(const DeltaPlan& plan, std::size_t tp_rank,
+                                                       std::size_t inbox_count, int gpu, std::size_t parameter_count);
 
 }  // namespace weightcast

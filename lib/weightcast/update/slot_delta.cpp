@@ -14,7 +14,10 @@ Error damaged(std::string_view which) {
 
 SlotDelta::SlotDelta(const DeltaPlan& plan, ParameterStore& store, std::size_t tp_rank, Placement placement,
                      std::size_t parameter_count, bool shared)
-    : store_(&store), receiver_(make_delta_receiver(plan, tp_rank, store.slots().size(), placement, parameter_count)) {
+    : store_(&store),
+      receiver_(placement.kind == MemoryKind::host
+                    ? make_host_delta_receiver(plan, tp_rank, store.slots().size(), parameter_count)
+                    : make_gpu_delta_receiver(plan, tp_rank, store.slots().size(), placement.gpu, parameter_count)) {
   endpoints_.sinks = receiver_->inboxes();
   if (shared) endpoints_.shared_sinks = receiver_->share();
 }
