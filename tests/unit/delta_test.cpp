@@ -27,7 +27,7 @@ struct Made {
   std::vector<DeltaEntry> entries;
 
   Made(std::vector<DeltaRun> of, const std::vector<std::byte>& before, const std::vector<std::byte>& after)
-      : runs(std::move(of)), marks(before.size() / 64 + 4) {
+      : runs(std::move(of)), marks(before.size() / 64 + 5) {
     mark_changes(before.data(), after.data(), 0, before.size() / 2, marks.data());
     for (const auto& run : runs) {
       for (std::uint64_t i = 0; i < run.block_count(); ++i) {

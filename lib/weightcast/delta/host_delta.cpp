@@ -1,6 +1,7 @@
 #include "weightcast/delta/host_delta.hpp"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <bit>
 #include <cstring>
@@ -76,56 +77,54 @@ MarkWords best_mark_words() noexcept {
   return mark_words_portable;
 }
 
-/// Bits [first, first + count) of the marks, at most 32.
-std::uint32_t bits_at(const std::uint32_t* marks, std::uint64_t first, std::uint64_t count) noexcept {
-  const auto word = first / word_units, shift = first % word_units;
-  std::uint64_t bits = marks[word] >> shift;
-  if (shift + count > word_units) bits |= std::uint64_t{marks[word + 1]} << (word_units - shift);
-  return static_cast<std::uint32_t>(bits & ((std::uint64_t{1} << count) - 1));
+/// Bits [first, first + count) of the marks, at most 64.
+std::uint64_t bits_at(const std::uint32_t* marks, std::uint64_t first, std::uint64_t count) noexcept {
+  const auto* const words = marks + first / word_units;
+  const auto shift = first % word_units;
+  std::uint64_t bits;
+  std::memcpy(&bits, words, sizeof(bits));
+  if (shift != 0) bits = bits >> shift | static_cast<std::uint64_t>(words[2]) << (64 - shift);
+  return count == 64 ? bits : bits & ((std::uint64_t{1} << count) - 1);
 }
 
-/// Calls take(index of the first, bits) for the units of a block, up to 32 at a time.
+/// Calls take(index of the first, bits) for the units of a block, up to 64 at a time, none of which go on in another
+/// row.
 template <typename Take>
 void for_each_word(const DeltaRun& run, const DeltaBlock& block, const std::uint32_t* marks, const Take& take) {
   std::uint64_t index = 0;
   for (std::uint64_t row = 0; row < block.rows; ++row) {
     const auto first = (run.source + block.place(row * block.row_units, run.source_pitch)) / delta_unit_bytes;
-    for (std::uint64_t i = 0; i < block.row_units; i += word_units) {
-      const auto count = std::min(word_units, block.row_units - i);
-      take(index + i, bits_at(marks, first + i, count));
+    for (std::uint64_t i = 0; i < block.row_units; i += 64) {
+      const auto bits = bits_at(marks, first + i, std::min<std::uint64_t>(64, block.row_units - i));
+      take(index + i, bits);
     }
     index += block.row_units;
   }
 }
 
-/// Sums up the digests of changes to one parameter.
-class ChangeDigest {
+/// Digests of changes within a run of bytes of a parameter, at most a block of them. No branch depends on where they
+/// are: where changes are many, that is half of the time.
+class ChangeDigests {
  public:
-  void add(std::uint64_t offset, std::uint16_t before, std::uint16_t after) noexcept {
-    using namespace digest_keys;
-    const std::uint64_t word = offset / 4, block = word / block_words, j = word % block_words;
-    if (block != block_) {
-      settle();
-      block_ = block;
+  /// The run begins there, at an even offset.
+  ChangeDigests(std::uint64_t offset, std::uint64_t units) noexcept : first_(offset / 2 % block_half_words) {
+    const auto first = offset / 2 / block_half_words, last = (offset / 2 + units - 1) / block_half_words;
+    for (auto block = first; block <= last; ++block) {
+      factors_[block - first] = {digest_keys::block_factor(0, block), digest_keys::block_factor(1, block)};
     }
-    const auto difference = (std::uint64_t{after} - before) << (8 * (offset % 4));
-    inner_.first += key_table.lane[0][j] * difference;
-    inner_.second += key_table.lane[1][j] * difference;
   }
-  Digest take() noexcept {
-    settle();
-    return std::exchange(total_, {});
+  Digest of(std::uint64_t index, std::uint16_t before, std::uint16_t after) const noexcept {
+    const auto at = first_ + index, j = at % block_half_words / 2;
+    const auto difference = (std::uint64_t{after} - before) << (16 * (at % 2));
+    const auto& factor = factors_[at / block_half_words];
+    return {factor.first * (digest_keys::key_table.lane[0][j] * difference),
+            factor.second * (digest_keys::key_table.lane[1][j] * difference)};
   }
 
  private:
-  void settle() noexcept {
-    if (inner_ == Digest{}) return;
-    total_.first += digest_keys::block_factor(0, block_) * inner_.first;
-    total_.second += digest_keys::block_factor(1, block_) * inner_.second;
-    inner_ = {};
-  }
-  std::uint64_t block_ = 0;
-  Digest inner_, total_;  // inner: of that digest block, without its factor
+  static constexpr std::uint64_t block_half_words = 2 * digest_keys::block_words;
+  std::uint64_t first_;                                            // half-word of the first digest block
+  Digest factors_[delta_block_units / block_half_words + 1] = {};  // of the digest blocks that the run meets
 };
 
 }  // namespace
@@ -157,7 +156,7 @@ void mark_changes(const std::byte* before, const std::byte* after, std::uint64_t
 std::uint64_t count_marked(const DeltaRun& run, std::uint64_t block, const std::uint32_t* marks) noexcept {
   std::uint64_t count = 0;
   for_each_word(run, block_of(run, block), marks,
-                [&](std::uint64_t, std::uint32_t bits) { count += static_cast<unsigned>(std::popcount(bits)); });
+                [&](std::uint64_t, std::uint64_t bits) { count += static_cast<unsigned>(std::popcount(bits)); });
   return count;
 }
 
@@ -165,14 +164,27 @@ void encode_block(const DeltaRun& run, std::uint64_t block, const std::uint32_t*
                   DeltaEntry* entries) noexcept {
   const auto where = block_of(run, block);
   const auto* const from = source + run.source;
-  for_each_word(run, where, marks, [&](std::uint64_t first, std::uint32_t bits) {
-    if (bits == 0) return;
-    const auto* const row = from + where.place(first, run.source_pitch);  // one: words do not go on in the next
-    for (; bits != 0; bits &= bits - 1) {
-      const auto i = static_cast<unsigned>(std::countr_zero(bits));
-      *entries++ = {static_cast<std::uint16_t>(first + i), load_unit(row + delta_unit_bytes * i)};
-    }
+  // First which, and their bytes are let come, then what. Most words have a mark or none, and which is chance: so the
+  // first is written as if it were there.
+  std::array<std::uint16_t, delta_block_units + 1> indices;
+  std::size_t count = 0;
+  for_each_word(run, where, marks, [&](std::uint64_t first, std::uint64_t bits) {
+    const auto* const row = from + where.place(first, run.source_pitch);
+    do {
+      const auto i = static_cast<unsigned>(std::countr_zero(bits | std::uint64_t{bits == 0}));
+      indices[count] = static_cast<std::uint16_t>(first + i);
+      __builtin_prefetch(row + delta_unit_bytes * i);
+      count += bits != 0;
+      bits &= bits - 1;
+    } while (bits != 0);
   });
+  const bool one_run = where.rows == 1 || run.source_pitch == where.row_units * delta_unit_bytes;
+  const auto* const begin = from + where.place(0, run.source_pitch);
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto* const unit =
+        one_run ? begin + delta_unit_bytes * indices[i] : from + where.place(indices[i], run.source_pitch);
+    entries[i] = {indices[i], load_unit(unit)};
+  }
 }
 
 bool good_blocks(const StreamView& stream, std::uint64_t first, std::uint64_t last) noexcept {
@@ -191,27 +203,72 @@ bool good_blocks(const StreamView& stream, std::uint64_t first, std::uint64_t la
   return true;
 }
 
+namespace {
+
+/// The entries of the next block, whose bytes are let come one by one: without, each waits for its own.
+class Ahead {
+ public:
+  Ahead(const StreamView& stream, const DeltaRun& run, std::uint64_t b, const std::byte* slot) noexcept {
+    const auto block = block_of(run, b);
+    if (block.rows > 1 && run.slot_pitch != run.row_units * delta_unit_bytes) return;  // they are no run of bytes
+    to_ = slot + run.slot + block.place(0, run.slot_pitch);
+    next_ = stream.entries + stream.starts[b];
+    end_ = stream.entries + stream.starts[b + 1];
+  }
+  Ahead() = default;
+  void fetch() noexcept {
+    if (next_ != end_) __builtin_prefetch(to_ + delta_unit_bytes * next_++->index);
+  }
+
+ private:
+  const std::byte* to_ = nullptr;
+  const DeltaEntry *next_ = nullptr, *end_ = nullptr;
+};
+
+/// What a block's entries do to a slot, and to the digest of its parameter.
+template <bool swap>
+Digest apply_block(const DeltaRun& run, const DeltaBlock& block, std::span<DeltaEntry> entries, std::byte* slot,
+                   Ahead ahead) noexcept {
+  Digest sum;
+  for (auto next = entries.begin(); next != entries.end();) {  // a row at a time
+    const auto row_first = next->index - next->index % block.row_units;
+    const auto end = block.rows == 1
+                         ? entries.end()
+                         : std::lower_bound(next, entries.end(), row_first + block.row_units,
+                                            [](const DeltaEntry& e, std::uint64_t i) { return e.index < i; });
+    auto* const to = slot + run.slot + block.place(row_first, run.slot_pitch);
+    const ChangeDigests digests(run.offset + block.place(row_first, run.parameter_pitch), block.row_units);
+    for (; next != end; ++next) {
+      ahead.fetch();
+      const auto index = next->index - row_first;
+      auto* const unit = to + delta_unit_bytes * index;
+      const auto before = load_unit(unit), after = next->value;
+      std::memcpy(unit, &after, sizeof(after));
+      if constexpr (swap) next->value = before;
+      sum += digests.of(index, before, after);
+    }
+  }
+  return sum;
+}
+
+}  // namespace
+
 void apply_blocks(const StreamView& stream, std::uint64_t first, std::uint64_t last, bool swap, std::byte* slot,
                   FunctionRef<void(std::uint64_t parameter_index, const Digest&)> add) noexcept {
   if (first >= last) return;
-  ChangeDigest digest;
+  Digest sum;
   const auto* run = &run_of(stream.runs.data(), stream.runs.size(), first);
   for (auto b = first; b < last; ++b) {
-    if (b >= run->first_block + run->block_count()) {
-      add(run->parameter_index, digest.take());
-      ++run;
-    }
-    const auto block = block_of(*run, b);
-    for (auto i = stream.starts[b]; i < stream.starts[b + 1]; ++i) {
-      auto& entry = stream.entries[i];
-      auto* const to = slot + run->slot + block.place(entry.index, run->slot_pitch);
-      const auto before = load_unit(to), after = entry.value;
-      std::memcpy(to, &after, sizeof(after));
-      if (swap) entry.value = before;
-      digest.add(run->offset + block.place(entry.index, run->parameter_pitch), before, after);
-    }
+    const auto* const next = b + 1 < run->first_block + run->block_count() ? run : run + 1;
+    const std::span entries(stream.entries + stream.starts[b], stream.entries + stream.starts[b + 1]);
+    const auto ahead = b + 1 < last ? Ahead(stream, *next, b + 1, slot) : Ahead();
+    sum += swap ? apply_block<true>(*run, block_of(*run, b), entries, slot, ahead)
+                : apply_block<false>(*run, block_of(*run, b), entries, slot, ahead);
+    if (next == run && b + 1 < last) continue;
+    add(run->parameter_index, sum);
+    sum = {};
+    run = next;
   }
-  add(run->parameter_index, digest.take());
 }
 
 }  // namespace weightcast
