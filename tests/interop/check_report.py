@@ -41,7 +41,7 @@ ROW = {"model": TEXT, "model_bytes": COUNT, "device": TEXT, "transport": TEXT, "
        "wrong": COUNT, "ceiling_GBps": NUMBER, "ratio_to_ceiling": NUMBER, "group_warmup": absent(bool),
        "trainers": absent(COUNT), "source_layout": absent(TEXT), "trainer_egress_bytes": absent([COUNT]),
        "layers": absent([LAYER]), "stages": absent([LAYER]), "readers": absent(READERS), "delta": absent(TEXT),
-       "changed": absent(NUMBER), "ship_s": absent(NUMBER), **PAYLOAD}
+       "changed": absent(NUMBER), "ship_s": absent(NUMBER), "commit": absent(TEXT), **PAYLOAD}
 ALWAYS = {
     "schema": TEXT, "command": TEXT, "ok": bool, "exit_code": COUNT,
     "versions": {"weightcast": TEXT, "mpi": TEXT, "nccl": TEXT, "cuda": TEXT, "hdf5": TEXT},

@@ -41,7 +41,7 @@ class ModelBench {
         roster_(roster),
         placement_(placement),
         memory_(memory),
-        side_(job, plan_, placement) {
+        side_(job, plan_, placement, options.commit) {
     agree(job.world(), "load", job.deadline(), [&] {
       const auto model = build_model(load_model_config(model_name_));
       plan_ = make_plan(model, roster.tp, roster.dp, make_layout(options.source_layout, model, roster.trainers));
@@ -79,6 +79,7 @@ class ModelBench {
                   .source_layout = std::string(name_of(options_.source_layout)),
                   .verify = std::string(name_of(what.verify)),
                   .trainer_egress_bytes = {},
+                  .commit = std::string(name_of(options_.commit)),
                   .delta = std::string(name_of(what.delta)),
                   .changed = options_.changed.value_or(1),
                   .sent = {},
@@ -190,6 +191,7 @@ void print_header(const BenchOptions& options, const Roster& roster, MemoryKind 
   fmt::print("# weightcast bench: {}, memory {}; {} updates after {} to warm up\n", describe(roster), name(memory),
              options.repeat, options.warmup);
   if (roster.trainers > 1) fmt::print("# source layout {}\n", name_of(options.source_layout));
+  if (options.commit == CommitMode::in_place) fmt::print("# commit in place: engines have one slot\n");
   if (!options.group_warmup) fmt::print("# no warm-up when a group is formed: the cold update pays for it\n");
   if (options.ceiling) {
     fmt::print(

@@ -23,6 +23,7 @@ CommandSpec bench_command() {
                   {"transport", "LIST", "of auto, direct, nccl, mpi", "auto"},
                   {"method", "LIST", "of sharded, broadcast", "sharded"},
                   {"granularity", "LIST", "of model, parameter", "model"},
+                  {"commit", "MODE", "swap (engines have two slots) or in-place (one)", "swap"},
                   bench_delta_option(),
                   delta_limit_option(),
                   changed_option(),
@@ -48,6 +49,7 @@ BenchOptions parse_bench_options(const Options& options) {
   result.transports = options.choices<TransportChoice>("transport");
   result.methods = options.choices<Method>("method");
   result.granularities = options.choices<Granularity>("granularity");
+  result.commit = options.choice<CommitMode>("commit");
   result.deltas = options.choices<BenchDelta>("delta");
   result.delta_limit = options.share("delta-limit");
   if (options.has("changed")) result.changed = options.share("changed");

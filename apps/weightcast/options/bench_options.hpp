@@ -18,6 +18,7 @@ struct BenchOptions : JobOptions {
   std::vector<Granularity> granularities;
   std::vector<VerifyChoice> verifies;  ///< of all and none
   std::uint64_t repeat = 20, warmup = 2;
+  CommitMode commit = CommitMode::swap;
   std::vector<BenchDelta> deltas;
   double delta_limit = 0.4;
   std::optional<double> changed;  ///< share of the elements in which versions differ; nothing: every byte

@@ -115,6 +115,7 @@ Json to_value(const ReportRow& r) {
               {"egress_bytes", r.egress_bytes},
               {"staging_bytes", r.staging_bytes},
               {"trainer_egress_bytes", r.trainer_egress_bytes},
+              {"commit", r.commit},
               {"delta", r.delta},
               {"changed", r.changed},
               {"ship_s", r.ship_s},

@@ -107,6 +107,7 @@ struct ReportRow {
   double cold_s = unknown, median_s = unknown, min_s = unknown, max_s = unknown, p99_s = unknown, model_GBps = unknown;
   std::uint64_t egress_bytes = 0, staging_bytes = 0, wrong = 0;
   std::vector<std::uint64_t> trainer_egress_bytes;  ///< of each trainer rank; egress_bytes in all
+  std::string commit;                               ///< "swap" or "in-place"
   std::string delta;                                ///< what was asked for: "off", "auto", "versions"
   double changed = 1;                               ///< share of the elements in which the versions differ
   ReportPayload sent = {};  ///< its keys stand among the others: of the last update, seconds the medians of all
