@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <new>
 
+#include "harness/delta_rig.hpp"
 #include "harness/holdings.hpp"
 #include "harness/update_rig.hpp"
 #include "weightcast/verify/shard_digests.hpp"
@@ -71,6 +72,7 @@ void* realloc(void* memory, std::size_t size) {
 namespace weightcast {
 namespace {
 
+using testing_harness::DeltaRig;
 using testing_harness::Holdings;
 using testing_harness::sanitized;
 using testing_harness::slack_bytes;
@@ -168,6 +170,42 @@ TEST_P(SteadyStateTest, ScrubsAllocateNothing) {
   }
   EXPECT_EQ(after.gpu_allocations, before.gpu_allocations);
   EXPECT_EQ(after.gpu_free_bytes, before.gpu_free_bytes);
+}
+
+TEST_P(SteadyStateTest, DeltasAllocateNothing) {
+  rig.reset();
+  const auto world = Communicator::duplicate(MPI_COMM_WORLD);
+  const testing_harness::Hooks hooks;
+  DeltaRig deltas(world,
+                  {.transport = GetParam().transport,
+                   .tp = static_cast<std::uint64_t>(world.size()) - 1,
+                   .memory = GetParam().memory,
+                   .regions = 2},
+                  hooks);
+  std::mt19937_64 random(3);
+  auto weights = deltas.served;
+  std::uint64_t cpp = 0, gpu_more = 0, by_delta = 0;
+  for (std::uint64_t i = 1; i <= 40; ++i) {
+    testing_harness::change(weights, 0.02, 1, random);
+    const auto region = i % 3 == 0 ? 0u : 1u;  // what fill() has marked, and what differs from the other region
+    deltas.fill(region, weights);
+    world.barrier(Deadline::after(20));
+    UpdateResult result;
+    const std::uint64_t before = cpp_allocations, gpu_before = gpu::allocations();
+    const auto error = deltas.publish(region, i, result);
+    const auto more = cpp_allocations - before, gpu_allocated = gpu::allocations() - gpu_before;
+    ASSERT_FALSE(error) << error->what();
+    if (result.payload == Payload::delta) ++by_delta;
+    if (i <= 6) continue;
+    cpp += more;
+    gpu_more += gpu_allocated;
+  }
+  EXPECT_GT(by_delta, 20u);
+  EXPECT_EQ(gpu_more, 0u);
+  if (GetParam().memory == MemoryKind::host) {
+    EXPECT_EQ(cpp, 0u);
+  }
+  ASSERT_TRUE(deltas.holds(weights, 40));
 }
 
 TEST_P(SteadyStateTest, AThousandUpdatesKeepMemoryAndDescriptors) {
