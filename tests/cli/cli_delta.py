@@ -86,6 +86,10 @@ class Deltas(Workplace):
         payloads = [one["payload"] for one in report["updates"]]
         self.assertEqual(payloads, ["dense"] * 3 if delta == "off" else ["dense", "delta", "delta"])
         self.assertEqual("payload" in table, delta == "auto")
+        # The longest stream, its table, and a mark for each 16 bits of both sources: within the limit and a fifth.
+        memory = report["group"]["delta_bytes"]
+        self.assertEqual(memory > 0, delta == "auto")
+        self.assertLessEqual(memory, (2 * 0.4 + 0.2) * report["model"]["bytes"])
         if delta == "auto":
             self.assertEqual(table.count(" dense "), 1, table)
             self.assertEqual(table.count(" delta "), 2, table)

@@ -53,7 +53,7 @@ COMMANDS = {
         "world": {"trainer": COUNT, "trainers": absent(COUNT), "tp": COUNT, "dp": COUNT}, "source_layout": absent(TEXT),
         "device": TEXT, "transport": TEXT, "method": TEXT, "granularity": TEXT, "commit": TEXT,
         "model": {"family": TEXT, "parameters": COUNT, "bytes": COUNT},
-        "group": {"init_s": NUMBER, "warmup_s": NUMBER},
+        "group": {"init_s": NUMBER, "warmup_s": NUMBER, "delta_bytes": absent(COUNT)},
         "phases": {"load_s": NUMBER, "group_s": NUMBER, "updates_s": NUMBER, "check_s": NUMBER, "snapshot_s": NUMBER,
                    "total_s": NUMBER},
         "notes": absent([TEXT]),

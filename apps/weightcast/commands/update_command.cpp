@@ -128,7 +128,8 @@ class Update {
       report_.notes.push_back("nothing is scrubbed: only --verify all proves what is committed");
     const auto& group = side_->group();
     report_.transport = group.transport();
-    report_.group = {group.init_s(), group.warmup_s()};
+    const auto delta_bytes = job_.world().max(side_->delta_bytes(), job_.deadline());
+    report_.group = {group.init_s(), group.warmup_s(), delta_bytes};
     if (job_.first()) {
       print_update_header(report_, initial_->describe(), target_->describe(), options_.verify, options_.delta,
                           group.transport_notes());

@@ -21,6 +21,8 @@ void print_update_header(const Report& report, const std::string& initial, const
   if (!notes.empty()) fmt::print("# not used: {}\n", notes);
   for (const auto& note : report.notes) fmt::print("# note: {}\n", printable(note, 1000));
   fmt::print("# group formed in {:.3f} s, warmed up in {:.3f} s\n", report.group.init_s, report.group.warmup_s);
+  if (report.group.delta_bytes != 0)
+    fmt::print("# deltas take up to {} of a rank's memory\n", format_size(report.group.delta_bytes));
   fmt::print("{:>7} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>8} {:>8}{}\n", "update", "version",
              "result", "prepare ms", "stage ms", "verify ms", "vote ms", "commit ms", "total ms", "GB/s", "egress",
              delta == DeltaChoice::off ? "" : payload_titles());

@@ -32,6 +32,8 @@ class SourceChanges {
     return since_ ? reinterpret_cast<std::uint32_t*>(marks_.region().data) : nullptr;
   }
 
+  std::uint64_t memory_bytes() const noexcept { return marks_.region().size_bytes; }
+
  private:
   Buffer marks_;
   gpu::Stream stream_;

@@ -64,6 +64,8 @@ class Side {
   /// nullptr on the ranks that are the other.
   Trainer* trainer() const noexcept { return trainer_.get(); }
   Engine* engine() const noexcept { return engine_.get(); }
+  /// Of memory that deltas take on this rank.
+  std::uint64_t delta_bytes() const { return trainer_ ? trainer_->delta_bytes() : engine_->group().delta_bytes(); }
   UpdateGroup& group() const { return trainer_ ? trainer_->group() : engine_->group(); }
   /// Of an engine rank.
   std::size_t tp_rank() const noexcept { return plan_->roster().tp_rank(job_->world().rank()); }

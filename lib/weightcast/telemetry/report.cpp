@@ -169,7 +169,7 @@ std::string to_json(const Report& r) {
     json["granularity"] = r.granularity;
     json["commit"] = r.commit;
     json["model"] = {{"family", r.model.family}, {"parameters", r.model.parameters}, {"bytes", r.model.bytes}};
-    json["group"] = {{"init_s", r.group.init_s}, {"warmup_s", r.group.warmup_s}};
+    json["group"] = {{"init_s", r.group.init_s}, {"warmup_s", r.group.warmup_s}, {"delta_bytes", r.group.delta_bytes}};
     json["phases"] = {{"load_s", r.phases.load_s},         {"group_s", r.phases.group_s},
                       {"updates_s", r.phases.updates_s},   {"check_s", r.phases.check_s},
                       {"snapshot_s", r.phases.snapshot_s}, {"total_s", r.phases.total_s}};

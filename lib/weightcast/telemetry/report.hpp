@@ -143,6 +143,7 @@ struct Report {
   } model;
   struct {
     double init_s = unknown, warmup_s = unknown;
+    std::uint64_t delta_bytes = 0;  ///< that deltas take on the rank that has most for them
   } group;
   /// The whole job on this rank, in its order; total_s from the start to here.
   struct {

@@ -102,6 +102,12 @@ std::vector<const Buffer*> Trainer::buffers() const {
   return result;
 }
 
+std::uint64_t Trainer::delta_bytes() const {
+  auto bytes = group().delta_bytes();
+  for (const auto& source : sources_) bytes += source->changes.memory_bytes();
+  return bytes;
+}
+
 UpdateGroup& Trainer::group() const {
   if (!group_) throw Error(ExitCode::config, "there is no update group yet", "call init_parameter_update_group first");
   return *group_;

@@ -71,6 +71,8 @@ class Trainer {
   std::vector<const Buffer*> buffers() const;
   /// What a source region was given, as it was read or filled.
   const SourceClaim& claimed(std::size_t source_index) const { return sources_.at(source_index)->claimed; }
+  /// Of memory that deltas take on this rank: what is sent of them, and marks for each source region.
+  std::uint64_t delta_bytes() const;
   /// Error(config) before init_parameter_update_group().
   UpdateGroup& group() const;
 

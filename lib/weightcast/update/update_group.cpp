@@ -202,6 +202,14 @@ std::string_view UpdateGroup::transport() const noexcept {
 const std::string& UpdateGroup::transport_notes() const noexcept {
   return state_->transport_notes;
 }
+std::uint64_t UpdateGroup::delta_bytes() const noexcept {
+  if (!state_->deltas) return 0;
+  const auto& [sources, sinks, handles] = state_->end->delta_endpoints();
+  std::uint64_t bytes = 0;
+  for (const auto* source : sources) bytes += source->region().size_bytes;
+  for (const auto& sink : sinks) bytes += sink.size_bytes;
+  return bytes;
+}
 double UpdateGroup::init_s() const noexcept {
   return state_->init_s;
 }

@@ -131,6 +131,8 @@ class UpdateGroup {
   std::string_view transport() const noexcept;
   /// Why `auto` passed over transports ("direct: the ranks are on several hosts"), or empty.
   const std::string& transport_notes() const noexcept;
+  /// Of memory for deltas on this rank, sent or received.
+  std::uint64_t delta_bytes() const noexcept;
   double init_s() const noexcept;
   double warmup_s() const noexcept;
 
