@@ -30,8 +30,9 @@ struct Stream {
   std::vector<Block> blocks;
   std::uint64_t source_bytes = 0, slot_bytes = 0, parameters = 4;
 
-  /// Everything even; `row_units` and `rows` at least 1. Gaps between rows and runs where `gaps` says so.
-  void add(Random& random, std::uint64_t row_units, std::uint64_t rows, bool gaps) {
+  /// Everything even; `row_units` and `rows` at least 1. Gaps between rows and runs where `gaps` says so. The offset in
+  /// the parameter is a multiple of `offset_bytes`.
+  void add(Random& random, std::uint64_t row_units, std::uint64_t rows, bool gaps, std::uint64_t offset_bytes = 2) {
     const auto some = [&](std::uint64_t most) { return gaps ? 2 * number(random, 0, most) : 0; };
     const auto row_bytes = 2 * row_units;
     DeltaRun run{.first_block = blocks.size(),
@@ -39,7 +40,7 @@ struct Stream {
                  .source_pitch = row_bytes + (random() % 2 == 0 ? some(70) : 0),
                  .slot = slot_bytes + some(40),
                  .slot_pitch = row_bytes + (random() % 2 == 0 ? some(70) : 0),
-                 .offset = 2 * number(random, 0, 1 << 20),
+                 .offset = offset_bytes * number(random, 0, 1 << 20),
                  .parameter_pitch = row_bytes + (random() % 2 == 0 ? some(5000) : 0),
                  .row_units = row_units,
                  .rows = rows,

@@ -86,7 +86,8 @@ class Speed {
         entries_(capacity() * sizeof(DeltaEntry)),
         scratch_(gpu::encode_scratch_bytes(blocks_)),
         sums_(2 * runs_.size() * sizeof(std::uint64_t)),
-        bad_(sizeof(std::uint32_t)) {
+        bad_(sizeof(std::uint32_t)),
+        found_(2 * sizeof(std::uint64_t)) {
     fmt::print("{}: {:.2f} GB of weights, {} blocks\n", gpu::properties(0).name, gigabytes(weights_), blocks_);
     fmt::print("{:<40} {:>9} {:>12} {:>18}\n", "", "ms", "GB/s moved", "GB/s of weights");
     gpu::generate({1, 2, 3}, {0, weights_, weights_, weights_, 1}, before_.data(), stream_);
@@ -113,6 +114,27 @@ class Speed {
     fmt::print("{:<40} {} of {} given\n", "  entries", found, count_);
     measure(name("check"), entry_bytes + start_bytes,
             [&] { gpu::check_delta(runs(), starts(), entries(), capacity(), bad_.as<std::uint32_t>(), stream_); });
+    if (bad_.read<std::uint32_t>(0) != 0) fmt::print("WRONG: what was encoded is refused\n");
+    measure(name("check starts"), start_bytes,
+            [&] { gpu::check_starts(runs(), starts(), capacity(), bad_.as<std::uint32_t>(), stream_); });
+    for (const std::uint64_t pieces : {1, 16}) {
+      for (const bool digests : {false, true}) {
+        const auto what = [&](const char* of) {
+          return name(fmt::format("{}{} in {}", of, digests ? ", digest," : "", pieces).c_str());
+        };
+        auto* const sums = digests ? sums_.as<std::uint64_t>() : nullptr;
+        measure(what("apply"), 2 * touched + entry_bytes + start_bytes, [&] {
+          in_pieces(pieces, [&](const gpu::DeltaPiece& piece) {
+            gpu::apply_piece(piece, after_.data(), sums, bad_.as<std::uint32_t>(), stream_);
+          });
+        });
+        measure(what("patch"), 2 * all + entry_bytes + start_bytes, [&] {
+          in_pieces(pieces, [&](const gpu::DeltaPiece& piece) {
+            gpu::patch_and_digest(piece, before_.data(), after_.data(), sums, bad_.as<std::uint32_t>(), stream_);
+          });
+        });
+      }
+    }
     if (bad_.read<std::uint32_t>(0) != 0) fmt::print("WRONG: what was encoded is refused\n");
     for (const bool swap : {false, true}) {
       for (const bool digests : {false, true}) {
@@ -179,6 +201,16 @@ class Speed {
     std::fflush(stdout);
   }
 
+  /// The stream cut into so many pieces of alike size.
+  template <typename Work>
+  void in_pieces(std::uint64_t pieces, const Work& work) const {
+    for (std::uint64_t i = 0; i < pieces; ++i) {
+      work(gpu::DeltaPiece{runs(), starts(), entries(), count_ * i / pieces,
+                           i + 1 == pieces ? gpu::every_entry : count_ * (i + 1) / pieces, blocks_ / pieces + 1,
+                           found_.as<std::uint64_t>()});
+    }
+  }
+
   /// A stream that changes that share of the units: the same 512 blocks again and again.
   void fill(double share) {
     constexpr std::uint64_t pattern_blocks = 512;
@@ -207,7 +239,7 @@ class Speed {
   std::vector<DeltaRun> runs_;
   std::uint64_t blocks_, weights_, count_ = 0;
   gpu::Stream stream_{0};
-  Memory run_list_, before_, after_, marks_, starts_, entries_, scratch_, sums_, bad_;
+  Memory run_list_, before_, after_, marks_, starts_, entries_, scratch_, sums_, bad_, found_;
 };
 
 }  // namespace

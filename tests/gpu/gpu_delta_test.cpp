@@ -1,93 +1,21 @@
 // Deltas on GPUs: marks, streams and slots are those that the format's words (delta/delta.md) give for random runs.
 #include <gtest/gtest.h>
 
-#include "gpu/delta_cases.hpp"
-#include "gpu/held.hpp"
-#include "harness/model_bytes.hpp"
-#include "weightcast/device/gpu.hpp"
-#include "weightcast/verify/digest.hpp"
+#include "gpu/delta_on_gpu.hpp"
 
 namespace weightcast {
 namespace {
 
+using delta_cases::Case;
 using delta_cases::Encoded;
+using delta_cases::GpuDelta;
+using delta_cases::Marks;
 using delta_cases::number;
 using delta_cases::Random;
-using delta_cases::set_unit;
+using delta_cases::same;
+using delta_cases::sum;
 using harness::Held;
-using harness::random_bytes;
 using harness::random_values;
-using Marks = std::vector<std::uint32_t>;
-using Sums = std::vector<std::uint64_t>;
-
-bool same(const std::vector<DeltaEntry>& a, const std::vector<DeltaEntry>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(DeltaEntry)) == 0);
-}
-
-class GpuDelta : public testing::Test {
- protected:
-  void SetUp() override {
-    if (gpu::count() == 0) GTEST_SKIP() << gpu::why_none();
-    stream_ = gpu::Stream(0);
-  }
-  void finish() const { stream_.synchronize(Deadline::after(30), "a test"); }
-
-  gpu::Stream stream_;
-};
-
-/// A stream on the GPU, with what should become of it.
-struct Case {
-  delta_cases::Stream stream;
-  std::vector<std::byte> before, after;  // of the source
-  Marks marks;                           // those that were there and those that are made
-  Encoded encoded;
-  std::vector<std::byte> old_slot, new_slot;
-  Sums change;
-  Held<DeltaRun> runs;
-  gpu::DeltaRuns on_gpu;
-
-  Case(Random& random, delta_cases::Stream made)
-      : stream(std::move(made)),
-        before(random_bytes(stream.source_bytes, random())),
-        after(before),
-        marks(stream.source_bytes / 64 + 1),
-        old_slot(random_bytes(stream.slot_bytes, random())),
-        change(2 * stream.parameters),
-        runs(stream.runs),
-        on_gpu{runs.data(), stream.runs.size(), stream.blocks.size()} {
-    for (auto i = before.size() / 200; i > 0; --i) {
-      const std::uint16_t special[] = {0, 0x8000, 0x7fc0, 0x7fc1, 0x7f80, 0xffff};
-      set_unit(before, 2 * (random() % (before.size() / 2)), special[random() % std::size(special)]);
-    }
-    after = before;
-    delta_cases::change(random, after);
-  }
-  /// Of marks as they are by then.
-  void expect() {
-    encoded = delta_cases::encode(stream, marks, after);
-    for (const auto& block : stream.blocks) {
-      for (const auto& unit : block) set_unit(old_slot, unit.slot, delta_cases::unit_at(before, unit.source));
-    }
-    new_slot = old_slot;
-    for (const auto& block : stream.blocks) {
-      for (const auto& unit : block) set_unit(new_slot, unit.slot, delta_cases::unit_at(after, unit.source));
-    }
-    for (const auto& run : stream.runs) {
-      const auto of = [&](const std::vector<std::byte>& slot) {
-        return digest_rows(slot.data() + run.slot, run.slot_pitch, 2 * run.row_units, run.rows, run.offset,
-                           run.parameter_pitch);
-      };
-      change[2 * run.parameter_index] += of(new_slot).first - of(old_slot).first;
-      change[2 * run.parameter_index + 1] += of(new_slot).second - of(old_slot).second;
-    }
-  }
-};
-
-Sums sum(const Sums& a, const Sums& b) {
-  Sums sums = a;
-  for (std::size_t i = 0; i < a.size(); ++i) sums[i] += b[i];
-  return sums;
-}
 
 /// The whole road of a case: marked, encoded, checked, applied, undone, applied again.
 void expect_road(Random& random, delta_cases::Stream made, const gpu::Stream& stream) {
@@ -186,6 +114,9 @@ TEST_F(GpuDelta, NothingIsAStreamToo) {
   gpu::encode({}, nullptr, nullptr, starts.data(), nullptr, 0, scratch.data(), stream_);
   gpu::check_delta({}, starts.data(), nullptr, 0, bad.data(), stream_);
   gpu::apply_delta({}, starts.data(), nullptr, true, nullptr, nullptr, bad.data(), stream_);
+  gpu::check_starts({}, starts.data(), 0, bad.data(), stream_);
+  gpu::apply_piece({}, nullptr, nullptr, bad.data(), stream_);
+  gpu::patch_and_digest({}, nullptr, nullptr, nullptr, bad.data(), stream_);
   finish();
   EXPECT_EQ(starts.read()[0], 0u);
   EXPECT_EQ(bad.read()[0], 0u);

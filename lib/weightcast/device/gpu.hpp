@@ -193,11 +193,38 @@ void encode(const DeltaRuns& runs, const std::uint32_t* marks, const std::byte* 
 /// block has more entries than units, and the indices in each ascend and are its own. `*bad` is 0 before.
 void check_delta(const DeltaRuns& runs, const std::uint64_t* starts, const DeltaEntry* entries, std::uint64_t capacity,
                  std::uint32_t* bad, const Stream& stream);
+/// The same of its starts alone.
+void check_starts(const DeltaRuns& runs, const std::uint64_t* starts, std::uint64_t capacity, std::uint32_t* bad,
+                  const Stream& stream);
 /// Queues the writing of a stream's bits to a slot; nothing when *bad is 1 by then. With `swap` entries get the bits
 /// that were there. Adds the digest of the change to sums[2 * parameter_index] and the one behind it (nullptr: none),
 /// from the bits that were there.
 void apply_delta(const DeltaRuns& runs, const std::uint64_t* starts, DeltaEntry* entries, bool swap, std::byte* slot,
                  std::uint64_t* sums, const std::uint32_t* bad, const Stream& stream);
+
+/// Blocks of a stream that is arriving, once its starts are good: those that are complete with its first `last`
+/// entries, but not with its first `first`. With 0 none is, with every_entry all are, also those that have no entries.
+/// So pieces [0, a), [a, b), ... [z, every_entry) are all blocks, each once.
+struct DeltaPiece {
+  DeltaRuns runs;
+  const std::uint64_t* starts = nullptr;
+  const DeltaEntry* entries = nullptr;
+  std::uint64_t first = 0, last = 0;
+  std::uint64_t blocks_about = 0;  ///< for speed: by a guess
+  std::uint64_t* found = nullptr;  ///< two numbers that the work on it writes and reads
+};
+inline constexpr std::uint64_t every_entry = ~std::uint64_t{0};
+/// Queues the writing of a piece's bits to a slot, and its check: *bad becomes 1 unless the indices in each block
+/// ascend and are its own. Of those that are not, nothing is written, and when *bad is 1 by then, nothing at all. Sums
+/// are apply_delta()'s.
+void apply_piece(const DeltaPiece& piece, std::byte* slot, std::uint64_t* sums, std::uint32_t* bad,
+                 const Stream& stream);
+/// The same into another slot than that of the old bits: copies all of the blocks from `base` (they lie there as in the
+/// slot), writes the new bits over it and, in the same pass, adds the digests of the blocks as they can then be read
+/// back to sums[2 * parameter_index] and the one behind it (nullptr: none). Any alignment, fastest at 16 bytes and for
+/// contiguous blocks: in little more than a copy's time, however much changed.
+void patch_and_digest(const DeltaPiece& piece, const std::byte* base, std::byte* slot, std::uint64_t* sums,
+                      std::uint32_t* bad, const Stream& stream);
 /// Queues a copy within the GPU. Nothing for no bytes.
 void copy(std::byte* destination, const std::byte* source, std::uint64_t size_bytes, const Stream& stream);
 

@@ -34,6 +34,26 @@ void apply_delta(const DeltaRuns& runs, const std::uint64_t* starts, DeltaEntry*
   check(launch_apply_delta(runs, starts, entries, swap, slot, sums, bad, cuda(stream)), "apply kernel");
 }
 
+void check_starts(const DeltaRuns& runs, const std::uint64_t* starts, std::uint64_t capacity, std::uint32_t* bad,
+                  const Stream& stream) {
+  use(stream.gpu());
+  check(launch_check_starts(runs, starts, capacity, bad, cuda(stream)), "check kernel");
+}
+
+void apply_piece(const DeltaPiece& piece, std::byte* slot, std::uint64_t* sums, std::uint32_t* bad,
+                 const Stream& stream) {
+  if (piece.runs.block_count == 0) return;
+  use(stream.gpu());
+  check(launch_apply_piece(piece, slot, sums, bad, cuda(stream)), "apply kernel");
+}
+
+void patch_and_digest(const DeltaPiece& piece, const std::byte* base, std::byte* slot, std::uint64_t* sums,
+                      std::uint32_t* bad, const Stream& stream) {
+  if (piece.runs.block_count == 0) return;
+  use(stream.gpu());
+  check(launch_patch_and_digest(piece, base, slot, sums, bad, cuda(stream)), "patch kernel");
+}
+
 void copy(std::byte* destination, const std::byte* source, std::uint64_t size_bytes, const Stream& stream) {
   if (size_bytes == 0) return;
   use(stream.gpu());

@@ -52,7 +52,15 @@ cudaError_t launch_encode(const DeltaRuns& runs, const std::uint32_t* marks, con
                           cudaStream_t stream);
 cudaError_t launch_check_delta(const DeltaRuns& runs, const std::uint64_t* starts, const DeltaEntry* entries,
                                std::uint64_t capacity, std::uint32_t* bad, cudaStream_t stream);
+cudaError_t launch_check_starts(const DeltaRuns& runs, const std::uint64_t* starts, std::uint64_t capacity,
+                                std::uint32_t* bad, cudaStream_t stream);
 /// Of at least one block.
+cudaError_t launch_apply_piece(const DeltaPiece& piece, std::byte* slot, std::uint64_t* sums, std::uint32_t* bad,
+                               cudaStream_t stream);
+cudaError_t launch_patch_and_digest(const DeltaPiece& piece, const std::byte* base, std::byte* slot,
+                                    std::uint64_t* sums, std::uint32_t* bad, cudaStream_t stream);
+/// Which blocks a piece has: found[0] to found[1], an empty range when *bad is 1.
+cudaError_t launch_find_blocks(const DeltaPiece& piece, const std::uint32_t* bad, cudaStream_t stream);
 cudaError_t launch_apply_delta(const DeltaRuns& runs, const std::uint64_t* starts, DeltaEntry* entries, bool swap,
                                std::byte* slot, std::uint64_t* sums, const std::uint32_t* bad, cudaStream_t stream);
 

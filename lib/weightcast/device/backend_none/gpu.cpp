@@ -114,6 +114,15 @@ void apply_delta(const DeltaRuns&, const std::uint64_t*, DeltaEntry*, bool, std:
                  const std::uint32_t*, const Stream&) {
   none();
 }
+void check_starts(const DeltaRuns&, const std::uint64_t*, std::uint64_t, std::uint32_t*, const Stream&) {
+  none();
+}
+void apply_piece(const DeltaPiece&, std::byte*, std::uint64_t*, std::uint32_t*, const Stream&) {
+  none();
+}
+void patch_and_digest(const DeltaPiece&, const std::byte*, std::byte*, std::uint64_t*, std::uint32_t*, const Stream&) {
+  none();
+}
 void copy(std::byte*, const std::byte*, std::uint64_t, const Stream&) {
   none();
 }
