@@ -21,6 +21,12 @@ DeltaReceiver::Arrived DeltaReceiver::arrived(const DeltaStream& stream, std::si
   return {&stream, inboxes_[inbox_index].region().data + stream.inbox_offset, bytes / sizeof(DeltaEntry)};
 }
 
+std::uint64_t DeltaReceiver::room(std::size_t parts) const noexcept {
+  std::uint64_t entries = 0;
+  for (const auto& stream : streams_) entries += arrived(stream, 0, parts).capacity;
+  return entries;
+}
+
 std::vector<Region> DeltaReceiver::inboxes() const {
   std::vector<Region> regions;
   for (const auto& inbox : inboxes_) regions.push_back(inbox.region());

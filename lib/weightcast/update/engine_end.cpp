@@ -25,7 +25,8 @@ class EngineEnd final : public Participant {
     if (options.proof == Proof::digests) witness_ = make_slot_witness(plan, tp_rank, options.placement);
     if (witness_ && options.scrub) scrubber_ = make_slot_witness(plan, tp_rank, options.placement);
     const auto parameters = plan.model.parameters.size();
-    if (deltas != nullptr) delta_.emplace(*deltas, store, tp_rank, options.placement, parameters, shared);
+    if (deltas != nullptr)
+      delta_.emplace(*deltas, store, tp_rank, options.placement, parameters, shared, witness_ != nullptr);
     if (deltas != nullptr && witness_) delta_digests_.resize(parameters);
   }
 
@@ -97,14 +98,17 @@ class EngineEnd final : public Participant {
     by_delta_ = true;
     delta_parts_ = parts;
     base_slot_ = *store_->slot_of(*store_->served());
+    Batch batch{0, delta_->inbox_index(), {0, parts}};
     if (reserved_) {
       const auto held = store_->held(sink_);
       store_->overwrite();
-      delta_->begin_base(sink_, held ? std::optional(held->id) : std::nullopt);
+      delta_->begin(sink_, held ? std::optional(held->id) : std::nullopt, parts);
+      delta_->watch(batch);
     }
-    transport.run({0, delta_->inbox_index(), {0, parts}}, deadline);
+    transport.run(batch, deadline);
     if (!reserved_) {
       in_place_ = *store_->held(base_slot_);
+      delta_->check(parts, deadline);
       reserve(deadline);  // the stage's agreement is that of all on it
     }
   }
@@ -171,6 +175,7 @@ class EngineEnd final : public Participant {
   void drop() noexcept override {
     if (!by_delta_) return store_->drop();
     by_delta_ = false;
+    delta_->drop(Deadline::after(timeout_s_));
     // Whatever was refused: the next version comes whole.
     suspect_ = suspect_ || applying_;
     const bool in_place = store_->mode() == CommitMode::in_place;
@@ -206,13 +211,14 @@ class EngineEnd final : public Participant {
     } else {
       check_base(delta_->finish_base(deadline));
     }
-    const auto changes = delta_->apply(sink_, delta_parts_, deadline);
-    for (std::size_t p = 0; p < delta_digests_.size(); ++p) delta_digests_[p] = proven_[base_slot_][p] + changes[p];
+    const auto [whole, made] = delta_->apply(sink_, delta_parts_, deadline);
+    for (std::size_t p = 0; p < delta_digests_.size(); ++p)
+      delta_digests_[p] = whole ? made[p] : proven_[base_slot_][p] + made[p];
     apply_s_ = watch.elapsed_s();
   }
   /// Error(mismatch) unless the spare slot, with these changes, is what is served.
   void check_base(std::span<const Digest> changes) const {
-    if (!witness_) return;
+    if (!witness_) return;  // nor is there any where the base comes with the delta
     for (std::size_t p = 0; p < changes.size(); ++p) {
       if (proven_[sink_][p] + changes[p] == proven_[base_slot_][p]) continue;
       throw Error(ExitCode::mismatch,
