@@ -13,6 +13,8 @@ namespace weightcast::testing_harness {
 struct Hooks {
   using Hook = std::function<void(const Peers&, const Endpoints&, const Batch&)>;
   Hook before, after;
+  /// Before a segment that has landed is announced to the GPU's observer, where there is one.
+  std::function<void(const Peers&, const Endpoints&, const Batch&, const Segment&)> landed;
   double patience_s = 20;  ///< how long ranks wait in a movement
 };
 
@@ -28,20 +30,40 @@ class HookedTransport final : public Transport {
   void attach(const Peers& peers, const TransferPlan& plan, const Endpoints& endpoints, Deadline deadline) override {
     peers_ = &peers;
     endpoints_ = &endpoints;
+    plan_ = &plan;
     inner_->attach(peers, plan, endpoints, deadline);
   }
   void run(const Batch& batch, Deadline deadline) override {
     if (hooks_->before) hooks_->before(*peers_, *endpoints_, batch);
-    inner_->run(batch, Deadline::after(std::min(deadline.remaining_s(), hooks_->patience_s)));
+    auto inner_batch = batch;
+    HookedObserver observer(*this, batch);
+    if (hooks_->landed && batch.gpu_observer != nullptr) inner_batch.gpu_observer = &observer;
+    inner_->run(inner_batch, Deadline::after(std::min(deadline.remaining_s(), hooks_->patience_s)));
     if (hooks_->after) hooks_->after(*peers_, *endpoints_, batch);
   }
   Traffic traffic() const noexcept override { return inner_->traffic(); }
 
  private:
+  class HookedObserver final : public GpuObserver {
+   public:
+    HookedObserver(const HookedTransport& of, const Batch& batch) : of_(&of), batch_(&batch) {}
+    void landed(const gpu::Stream& stream, const Part& part) noexcept override {
+      stream.synchronize(Deadline::after(20), "a test");
+      for (const auto& segment : part.segments.of(of_->plan_->ranks[of_->peers_->tp_rank()].schedule.segments))
+        of_->hooks_->landed(*of_->peers_, *of_->endpoints_, *batch_, segment);
+      batch_->gpu_observer->landed(stream, part);
+    }
+
+   private:
+    const HookedTransport* of_;
+    const Batch* batch_;
+  };
+
   std::unique_ptr<Transport> inner_;
   const Hooks* hooks_;
   const Peers* peers_ = nullptr;
   const Endpoints* endpoints_ = nullptr;
+  const TransferPlan* plan_ = nullptr;
 };
 
 /// As GroupOptions::make_transport.

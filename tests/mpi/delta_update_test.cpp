@@ -105,12 +105,21 @@ TEST_P(DeltaUpdate, ChainsAreBitExactWithAbortsAtAnyStage) {
       const int guilty = static_cast<int>(random() % ranks);
       const auto fault = version == 1 ? 9 : random() % 8;
       const auto bit = random();
+      /// One bit of what a delta arrives in, where it is in that part (nullptr: anywhere).
+      const auto flip_in = [&](const Peers& peers, const Region& sink, const Segment* landed) {
+        if (fault != 1 || peers.rank() != guilty || peers.trainer()) return;
+        if (sink.data == rig.store->slots()[0].data || sink.data == rig.store->slots().back().data) return;
+        const auto of_sink = bit % (sink.size_bytes * 8);
+        if (landed == nullptr || of_sink / 8 - landed->destination_offset < landed->size_bytes())
+          testing_harness::flip(sink, of_sink);
+      };
       hooks.after = [&](const Peers& peers, const Endpoints& endpoints, const Batch& batch) {
         if (fault == 0 && peers.rank() == guilty) throw Error(ExitCode::unavailable, "injected: it broke");
-        if (fault != 1 || peers.rank() != guilty || peers.trainer()) return;
-        const auto& sink = endpoints.sinks[batch.sink_index];
-        if (sink.data == rig.store->slots()[0].data || sink.data == rig.store->slots().back().data) return;
-        testing_harness::flip(sink, bit % (sink.size_bytes * 8));
+        // What is applied as it arrives, is damaged before.
+        if (batch.gpu_observer == nullptr) flip_in(peers, endpoints.sinks[batch.sink_index], nullptr);
+      };
+      hooks.landed = [&](const Peers& peers, const Endpoints& endpoints, const Batch& batch, const Segment& segment) {
+        flip_in(peers, endpoints.sinks[batch.sink_index], &segment);
       };
       UpdateResult result;
       const auto error = rig.publish(region, version, result);

@@ -10,7 +10,7 @@
 namespace weightcast {
 namespace {
 
-/// What is worth a kernel while more arrives.
+/// What is worth a kernel while more arrives: so many entries, or a quarter of all.
 constexpr std::uint64_t entries_at_once = 16 * mebibyte / sizeof(DeltaEntry);
 
 class GpuDeltaReceiver final : public DeltaReceiver {
@@ -108,7 +108,7 @@ class GpuDeltaReceiver final : public DeltaReceiver {
     progress.bytes = bytes;
     const bool last = bytes == stream->part_ends[parts_ - 1];
     const auto there = (bytes - stream->starts_bytes()) / sizeof(DeltaEntry);
-    if (!last && there - progress.entries < entries_at_once) return;
+    if (!last && there - progress.entries < std::min(entries_at_once, capacity / 4 + 1)) return;
     // As if changes lay evenly, and an eighth more, because the last part may not be full.
     const auto share = static_cast<double>((last ? capacity : there) - progress.entries) /
                        static_cast<double>(std::max<std::uint64_t>(capacity, 1));
