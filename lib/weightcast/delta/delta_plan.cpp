@@ -106,6 +106,11 @@ std::size_t DeltaStream::parts(std::uint64_t entries) const noexcept {
   return static_cast<std::size_t>(end - part_ends.begin()) + 1;
 }
 
+std::span<const DeltaStream> DeltaPlan::streams_to(std::size_t tp_rank) const noexcept {
+  const auto first = std::ranges::lower_bound(streams, tp_rank, {}, &DeltaStream::tp_rank);
+  return {first, std::ranges::upper_bound(first, streams.end(), tp_rank, {}, &DeltaStream::tp_rank)};
+}
+
 DeltaPlan make_delta_plan(const TransferPlan& plan, double limit) {
   WEIGHTCAST_EXPECTS(limit > 0 && limit <= 1);
   DeltaPlan deltas;
@@ -136,11 +141,11 @@ DeltaPlan make_delta_plan(const TransferPlan& plan, double limit) {
   for (std::size_t i = 0; i < parts; ++i)
     movement.model.parameters.push_back({{fmt::format("part {} of the delta", i), DType::U8, {}}, {}, 0, {}, 0});
   for (std::size_t t = 0; t < plan.ranks.size(); ++t) {
-    const auto [first, last] = std::ranges::equal_range(deltas.streams, t, {}, &DeltaStream::tp_rank);
+    const auto streams = deltas.streams_to(t);
     auto& rank = movement.ranks[t];
     rank.shards.resize(parts);
-    rank.schedule = schedule_of({first, last}, parts, false);
-    if (plan.dp > 1) rank.relay = schedule_of({first, last}, parts, true);
+    rank.schedule = schedule_of(streams, parts, false);
+    if (plan.dp > 1) rank.relay = schedule_of(streams, parts, true);
   }
   return deltas;
 }

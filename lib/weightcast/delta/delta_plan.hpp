@@ -38,6 +38,8 @@ struct DeltaPlan {
 
   /// Whether there can be deltas at all: not of shards with odd sizes or places.
   bool possible() const noexcept { return !streams.empty(); }
+  /// Those that a tp rank receives.
+  std::span<const DeltaStream> streams_to(std::size_t tp_rank) const noexcept;
   std::uint64_t outbox_bytes(std::size_t trainer_rank) const { return movement.source_bytes(trainer_rank); }
   /// Of each tp rank.
   std::uint64_t inbox_bytes() const noexcept { return movement.slot_bytes; }

@@ -6,9 +6,7 @@ namespace weightcast {
 
 DeltaReceiver::DeltaReceiver(const DeltaPlan& plan, std::size_t tp_rank, std::size_t inbox_count, Placement placement,
                              std::size_t parameter_count)
-    : changes_(parameter_count) {
-  const auto [first, last] = std::ranges::equal_range(plan.streams, tp_rank, {}, &DeltaStream::tp_rank);
-  streams_ = {first, last};
+    : streams_(plan.streams_to(tp_rank)), changes_(parameter_count) {
   for (std::size_t i = 0; i < inbox_count; ++i) {
     inboxes_.push_back(
         Buffer::allocate(placement, plan.inbox_bytes(), plan.movement.dp > 1, "deltas that arrive (--delta-limit)"));
