@@ -45,7 +45,7 @@ __device__ void copy_units(std::byte* to, const std::byte* from, unsigned count)
   }
   auto* const out = reinterpret_cast<std::uint16_t*>(to);
   const auto* const in = reinterpret_cast<const std::uint16_t*>(from);
-#pragma unroll 8
+#pragma unroll 4
   for (unsigned i = threadIdx.x % warp; i < count; i += warp) out[i] = __ldcs(in + i);
 }
 
@@ -124,25 +124,22 @@ __device__ bool patch_block(const DeltaRun& run, std::uint64_t number, const std
   const DeltaBlock block = block_of(run, number);
   const std::uint64_t place = run.slot + block.place(0, run.slot_pitch),
                       offset = run.offset + block.place(0, run.parameter_pitch);
-  auto row_units = static_cast<unsigned>(block.row_units), row_count = static_cast<unsigned>(block.rows);
+  const auto row_units = static_cast<unsigned>(block.row_units), row_count = static_cast<unsigned>(block.rows);
   const unsigned units = row_units * row_count;
-  std::uint64_t pitch = row_count == 1 ? row_units * delta_unit_bytes : run.slot_pitch;
-  if (pitch == row_units * delta_unit_bytes) {
-    copy_units(slot + place, base + place, units);
-  } else {
-    for (unsigned row = 0; row < row_count; ++row)
-      copy_units(slot + place + row * pitch, base + place + row * pitch, row_units);
-  }
+  const std::uint64_t row_bytes = row_units * delta_unit_bytes, pitch = row_count == 1 ? row_bytes : run.slot_pitch;
+  // Rows that follow each other are one, in the slots and in the parameter.
+  const bool together = pitch == row_bytes,
+             digested_together = together && (row_count == 1 || run.parameter_pitch == pitch);
+  for (unsigned row = 0; row < (together ? 1 : row_count); ++row)
+    copy_units(slot + place + row * pitch, base + place + row * pitch, together ? units : row_units);
   __syncwarp();
   const bool good = write_entries({slot + place, pitch, row_units, units}, ahead, entries + first, count);
   if constexpr (digests) {
     __syncwarp();
-    if (pitch == row_units * delta_unit_bytes && run.parameter_pitch == pitch) {
-      row_units = units;
-      row_count = 1;
+    for (unsigned row = 0; row < (digested_together ? 1 : row_count); ++row) {
+      digest_units(sums, slot + place + row * pitch, offset + row * run.parameter_pitch,
+                   digested_together ? units : row_units, keys);
     }
-    for (unsigned row = 0; row < row_count; ++row)
-      digest_units(sums, slot + place + row * pitch, offset + row * run.parameter_pitch, row_units, keys);
   }
   return good;
 }
