@@ -30,10 +30,11 @@ const CommandSpec command = {
                 {"timeout", "DURATION", "", "60s"},
                 {"method", "NAME", "", "sharded"},
                 {"gpus", "LIST", ""},
-                {"ceiling", "", ""}},
+                {"ceiling", "", ""},
+                {"delta", "FILE", "", {}, false}},
     .paths = 0,
 };
-const std::set<std::string> known = {"tp", "shard-size", "timeout", "method", "gpus", "ceiling", "repeat"};
+const std::set<std::string> known = {"tp", "shard-size", "timeout", "method", "gpus", "ceiling", "repeat", "delta"};
 
 Options parse(std::vector<std::string> arguments, std::vector<std::string> environment = {}) {
   return Options::parse(command, arguments, environment, known);
@@ -51,6 +52,11 @@ class ConfigFile {
  private:
   std::string path_;
 };
+
+TEST(Options, AnotherCommandsVariableIsNotTaken) {
+  EXPECT_FALSE(parse({}, {"WEIGHTCAST_DELTA=auto"}).has("delta"));
+  EXPECT_EQ(parse({"--delta", "base.h5"}, {"WEIGHTCAST_DELTA=auto"}).required("delta"), "base.h5");
+}
 
 TEST(Options, CommandLineBeatsEnvironmentBeatsFileBeatsDefault) {
   const ConfigFile file("tp = 1\nshard-size = 1M\nmethod = broadcast\n");

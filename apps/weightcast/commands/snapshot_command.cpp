@@ -38,8 +38,12 @@ CommandSpec snapshot_command() {
           "A delta is read wherever a snapshot is, as long as its base lies beside it; that may be a delta, too.",
       .options = {{"checkpoint", "DIR", "a checkpoint folder with its config.json"},
                   {"output", "FILE.h5", "the file to write"},
-                  {"delta", "BASE.h5",
-                   "write only what differs, in any bit, from this snapshot, which is in the folder of the output"},
+                  {"delta",
+                   "BASE.h5",
+                   "write only what differs, in any bit, from this snapshot, which is in the folder of the output; "
+                   "WEIGHTCAST_DELTA is another command's",
+                   {},
+                   false},
                   ignore_option(),
                   {"force", "", "replace a file that is there"}},
   };

@@ -138,7 +138,8 @@ void Options::read_environment(std::span<const std::string> environment, const s
       throw Error(ExitCode::config, fmt::format("the environment variable {} is unknown", printable(variable)),
                   fmt::format("did you mean {}? Correct its name, or unset it", variable_name(*meant)));
     }
-    if (name->second == "config" || find(name->second) != nullptr) {
+    const auto* const option = find(name->second);
+    if (name->second == "config" || (option != nullptr && option->variable)) {
       values[name->second] = {equals == std::string::npos ? "" : line.substr(equals + 1), variable, ExitCode::config};
     }
   }

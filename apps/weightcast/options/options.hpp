@@ -22,6 +22,8 @@ struct OptionSpec {
   std::string value_name;  ///< "SIZE"; empty for a flag
   std::string help;
   std::optional<std::string> default_value = {};
+  /// Whether it can be a variable, too: not where that of another command has this name and means something else.
+  bool variable = true;
 };
 
 struct CommandSpec {
