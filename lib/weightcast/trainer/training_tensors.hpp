@@ -31,7 +31,9 @@ class SourceFill {
 
   /// `tensors`: all pieces of this rank, in any order. Host work runs on all cores of this process; a GPU works on
   /// tensors of its own only. Whatever writes the tensors must be done, also on GPUs. Returns when the region holds
-  /// them and `claim`, the region's, has their digests; after an error it does not know what was to be filled. An
+  /// them and `claim`, the region's, has their digests; after an error it does not know what was to be filled. What
+  /// changes is marked in `changes`, the region's, unless it knows no version; it forgets that where a GPU's region is
+  /// filled from anything but dense tensors on that GPU, of its own dtype or F32. An
   /// lm_head.weight that is tied to the embedding may be left out; one with memory of its own must hold the same.
   /// Error(bad_data) of match_pieces(), or listing those whose memory cannot be read, or for a head that differs from
   /// its embedding; then the region is untouched. Error(deadline) from a GPU.
