@@ -6,11 +6,11 @@
 #include <cstring>
 
 #include "commands/commands.hpp"
-#include "options/near_miss.hpp"
 #include "output/versions.hpp"
 #include "weightcast/comm/mpi_library.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/file.hpp"
+#include "weightcast/core/near_miss.hpp"
 #include "weightcast/job/error_block.hpp"
 #include "weightcast/job/launch.hpp"
 #include "weightcast/job/stop.hpp"

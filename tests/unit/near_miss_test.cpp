@@ -1,5 +1,5 @@
 // What is taken for a misspelt option, and what for somebody else's variable.
-#include "options/near_miss.hpp"
+#include "weightcast/core/near_miss.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

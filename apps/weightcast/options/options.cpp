@@ -5,10 +5,10 @@
 #include <charconv>
 #include <sstream>
 
-#include "options/near_miss.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/file.hpp"
+#include "weightcast/core/near_miss.hpp"
 
 namespace weightcast {
 namespace {

@@ -1,4 +1,4 @@
-#include "options/near_miss.hpp"
+#include "weightcast/core/near_miss.hpp"
 
 #include <fmt/format.h>
 
@@ -11,7 +11,7 @@ namespace {
 
 std::string normal(std::string_view text) {
   std::string result;
-  for (const unsigned char c : text) result += c == '_' ? '-' : static_cast<char>(std::tolower(c));
+  for (const char c : text) result += c == '_' ? '-' : static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   return result;
 }
 
@@ -37,7 +37,7 @@ std::size_t slips(const std::string& a, const std::string& b) {
 }  // namespace
 
 std::optional<std::string> near_miss(std::string_view word, const std::set<std::string>& names) {
-  constexpr std::size_t shortest = 3, longest = 64;  // nobody's option is longer
+  constexpr std::size_t shortest = 3, longest = 64;  // no name is longer
   const std::string wrong = normal(word);
   if (wrong.size() > longest) return std::nullopt;
   std::optional<std::string> nearest;
