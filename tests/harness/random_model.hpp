@@ -22,7 +22,7 @@ struct Largest {
 /// A small model that can be cut in several ways.
 inline ModelConfig random_config(const Largest& largest) {
   ModelConfig c;
-  c.family = *rc::gen::element(Family::llama, Family::qwen2, Family::qwen3);
+  c.family = families()[number(0, families().size() - 1)].family;
   c.layers = number(1, largest.layers);
   c.hidden = number(1, largest.hidden);
   c.kv_heads = number(1, 4);
@@ -30,7 +30,7 @@ inline ModelConfig random_config(const Largest& largest) {
   c.head_dim = number(1, largest.head_dim);
   c.intermediate = c.heads * number(1, 4);
   c.vocabulary = 64 * c.heads - number(0, 63);
-  c.attention_bias = c.family == Family::qwen2;
+  c.attention_bias = spec_of(c.family).attention_bias == Bias::always;
   c.dtype = *rc::gen::element(DType::BF16, DType::F32);
   return c;
 }

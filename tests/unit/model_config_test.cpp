@@ -1,11 +1,15 @@
 #include "weightcast/model/model_config.hpp"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
 #include <functional>
+#include <set>
 #include <string>
+#include <tuple>
+#include <utility>
 
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/file.hpp"
@@ -13,7 +17,9 @@
 namespace weightcast {
 namespace {
 
+using testing::AllOf;
 using testing::HasSubstr;
+using testing::StartsWith;
 
 /// A config.json of SmolLM2's sizes; `extra` goes between its braces.
 std::string config_text(const std::string& extra, const std::string& family = R"("model_type": "llama")") {
@@ -84,20 +90,50 @@ TEST(ModelConfig, TheWeightsSayADtypeThatTheConfigDoesNot) {
 }
 
 TEST(ModelConfig, BothSpellingsOfTheFamily) {
-  for (const auto& [type, architecture, family] : {std::tuple{"llama", "LlamaForCausalLM", Family::llama},
-                                                   {"qwen2", "Qwen2ForCausalLM", Family::qwen2},
-                                                   {"qwen3", "Qwen3ForCausalLM", Family::qwen3}}) {
-    const std::string by_type = std::string(R"("model_type": ")") + type + "\"";
-    const std::string by_architecture = std::string(R"("architectures": [")") + architecture + "\"]";
-    EXPECT_EQ(parse(config_text("", by_type)).family, family);
-    EXPECT_EQ(parse(config_text("", by_architecture)).family, family);
-    EXPECT_EQ(parse(config_text(by_architecture, by_type)).family, family);
+  for (const auto& spec : families()) {
+    const std::string by_type = fmt::format(R"("model_type": "{}")", spec.model_type);
+    const std::string by_architecture = fmt::format(R"("architectures": ["{}"])", spec.architecture);
+    EXPECT_EQ(parse(config_text("", by_type)).family, spec.family);
+    EXPECT_EQ(parse(config_text("", by_architecture)).family, spec.family);
+    EXPECT_EQ(parse(config_text(by_architecture, by_type)).family, spec.family);
+    EXPECT_EQ(spec_of(spec.family).model_type, spec.model_type);
+    EXPECT_EQ(name(spec.family), spec.model_type);
   }
   expect_refused(ExitCode::config, "mixtral", config_text("", R"("model_type": "mixtral")"));
   expect_refused(ExitCode::config, "Qwen3ForCausalLM", config_text("", R"("model_type": "mixtral")"));
   expect_refused(ExitCode::config, "LlamaModel", config_text("", R"("architectures": ["LlamaModel"])"));
   expect_refused(ExitCode::bad_data, "qwen2", config_text(R"("architectures": ["Qwen2ForCausalLM"])"));
   expect_refused(ExitCode::bad_data, "missing", config_text("", R"("pad": 0)"));
+  expect_refused(ExitCode::bad_data, "says mistral",
+                 config_text(R"("architectures": ["MinistralForCausalLM"])", R"("model_type": "mistral")"));
+}
+
+TEST(ModelConfig, AnUnknownFamilyNamesTheNearestAndAll) {
+  const auto hint = [](const std::string& family) {
+    try {
+      parse(config_text("", family));
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::config) << family;
+      return error.hint();
+    }
+    return std::string("no error");
+  };
+  for (const auto& [written, meant] : {std::pair{"lama", "llama"},
+                                       {"Mistral", "mistral"},
+                                       {"mistrall", "mistral"},
+                                       {"smollm", "smollm3"},
+                                       {"gwen3", "qwen3"}}) {
+    EXPECT_THAT(hint(fmt::format(R"("model_type": "{}")", written)),
+                StartsWith(fmt::format("did you mean {}? supported families: llama (Llama", meant)));
+  }
+  EXPECT_THAT(hint(R"("architectures": ["MistralForCasualLM"])"), StartsWith("did you mean MistralForCausalLM? "));
+  for (const std::string far : {"gpt2", "deepseek_v3", "phi3", ""}) {
+    const auto text = hint(R"("model_type": ")" + far + "\"");
+    EXPECT_THAT(text, AllOf(StartsWith("supported families: "), HasSubstr("lib/DESIGN.md")));
+    for (const auto& spec : families()) {
+      EXPECT_THAT(text, HasSubstr(fmt::format("{} ({})", spec.model_type, spec.architecture)));
+    }
+  }
 }
 
 TEST(ModelConfig, AWrapperKeepsTheNameOfWhatItWraps) {
@@ -139,14 +175,44 @@ TEST(ModelConfig, WhatIsNotNeededMayBeOdd) {
 }
 
 TEST(ModelConfig, BiasesByFamily) {
-  const ModelConfig llama = parse(config_text(R"("attention_bias": true, "mlp_bias": true)"));
-  EXPECT_TRUE(llama.attention_bias && llama.attention_output_bias && llama.mlp_bias);
-  const ModelConfig qwen2 = parse(config_text(R"("attention_bias": false)", R"("model_type": "qwen2")"));
-  EXPECT_TRUE(qwen2.attention_bias);
-  EXPECT_FALSE(qwen2.attention_output_bias || qwen2.mlp_bias);
-  const ModelConfig qwen3 = parse(config_text(R"("head_dim": 128)", R"("model_type": "qwen3")"));
-  EXPECT_FALSE(qwen3.attention_bias || qwen3.attention_output_bias);
-  EXPECT_EQ(qwen3.head_dim, 128u);
+  // Without keys, and with both: of q, k and v; of o; of the MLP.
+  struct Biases {
+    bool attention, output, mlp;
+    bool operator==(const Biases&) const = default;
+  };
+  const auto biases = [](Family family, const std::string& extra) {
+    const auto config = parse(config_text(extra, fmt::format(R"("model_type": "{}")", name(family))));
+    return Biases{config.attention_bias, config.attention_output_bias, config.mlp_bias};
+  };
+  std::set<Family> seen;
+  for (const auto& [family, plain, asked] :
+       {std::tuple{Family::llama, Biases{false, false, false}, Biases{true, true, true}},
+        {Family::qwen2, {true, false, false}, {true, false, false}},
+        {Family::qwen3, {false, false, false}, {true, true, false}},
+        {Family::mistral, {false, false, false}, {false, false, false}},
+        {Family::ministral, {false, false, false}, {false, false, false}},
+        {Family::ministral3, {false, false, false}, {false, false, false}},
+        {Family::smollm3, {false, false, false}, {true, true, true}},
+        {Family::granite, {false, false, false}, {true, true, true}},
+        {Family::helium, {false, false, false}, {true, false, true}},
+        {Family::cwm, {false, false, false}, {false, false, true}}}) {
+    EXPECT_EQ(biases(family, ""), plain) << name(family);
+    EXPECT_EQ(biases(family, R"("attention_bias": false, "mlp_bias": false)"), plain) << name(family);
+    EXPECT_EQ(biases(family, R"("attention_bias": true, "mlp_bias": true)"), asked) << name(family);
+    seen.insert(family);
+  }
+  EXPECT_EQ(seen.size(), families().size());
+  EXPECT_EQ(parse(config_text(R"("head_dim": 128)", R"("model_type": "qwen3")")).head_dim, 128u);
+  EXPECT_EQ(parse(config_text(R"("head_dim": 128)", R"("model_type": "mistral")")).head_dim, 128u);
+}
+
+TEST(ModelConfig, TiedWhereTheConfigSaysNothing) {
+  for (const auto& spec : families()) {
+    const auto type = fmt::format(R"("model_type": "{}")", spec.model_type);
+    EXPECT_EQ(parse(config_text("", type)).tied_embeddings, spec.family == Family::smollm3) << spec.model_type;
+    EXPECT_TRUE(parse(config_text(R"("tie_word_embeddings": true)", type)).tied_embeddings) << spec.model_type;
+    EXPECT_FALSE(parse(config_text(R"("tie_word_embeddings": false)", type)).tied_embeddings) << spec.model_type;
+  }
 }
 
 TEST(ModelConfig, NestedKeysAreNotTaken) {
@@ -190,10 +256,11 @@ TEST(ModelConfig, WrittenTextReadsBack) {
     const ModelConfig config = load_model_config(shape);
     EXPECT_EQ(parse(to_config_json(config)), config) << shape;
   }
-  for (const std::string family : {"llama", "qwen2", "qwen3"}) {
-    for (const std::string extra : {R"("attention_bias": true, "mlp_bias": true, "tie_word_embeddings": true)",
-                                    R"("head_dim": 32, "dtype": "float32", "num_key_value_heads": 3)"}) {
-      const ModelConfig config = parse(config_text(extra, R"("model_type": ")" + family + "\""));
+  for (const auto& spec : families()) {
+    for (const std::string extra :
+         {R"("attention_bias": true, "mlp_bias": true, "tie_word_embeddings": true)", R"("tie_word_embeddings": false)",
+          R"("head_dim": 32, "dtype": "float32", "num_key_value_heads": 3)"}) {
+      const ModelConfig config = parse(config_text(extra, fmt::format(R"("model_type": "{}")", spec.model_type)));
       EXPECT_EQ(parse(to_config_json(config)), config) << to_config_json(config);
     }
   }

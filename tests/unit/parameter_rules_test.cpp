@@ -1,5 +1,7 @@
 #include "weightcast/model/parameter_rules.hpp"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -85,6 +87,53 @@ TEST(Model, ParametersOfTheFamilies) {
   EXPECT_EQ(in_layer(llama, "self_attn.o_proj.bias").kind, ShardKind::replicated);
   EXPECT_EQ(in_layer(llama, "mlp.down_proj.bias").kind, ShardKind::replicated);
   EXPECT_EQ(in_layer(llama, "mlp.up_proj.bias").kind, ShardKind::rows);
+}
+
+/// The names of the parameters, and how each is cut, of a config.json of that family.
+std::vector<std::string> parameters(std::string_view family, const std::string& extra) {
+  const auto config = parse_model_config(
+      fmt::format(
+          R"({{"model_type": "{}", "num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 72, "head_dim": 8,
+                      "num_attention_heads": 6, "num_key_value_heads": 3, "vocab_size": 203,
+                      "tie_word_embeddings": false{}}})",
+          family, extra),
+      "config.json");
+  std::vector<std::string> result;
+  for (const auto& p : build_model(config).parameters) {
+    result.push_back(fmt::format("{} {} {} {} {}", p.info.name, fmt::join(p.info.shape, "x"), p.engine_tensor, p.part,
+                                 name(p.kind)));
+  }
+  return result;
+}
+
+TEST(Model, LlamaByAnotherName) {
+  const std::string attention = R"(, "attention_bias": true)", mlp = R"(, "mlp_bias": true)", both = attention + mlp;
+  for (const std::string family : {"mistral", "ministral", "ministral3", "smollm3", "granite", "helium", "cwm"}) {
+    EXPECT_EQ(parameters(family, ""), parameters("llama", "")) << family;
+  }
+  for (const std::string family : {"smollm3", "granite"}) {
+    EXPECT_EQ(parameters(family, both), parameters("llama", both)) << family;
+    EXPECT_EQ(parameters(family, attention), parameters("llama", attention)) << family;
+    EXPECT_EQ(parameters(family, mlp), parameters("llama", mlp)) << family;
+  }
+  for (const std::string family : {"mistral", "ministral", "ministral3"}) {
+    EXPECT_EQ(parameters(family, both), parameters("llama", "")) << family;
+  }
+  EXPECT_EQ(parameters("cwm", both), parameters("llama", mlp));
+  EXPECT_EQ(parameters("helium", attention), parameters("qwen2", ""));  // of q, k and v, not of o
+  EXPECT_NE(parameters("llama", both), parameters("llama", ""));
+}
+
+TEST(MatchCheckpoint, ABiasThatAFamilyCannotHave) {
+  ModelConfig config = load_model_config("tiny");
+  config.family = Family::mistral;
+  const Model model = build_model(config);
+  std::vector<TensorInfo> tensors;
+  for (const auto& parameter : model.parameters) tensors.push_back(parameter.info);
+  tensors.push_back({"model.layers.0.self_attn.q_proj.bias", config.dtype, {64}});
+  const auto error = harness::error_of([&] { match_checkpoint(model, tensors, "x"); });
+  EXPECT_EQ(error.code(), ExitCode::bad_data);
+  EXPECT_THAT(error.what(), HasSubstr("model.layers.0.self_attn.q_proj.bias is unknown to mistral models"));
 }
 
 TEST(Model, TiedHeadIsAnAlias) {

@@ -22,9 +22,10 @@ using Bytes = std::vector<unsigned char>;
 TransferPlan random_plan() {
   auto c = harness::random_config({.layers = 3, .hidden = 12, .group = 4, .head_dim = 6});
   c.tied_embeddings = *rc::gen::arbitrary<bool>();
-  c.attention_bias = c.attention_bias || *rc::gen::arbitrary<bool>();
-  c.attention_output_bias = c.family != Family::qwen2 && c.attention_bias;
-  c.mlp_bias = c.family == Family::llama && *rc::gen::arbitrary<bool>();
+  const auto& spec = spec_of(c.family);
+  c.attention_bias = c.attention_bias || (spec.attention_bias == Bias::by_config && *rc::gen::arbitrary<bool>());
+  c.attention_output_bias = spec.attention_output_bias == Bias::by_config && c.attention_bias;
+  c.mlp_bias = spec.mlp_bias == Bias::by_config && *rc::gen::arbitrary<bool>();
   const Model model = build_model(c);
   const std::vector<std::uint64_t> choices = possible_tp(model);
   const std::uint64_t last = choices.size() - 1, tp = choices[std::max(number(0, last), number(0, last))];

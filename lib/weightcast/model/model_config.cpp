@@ -12,18 +12,11 @@
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
+#include "weightcast/core/near_miss.hpp"
 #include "weightcast/core/strict_json.hpp"
 
 namespace weightcast {
 namespace {
-
-struct FamilyNames {
-  Family family;
-  std::string_view model_type, architecture;
-};
-constexpr std::array<FamilyNames, 3> families{{{Family::llama, "llama", "LlamaForCausalLM"},
-                                               {Family::qwen2, "qwen2", "Qwen2ForCausalLM"},
-                                               {Family::qwen3, "qwen3", "Qwen3ForCausalLM"}}};
 
 struct DTypeNames {
   DType dtype;
@@ -141,19 +134,26 @@ std::string without_infinities(std::string_view text) {
   return result;
 }
 
-[[noreturn]] void unsupported_family(const std::string& what, const std::string& key, std::string_view value) {
+/// `names` says by which of its names a family may be meant.
+[[noreturn]] void unsupported_family(const std::string& what, const std::string& key, std::string_view value,
+                                     std::string_view FamilySpec::*names) {
   Strings known;
-  for (const auto& entry : families) known.push_back(fmt::format("{} ({})", entry.model_type, entry.architecture));
-  throw Error(ExitCode::config,
-              fmt::format("{}: \"{}\" is \"{}\", which is not supported", what, key, printable(value)),
-              fmt::format("supported families: {}", fmt::join(known, ", ")));
+  std::set<std::string> all;
+  for (const auto& spec : families()) {
+    known.push_back(fmt::format("{} ({})", spec.model_type, spec.architecture));
+    all.emplace(spec.*names);
+  }
+  throw Error(
+      ExitCode::config, fmt::format("{}: \"{}\" is \"{}\", which is not supported", what, key, printable(value)),
+      did_you_mean(value, all, "",
+                   fmt::format("supported families: {}; lib/DESIGN.md says how to add one", fmt::join(known, ", "))));
 }
 
 /// The family that the name of a class says. A class that wraps one is named after it, prefix first; that is believed
 /// of any prefix and of a class without a head where `by_type` agrees, otherwise of known wrappers. Nothing is known of
 /// wrappers that hide what they wrap: then it is what `by_type` says.
 std::optional<Family> family_of_class(std::string_view architecture, std::optional<Family> by_type) {
-  for (const auto& entry : families) {
+  for (const auto& entry : families()) {
     if (architecture == entry.architecture) return entry.family;
   }
   for (const std::string_view wrapper : {"FSDP", "DDP", "Compiled", "DeepSpeed", "Checkpointed"}) {
@@ -165,7 +165,7 @@ std::optional<Family> family_of_class(std::string_view architecture, std::option
         "AutoModelForCausalLMWithValueHead"}) {
     if (architecture == opaque) return by_type;
   }
-  for (const auto& entry : families) {
+  for (const auto& entry : families()) {
     const auto base = std::string(entry.architecture.substr(0, entry.architecture.find("For"))) + "Model";
     if (architecture == base || architecture.ends_with(entry.architecture)) return entry.family;
   }
@@ -175,20 +175,20 @@ std::optional<Family> family_of_class(std::string_view architecture, std::option
 Family read_family(const TopLevelKeys& keys, const ConfigContext& context) {
   std::optional<Family> by_type, by_architecture;
   if (const auto type = keys.get<std::string>("model_type", "a string")) {
-    for (const auto& entry : families) {
+    for (const auto& entry : families()) {
       if (entry.model_type == *type) by_type = entry.family;
     }
-    if (!by_type) unsupported_family(keys.what(), "model_type", *type);
+    if (!by_type) unsupported_family(keys.what(), "model_type", *type, &FamilySpec::model_type);
   }
   const auto architectures = keys.get<Strings>("architectures", "an array of strings").value_or(Strings{});
   for (const auto& architecture : architectures) {
     const auto found = family_of_class(architecture, by_type);
-    if (!found) unsupported_family(keys.what(), "architectures", architecture);
+    if (!found) unsupported_family(keys.what(), "architectures", architecture, &FamilySpec::architecture);
     if (by_architecture.value_or(*found) != *found) {
       fail(ExitCode::bad_data, "{}: \"architectures\" names two families", keys.what());
     }
     by_architecture = found;
-    const bool plain = std::any_of(families.begin(), families.end(),
+    const bool plain = std::any_of(families().begin(), families().end(),
                                    [&](const auto& entry) { return entry.architecture == architecture; });
     if (!plain) context.note(fmt::format("{}: {} is read as {}", keys.what(), printable(architecture), name(*found)));
   }
@@ -239,13 +239,6 @@ void ConfigContext::note(std::string text) const {
   if (notes != nullptr) notes->push_back(std::move(text));
 }
 
-std::string_view name(Family family) noexcept {
-  for (const auto& entry : families) {
-    if (entry.family == family) return entry.model_type;
-  }
-  return "unknown";
-}
-
 ModelConfig parse_model_config(std::string_view text, const std::string& what, const ConfigContext& context) {
   TopLevelKeys keys(what);
   const auto json = without_infinities(text);
@@ -281,20 +274,21 @@ ModelConfig parse_model_config(std::string_view text, const std::string& what, c
          what, config.hidden, config.heads);
   }
   config.head_dim = head_dim.value_or(config.hidden / config.heads);
-  config.tied_embeddings = keys.flag("tie_word_embeddings", false);
-  // Qwen2 has the biases in its code and not in its config; only Llama has the option of biases in the MLP.
-  config.attention_bias = config.family == Family::qwen2 || keys.flag("attention_bias", false);
-  config.attention_output_bias = config.family != Family::qwen2 && config.attention_bias;
-  config.mlp_bias = config.family == Family::llama && keys.flag("mlp_bias", false);
+  const auto& spec = spec_of(config.family);
+  const auto bias = [&](Bias rule, const std::string& key) {
+    return rule == Bias::always || (rule == Bias::by_config && keys.flag(key, false));
+  };
+  config.tied_embeddings = keys.flag("tie_word_embeddings", spec.tied);
+  config.attention_bias = bias(spec.attention_bias, "attention_bias");
+  config.attention_output_bias = bias(spec.attention_output_bias, "attention_bias");
+  config.mlp_bias = bias(spec.mlp_bias, "mlp_bias");
   config.dtype = read_dtype(keys, context);
   return config;
 }
 
 std::string to_config_json(const ModelConfig& config) {
-  std::string_view architecture, torch_dtype;
-  for (const auto& entry : families) {
-    if (entry.family == config.family) architecture = entry.architecture;
-  }
+  const auto& spec = spec_of(config.family);
+  std::string_view torch_dtype;
   for (const auto& entry : dtypes) {
     if (entry.dtype == config.dtype) torch_dtype = entry.torch;
   }
@@ -312,10 +306,10 @@ std::string to_config_json(const ModelConfig& config) {
   "hidden_act": "silu",
   "tie_word_embeddings": {},
 )",
-      architecture, name(config.family), config.layers, config.hidden, config.intermediate, config.heads,
+      spec.architecture, spec.model_type, config.layers, config.hidden, config.intermediate, config.heads,
       config.kv_heads, config.head_dim, config.vocabulary, config.tied_embeddings);
-  if (config.family != Family::qwen2) text += fmt::format("  \"attention_bias\": {},\n", config.attention_bias);
-  if (config.family == Family::llama) text += fmt::format("  \"mlp_bias\": {},\n", config.mlp_bias);
+  if (spec.attention_bias == Bias::by_config) text += fmt::format("  \"attention_bias\": {},\n", config.attention_bias);
+  if (spec.mlp_bias == Bias::by_config) text += fmt::format("  \"mlp_bias\": {},\n", config.mlp_bias);
   return text + fmt::format("  \"torch_dtype\": \"{}\"\n}}\n", torch_dtype);
 }
 

@@ -6,21 +6,18 @@
 #include <string_view>
 #include <vector>
 
+#include "weightcast/model/families.hpp"
 #include "weightcast/tensor/dtype.hpp"
 
 namespace weightcast {
-
-/// Families whose sharding rules are known (../../../README: which models work).
-enum class Family : std::uint8_t { llama, qwen2, qwen3 };
-std::string_view name(Family family) noexcept;
 
 /// The sizes of a model, as far as sharding needs them.
 struct ModelConfig {
   Family family = Family::llama;
   std::uint64_t layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, intermediate = 0, vocabulary = 0;
   bool tied_embeddings = false;        ///< lm_head.weight is an alias of model.embed_tokens.weight
-  bool attention_bias = false;         ///< q, k, v have a bias (Qwen2: always)
-  bool attention_output_bias = false;  ///< o_proj has one too (Llama and Qwen3 with attention_bias)
+  bool attention_bias = false;         ///< q, k, v have a bias
+  bool attention_output_bias = false;  ///< o_proj has one too; families.hpp: in which family, and who says so
   bool mlp_bias = false;
   DType dtype = DType::BF16;
   bool operator==(const ModelConfig&) const = default;
@@ -38,8 +35,8 @@ struct ConfigContext {
 /// default. The dtype is the one that is named; where none is (or "auto"), or two are, it is that of the weights, and
 /// BF16 where those are not known. `architectures` may carry a wrapper's prefix (FSDPLlamaForCausalLM). What is not
 /// needed may be there twice, or be NaN or Infinity. Error(bad_data) naming the key for missing, mistyped, repeated or
-/// impossible values; Error(config) for a family or a quantised format that is not supported. `what` names the text in
-/// messages.
+/// impossible values; Error(config) for a family or a quantised format that is not supported, naming the families that
+/// are and the one that may be meant. `what` names the text in messages.
 ModelConfig parse_model_config(std::string_view text, const std::string& what, const ConfigContext& context = {});
 
 /// The config.json text that parse_model_config() reads back as `config`, acceptable to transformers.

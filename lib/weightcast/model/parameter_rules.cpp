@@ -75,7 +75,7 @@ void add_layer(Builder& builder, const ModelConfig& c, const std::string& prefix
   builder.add(prefix, ".weight", 0, {"input_layernorm", c.hidden});
   qkv(".weight", c.hidden);
   if (c.attention_bias) qkv(".bias", 0);
-  if (c.family == Family::qwen3) {
+  if (spec_of(c.family).head_norms) {
     builder.add(prefix + "self_attn.", ".weight", 0, {"q_norm", c.head_dim});
     builder.add(prefix + "self_attn.", ".weight", 0, {"k_norm", c.head_dim});
   }

@@ -11,7 +11,8 @@
 
 /// A model's parameters and, for each, which part an engine rank holds and where in which engine tensor. The rules are
 /// those of SGLang and vLLM (models/llama.py, qwen2.py, qwen3.py, layers/linear.py,
-/// layers/vocab_parallel_embedding.py). Pure: no files, no MPI.
+/// layers/vocab_parallel_embedding.py); what else families.hpp names has the parameters of Llama in transformers
+/// (models/*/modeling_*.py) and is cut likewise. Pure: no files, no MPI.
 namespace weightcast {
 
 /// How a parameter is cut over T tensor-parallel ranks. T = tp size, t = tp rank.
