@@ -68,11 +68,11 @@ class Shape:
         self.heads = config["num_attention_heads"]
         self.kv_heads = config.get("num_key_value_heads", self.heads)
         self.head_dim = config.get("head_dim", self.hidden // self.heads)
-        self.tied = config.get("tie_word_embeddings", False)
-        asked = config.get("attention_bias", False)
+        self.tied = config.get("tie_word_embeddings", family == "smollm3")
+        asked = config.get("attention_bias", False) and family not in ("mistral", "ministral", "ministral3", "cwm")
         self.qkv_bias = family == "qwen2" or asked
-        self.o_bias = family != "qwen2" and asked
-        self.mlp_bias = family == "llama" and config.get("mlp_bias", False)
+        self.o_bias = family not in ("qwen2", "helium") and asked
+        self.mlp_bias = family in ("llama", "smollm3", "granite", "helium", "cwm") and config.get("mlp_bias", False)
         self.element = ELEMENT_BYTES[config.get("torch_dtype", "bfloat16")]
 
     # How it is cut: each of these takes all rows, and returns those of tp rank t.
@@ -339,7 +339,8 @@ def plant(answer, element, choose):
 # What it is asked.
 
 def random_config(choose):
-    family = choose.choice(("llama", "qwen2", "qwen3"))
+    family = choose.choice(("llama", "qwen2", "qwen3", "mistral", "ministral", "ministral3", "smollm3", "granite", "helium",
+                            "cwm"))
     kv_heads = choose.randint(1, 5)
     heads = kv_heads * choose.randint(1, 4)
     hidden, head_dim = choose.randint(32, 128), choose.choice((1, 2, 3, 4, 5, 8, 16))
