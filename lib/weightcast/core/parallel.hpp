@@ -4,6 +4,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <mutex>
 #include <stop_token>
@@ -45,6 +46,15 @@ class Workers {
   /// Calls `task`, which may not throw, on the caller's thread and on every worker that wakes up in time; returns when
   /// all calls have ended. Allocates nothing. One run() at a time.
   void run(FunctionRef<void()> task) noexcept;
+  /// The same of ranges: task(first, last) for [0, count) in steps of up to `step`, each once, in no fixed order.
+  template <typename Task>
+  void run_ranges(std::uint64_t count, std::uint64_t step, const Task& task) noexcept {
+    std::atomic<std::uint64_t> next{0};
+    run([&] {
+      for (auto first = next.fetch_add(step); first < count; first = next.fetch_add(step))
+        task(first, std::min(first + step, count));
+    });
+  }
 
  private:
   void serve(const std::stop_token& stop) noexcept;

@@ -1,7 +1,6 @@
 #include "weightcast/delta/delta_sender.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
 #include "weightcast/core/error.hpp"
@@ -63,16 +62,11 @@ class HostDeltaSender final : public DeltaSender {
  private:
   template <typename Work>
   void for_each_block(const DeltaStream& stream, const Work& work) {
-    std::atomic<std::uint64_t> next{0};
-    workers_.run([&] {
-      for (auto first = next.fetch_add(blocks_at_once); first < stream.block_count;
-           first = next.fetch_add(blocks_at_once)) {
-        const auto* run = &run_of(stream.runs.data(), stream.runs.size(), first);
-        const auto last = std::min(first + blocks_at_once, stream.block_count);
-        for (auto block = first; block < last; ++block) {
-          if (block >= run->first_block + run->block_count()) ++run;
-          work(*run, block);
-        }
+    workers_.run_ranges(stream.block_count, blocks_at_once, [&](std::uint64_t first, std::uint64_t last) {
+      const auto* run = &run_of(stream.runs.data(), stream.runs.size(), first);
+      for (auto block = first; block < last; ++block) {
+        if (block >= run->first_block + run->block_count()) ++run;
+        work(*run, block);
       }
     });
   }

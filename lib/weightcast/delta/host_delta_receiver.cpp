@@ -22,13 +22,13 @@ class HostDeltaReceiver final : public DeltaReceiver {
     std::ranges::fill(changes_, Digest{});
     fits_ = true;
     for (const auto& stream : streams_) {
-      for_each_range(stream.block_count, blocks_at_once, [&](std::uint64_t first, std::uint64_t last) {
+      workers_.run_ranges(stream.block_count, blocks_at_once, [&](std::uint64_t first, std::uint64_t last) {
         if (!good_blocks(view(stream, inbox_index, parts), first, last)) fits_ = false;
       });
     }
     for (const auto& stream : streams_) {
       if (!fits_) break;
-      for_each_range(stream.block_count, blocks_at_once, [&](std::uint64_t first, std::uint64_t last) {
+      workers_.run_ranges(stream.block_count, blocks_at_once, [&](std::uint64_t first, std::uint64_t last) {
         apply_blocks(view(stream, inbox_index, parts), first, last, swap, slot.data,
                      [&](std::uint64_t parameter_index, const Digest& change) {
                        std::atomic_ref(changes_[parameter_index].first) += change.first;
@@ -39,7 +39,7 @@ class HostDeltaReceiver final : public DeltaReceiver {
   }
   std::span<const Digest> finish(Deadline) override { return std::span(changes_).first(fits_ ? changes_.size() : 0); }
   void begin_copy(const Region& from, const Region& to) override {
-    for_each_range(from.size_bytes, copied_at_once, [&](std::uint64_t first, std::uint64_t last) {
+    workers_.run_ranges(from.size_bytes, copied_at_once, [&](std::uint64_t first, std::uint64_t last) {
       std::memcpy(to.data + first, from.data + first, last - first);
     });
   }
@@ -49,14 +49,6 @@ class HostDeltaReceiver final : public DeltaReceiver {
     const auto [of, data, capacity] = arrived(stream, inbox_index, parts);
     return {of->runs, of->block_count, reinterpret_cast<const std::uint64_t*>(data),
             reinterpret_cast<DeltaEntry*>(data + of->starts_bytes()), capacity};
-  }
-  template <typename Work>
-  void for_each_range(std::uint64_t count, std::uint64_t step, const Work& work) {
-    std::atomic<std::uint64_t> next{0};
-    workers_.run([&] {
-      for (auto first = next.fetch_add(step); first < count; first = next.fetch_add(step))
-        work(first, std::min(first + step, count));
-    });
   }
 
   std::atomic<bool> fits_ = true;

@@ -1,7 +1,5 @@
 #include "weightcast/delta/source_changes.hpp"
 
-#include <algorithm>
-#include <atomic>
 #include <cstring>
 
 #include "weightcast/delta/host_delta.hpp"
@@ -43,12 +41,9 @@ void SourceChanges::begin(std::uint64_t version, const Region& base, const Regio
   }
   if (!workers_) workers_ = std::make_unique<Workers>(available_cores() - 1);
   const auto units = region.size_bytes / delta_unit_bytes;
-  std::atomic<std::uint64_t> next{0};
-  workers_->run([&] {
-    for (auto first = next.fetch_add(units_at_once); first < units; first = next.fetch_add(units_at_once)) {
-      const auto at = first * delta_unit_bytes;
-      mark_changes(base.data + at, region.data + at, first, std::min(units_at_once, units - first), marks());
-    }
+  workers_->run_ranges(units, units_at_once, [&](std::uint64_t first, std::uint64_t last) {
+    const auto at = first * delta_unit_bytes;
+    mark_changes(base.data + at, region.data + at, first, last - first, marks());
   });
 }
 
