@@ -18,16 +18,7 @@ inline bool same(const std::vector<DeltaEntry>& a, const std::vector<DeltaEntry>
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(DeltaEntry)) == 0);
 }
 
-class GpuDelta : public testing::Test {
- protected:
-  void SetUp() override {
-    if (gpu::count() == 0) GTEST_SKIP() << gpu::why_none();
-    stream_ = gpu::Stream(0);
-  }
-  void finish() const { stream_.synchronize(Deadline::after(30), "a test"); }
-
-  gpu::Stream stream_;
-};
+class GpuDelta : public harness::GpuTest {};
 
 /// A stream on the GPU, with what should become of it.
 struct Case {

@@ -18,16 +18,7 @@ using harness::Held;
 using harness::random_bytes;
 using harness::random_values;
 
-class GpuMarks : public testing::Test {
- protected:
-  void SetUp() override {
-    if (gpu::count() == 0) GTEST_SKIP() << gpu::why_none();
-    stream_ = gpu::Stream(0);
-  }
-  void finish() const { stream_.synchronize(Deadline::after(30), "a test"); }
-
-  gpu::Stream stream_;
-};
+class GpuMarks : public harness::GpuTest {};
 
 TEST_F(GpuMarks, MarksOfAnySizeAndPlace) {
   for (std::uint64_t seed = 0; seed < 300; ++seed) {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cstring>
 #include <random>
@@ -8,8 +10,19 @@
 
 #include "weightcast/device/memory.hpp"
 
-/// Values that a test has on a GPU.
+/// What a test has on a GPU: a stream, and values.
 namespace weightcast::harness {
+
+class GpuTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (gpu::count() == 0) GTEST_SKIP() << gpu::why_none();
+    stream_ = gpu::Stream(0);
+  }
+  void finish() const { stream_.synchronize(Deadline::after(30), "a test"); }
+
+  gpu::Stream stream_;
+};
 
 /// By an allocation of their own, so that the emulation sees what reads or writes behind them.
 template <typename Value>

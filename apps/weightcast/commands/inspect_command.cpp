@@ -10,26 +10,16 @@
 namespace weightcast {
 namespace {
 
-constexpr std::uint64_t block_bytes = 4 * mebibyte;
-
-Digest digest_of(const TensorReader& reader, std::size_t index, Progress& progress) {
-  const std::uint64_t size = reader.tensors()[index].size_bytes().value();
-  std::vector<std::byte> buffer(std::min(size, block_bytes));
-  Digest digest;
-  for (std::uint64_t offset = 0; offset < size; offset += block_bytes) {
-    const auto block = std::span(buffer).first(std::min(block_bytes, size - offset));
-    reader.read(index, offset, block);
-    digest += digest_bytes(block, offset);
-    progress.add(block.size());
-  }
-  return digest;
-}
-
 std::vector<Digest> digests_of(const TensorReader& reader, const std::string& path) {
   std::vector<Digest> digests(reader.tensors().size());
   Progress progress("reading " + path, reader.size_bytes());
-  parallel_for(digests.size(), available_cores(),
-               [&](std::size_t index) { digests[index] = digest_of(reader, index, progress); });
+  parallel_for(digests.size(), available_cores(), [&](std::size_t index) {
+    const auto size = reader.tensors()[index].size_bytes().value();
+    digests[index] = digest_read(size, [&](std::uint64_t offset, std::span<std::byte> to) {
+      reader.read(index, offset, to);
+      progress.add(to.size());
+    });
+  });
   return digests;
 }
 

@@ -13,8 +13,6 @@
 namespace weightcast {
 namespace {
 
-constexpr std::uint64_t block_bytes = 4 * mebibyte;
-
 /// A snapshot, or the end of a chain, as the weights of the model that it was written of.
 class SnapshotSource final : public WeightSource {
  public:
@@ -46,20 +44,6 @@ class SnapshotSource final : public WeightSource {
   std::vector<std::size_t> places_;  // of each parameter
   std::vector<Digest> digests_;
 };
-
-Digest digest_of(const WeightSource& source, std::size_t parameter, const TensorInfo& info,
-                 FunctionRef<void(std::uint64_t bytes)> progress) {
-  const std::uint64_t size = info.size_bytes().value();
-  std::vector<std::byte> buffer(std::min(size, block_bytes));
-  Digest digest;
-  for (std::uint64_t at = 0; at < size; at += block_bytes) {
-    const auto block = std::span(buffer).first(std::min(block_bytes, size - at));
-    source.read(parameter, at, block);
-    digest += digest_bytes(block, at);
-    progress(block.size());
-  }
-  return digest;
-}
 
 }  // namespace
 
@@ -111,9 +95,10 @@ void check_claims(const Job& job, const Model& model, std::initializer_list<cons
       parallel_for(mine, threads, [&](std::size_t i) {
         const auto parameter = rank + i * ranks;
         const auto& info = model.parameters[parameter].info;
-        const auto digest = digest_of(*source, parameter, info, [&](std::uint64_t bytes) {
+        const auto digest = digest_read(info.size_bytes().value(), [&](std::uint64_t offset, std::span<std::byte> to) {
+          source->read(parameter, offset, to);
           look();
-          progress.add(bytes);
+          progress.add(to.size());
         });
         if (digest == claimed[parameter]) return;
         throw Error(ExitCode::mismatch,

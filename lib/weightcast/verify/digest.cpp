@@ -7,6 +7,7 @@
 #include <bit>
 #include <cstring>
 
+#include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/device/digest_keys.hpp"
 #include "weightcast/verify/digest_kernels.hpp"
@@ -114,6 +115,18 @@ Digest digest_rows(const std::byte* data, std::uint64_t pitch, std::uint64_t row
 
 Digest digest_bytes(std::span<const std::byte> data, std::uint64_t offset) noexcept {
   return digest_rows(data.data(), data.size(), data.size(), 1, offset, data.size());
+}
+
+Digest digest_read(std::uint64_t size_bytes, FunctionRef<void(std::uint64_t offset, std::span<std::byte> to)> read) {
+  constexpr std::uint64_t block_bytes = 4 * mebibyte;
+  std::vector<std::byte> buffer(std::min(size_bytes, block_bytes));
+  Digest digest;
+  for (std::uint64_t at = 0; at < size_bytes; at += block_bytes) {
+    const auto block = std::span(buffer).first(std::min(block_bytes, size_bytes - at));
+    read(at, block);
+    digest += digest_bytes(block, at);
+  }
+  return digest;
 }
 
 Digest digest_of_set(std::span<const TensorInfo> tensors, std::span<const Digest> digests) {

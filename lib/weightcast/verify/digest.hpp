@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "weightcast/core/digest.hpp"
+#include "weightcast/core/function_ref.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 
 /// The shard-invariant checksum: digests of the parts of a parameter add up to the digest of the whole, whatever the
@@ -15,6 +16,10 @@ namespace weightcast {
 
 /// Digest of `data`, the bytes of a parameter from byte `offset` of it on. Vectorised; allocates nothing.
 Digest digest_bytes(std::span<const std::byte> data, std::uint64_t offset) noexcept;
+
+/// Digest of so many bytes of a parameter, from its first one, which `read` brings in bounded blocks, in order. Error
+/// of `read`.
+Digest digest_read(std::uint64_t size_bytes, FunctionRef<void(std::uint64_t offset, std::span<std::byte> to)> read);
 
 /// Digest of rows of a shard held at `data`, `pitch` bytes apart. `offset` is the byte offset of the first one in the
 /// parameter and `parameter_pitch` the bytes from row to row there.
