@@ -291,6 +291,23 @@ void gather(const StridedElements& elements, std::optional<Rounding> rounding, s
     });
   });
 }
+void quantize(ScaleKind kind, const FloatMatrix& source, const Fp8Matrix& destination, const Stream& stream) {
+  if (source.rows == 0 || source.columns == 0) return;
+  queue_of(stream).add([=] {
+    const auto span = [](std::uint64_t rows, std::uint64_t pitch, std::uint64_t columns, std::uint64_t width) {
+      return ((rows - 1) * pitch + columns) * width;
+    };
+    const auto width = width_bytes(source.type), scale_width = std::uint64_t{sizeof(float)};
+    auto from = source;
+    auto to = destination;
+    from.data = at(source.data, span(source.rows, source.pitch, source.columns, width));
+    to.data = at(destination.data, span(source.rows, destination.pitch, source.columns, 1));
+    to.scales = reinterpret_cast<float*>(at(reinterpret_cast<std::byte*>(destination.scales),
+                                            span(scale_rows(kind, source.rows), destination.scale_pitch,
+                                                 scale_columns(kind, source.columns), scale_width)));
+    weightcast::quantize(kind, from, to);
+  });
+}
 void scatter(const StridedElements& elements, std::byte* matrix, const std::byte* source, const Stream& stream) {
   queue_of(stream).add([=] {
     const auto* const from = at(source, elements.count * elements.element_bytes);

@@ -80,6 +80,31 @@ TEST(ToFloat, EveryPatternOfBf16) {
   EXPECT_EQ(to_float(DType::BF16, &pi), 3.140625f);
 }
 
+TEST(ToFloat, EveryPatternOfF8) {
+  for (int pattern = 0; pattern < 0x80; ++pattern) {
+    for (const int sign : {0, 0x80}) {
+      const auto byte = static_cast<std::uint8_t>(pattern | sign);
+      const float e4m3 = to_float(DType::F8_E4M3, &byte).value(), e5m2 = to_float(DType::F8_E5M2, &byte).value();
+      const auto half = static_cast<std::uint16_t>(byte << 8);
+      const float widened = to_float(DType::F16, &half).value();
+      ASSERT_TRUE(e5m2 == widened || (std::isnan(e5m2) && std::isnan(widened))) << pattern;
+      if (pattern == 0x7f) {
+        ASSERT_TRUE(std::isnan(e4m3));
+        continue;
+      }
+      // A step is 2^-9 up to 2^-5, and twice as much from each power of two on.
+      double expected = 0;
+      for (int below = 0; below < pattern; ++below) expected += std::ldexp(1.0, std::max(below / 8, 1) - 10);
+      ASSERT_EQ(static_cast<double>(e4m3), sign == 0 ? expected : -expected) << pattern;
+      ASSERT_EQ(std::signbit(e4m3), sign != 0) << pattern;
+    }
+  }
+  const std::uint8_t most = 0x7e, one = 0x38, e5m2_most = 0x7b;
+  EXPECT_EQ(to_float(DType::F8_E4M3, &most), 448.0f);
+  EXPECT_EQ(to_float(DType::F8_E4M3, &one), 1.0f);
+  EXPECT_EQ(to_float(DType::F8_E5M2, &e5m2_most), 57344.0f);
+}
+
 TEST(ToFloat, WiderTypesAtAnyAlignment) {
   std::array<std::byte, 16> room{};
   const float single = -1.25e-30f;
@@ -95,7 +120,7 @@ TEST(ToFloat, WiderTypesAtAnyAlignment) {
 
 TEST(ToFloat, NothingForOtherTypes) {
   const std::uint64_t element = 0;
-  const std::set<std::string_view> floats = {"BF16", "F16", "F32", "F64"};
+  const std::set<std::string_view> floats = {"F8_E4M3", "F8_E5M2", "BF16", "F16", "F32", "F64"};
   for (const auto& [text, width] : all_dtypes) {
     EXPECT_EQ(to_float(dtype_from_name(text).value(), &element).has_value(), floats.contains(text)) << text;
   }

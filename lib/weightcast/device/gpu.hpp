@@ -12,6 +12,7 @@
 #include "weightcast/core/function_ref.hpp"
 #include "weightcast/device/delta_run.hpp"
 #include "weightcast/device/elements.hpp"
+#include "weightcast/device/quantize.hpp"
 #include "weightcast/device/word_generator.hpp"
 
 /// What this project needs of GPUs, without a word of CUDA. Implemented by backend_cuda; on builds without CUDA by
@@ -118,6 +119,12 @@ void copy_batch(void* const* destinations, const void* const* sources, const std
 void gather(const StridedElements& elements, std::optional<Rounding> rounding, std::byte* destination,
             const std::byte* matrix, const Stream& stream);
 void scatter(const StridedElements& elements, std::byte* matrix, const std::byte* source, const Stream& stream);
+
+/// Queues the quantisation of a matrix, by one kernel that reads it once (by channel: of rows up to 64 KiB), all on the
+/// stream's GPU: the bits that weightcast::quantize() gives. Elements and scales are at multiples of their size;
+/// fastest where rows begin at multiples of 16 bytes, and those of the result at multiples of 8. Nothing for no
+/// elements.
+void quantize(ScaleKind kind, const FloatMatrix& source, const Fp8Matrix& destination, const Stream& stream);
 
 /// Queues the making of rows, by one kernel, where they lie in memory of the stream's GPU; any alignment, fastest at 16
 /// bytes. Nothing for no rows.

@@ -37,6 +37,14 @@ float half_to_float(std::uint16_t half) noexcept {
   return sign * (exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(fraction + 1024, exponent - 25));
 }
 
+float e4m3_to_float(std::uint8_t bits) noexcept {
+  const float sign = (bits & 0x80) != 0 ? -1.0f : 1.0f;
+  const int exponent = (bits >> 3) & 15;
+  const auto fraction = static_cast<float>(bits & 7);
+  if ((bits & 0x7f) == 0x7f) return std::copysign(std::nanf(""), sign);
+  return sign * (exponent == 0 ? std::ldexp(fraction, -9) : std::ldexp(fraction + 8, exponent - 10));
+}
+
 }  // namespace
 
 int bits(DType dtype) noexcept {
@@ -58,6 +66,8 @@ std::optional<float> to_float(DType dtype, const void* element) noexcept {
   switch (dtype) {
     case DType::BF16: return std::bit_cast<float>(static_cast<std::uint32_t>(load<std::uint16_t>(element)) << 16);
     case DType::F16: return half_to_float(load<std::uint16_t>(element));
+    case DType::F8_E4M3: return e4m3_to_float(load<std::uint8_t>(element));
+    case DType::F8_E5M2: return half_to_float(static_cast<std::uint16_t>(load<std::uint8_t>(element) << 8));
     case DType::F32: return load<float>(element);
     case DType::F64: return static_cast<float>(load<double>(element));
     default: return std::nullopt;

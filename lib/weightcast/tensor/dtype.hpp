@@ -45,7 +45,8 @@ std::string_view name(DType dtype) noexcept;
 /// The type of that name, or nothing. Accepts the format's names only, with their case.
 std::optional<DType> dtype_from_name(std::string_view name) noexcept;
 
-/// The value of one element as float, for BF16, F16, F32 and F64; nothing for the other types.
+/// The value of one element as float, for F8_E4M3 (torch's float8_e4m3fn), F8_E5M2, BF16, F16, F32 and F64; nothing for
+/// the other types.
 /// `element` points to bits(dtype)/8 bytes, little-endian, any alignment.
 std::optional<float> to_float(DType dtype, const void* element) noexcept;
 

@@ -259,6 +259,12 @@ void scatter(const StridedElements& elements, std::byte* matrix, const std::byte
   check(launch_scatter(elements, matrix, source, cuda(stream)), "scatter kernel");
 }
 
+void quantize(ScaleKind kind, const FloatMatrix& source, const Fp8Matrix& destination, const Stream& stream) {
+  if (source.rows == 0 || source.columns == 0) return;
+  use(stream.gpu());
+  check(launch_quantize(kind, source, destination, cuda(stream)), "quantize kernel");
+}
+
 void generate(const WordGenerator& words, const ParameterRows& rows, std::byte* data, const Stream& stream) {
   if (rows.rows == 0 || rows.row_bytes == 0) return;
   use(stream.gpu());

@@ -4,8 +4,8 @@
 
 #include "weightcast/device/gpu.hpp"
 
-/// The kernels behind copy_strided(), gather(), scatter(), generate(), compare(), digest(), copy_and_digest() and those
-/// for deltas. nvcc cannot read fmt's headers, so errors come back as codes.
+/// The kernels behind copy_strided(), gather(), scatter(), quantize(), generate(), compare(), digest(),
+/// copy_and_digest() and those for deltas. nvcc cannot read fmt's headers, so errors come back as codes.
 namespace weightcast::gpu {
 
 /// Of the GPU in use: what a grid is sized by. 1 when it cannot be asked: then the launch will say why.
@@ -29,6 +29,10 @@ cudaError_t launch_gather_narrow(const StridedElements& elements, Rounding round
                                  const std::byte* matrix, cudaStream_t stream);
 cudaError_t launch_scatter(const StridedElements& elements, std::byte* matrix, const std::byte* source,
                            cudaStream_t stream);
+
+/// Of at least one element.
+cudaError_t launch_quantize(ScaleKind kind, const FloatMatrix& source, const Fp8Matrix& destination,
+                            cudaStream_t stream);
 
 /// Of rows as joined() has them; at least one byte.
 cudaError_t launch_generate(const WordGenerator& words, const ParameterRows& rows, std::byte* data,

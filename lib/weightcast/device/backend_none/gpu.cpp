@@ -76,6 +76,9 @@ void copy_batch(void* const*, const void* const*, const std::size_t*, std::size_
 void gather(const StridedElements&, std::optional<Rounding>, std::byte*, const std::byte*, const Stream&) {
   none();
 }
+void quantize(ScaleKind, const FloatMatrix&, const Fp8Matrix&, const Stream&) {
+  none();
+}
 void scatter(const StridedElements&, std::byte*, const std::byte*, const Stream&) {
   none();
 }
