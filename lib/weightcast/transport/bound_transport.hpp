@@ -74,7 +74,7 @@ std::unique_ptr<Transport> make_direct_gpu();
 
 /// Host memory, any hosts, exact shards: each leaves its trainer rank once for each tp rank; with dp > 1 a replica
 /// passes what arrives on to the next one. Contiguous shards are sent from where they are, strided ones through bounded
-/// pack buffers.
+/// pack buffers. Small ones that are neighbours in the slot share a message.
 std::unique_ptr<Transport> make_mpi_sharded();
 
 /// Host memory, any hosts, the seed's way: MPI broadcasts every piece to everybody, engines slice on arrival.

@@ -11,6 +11,68 @@ namespace {
 
 constexpr int tag = 1;
 constexpr std::size_t window = 8;  // messages under way between two ranks
+
+// What is smaller is packed with its neighbours: that costs less than a message of its own.
+constexpr std::uint64_t small_bytes = 64 * kibibyte;
+
+/// What goes by one message: neighbouring blocks of a part that go to one run of the slot, or one block that does not.
+/// Where they come from one run, too, it is sent as it lies there; else they are packed.
+class Group {
+ public:
+  Group() = default;
+  /// The cursor's block and what can go with it. Leaves the cursor behind it; `next` is the first of the segments that
+  /// the cursor has not come to.
+  Group(std::span<const Segment> segments, std::uint64_t message_bytes, BlockCursor& cursor, std::size_t& next) noexcept
+      : cursor_(cursor), segments_(segments), next_(next), message_bytes_(message_bytes) {
+    const auto& first = cursor_.block();
+    size_bytes_ = first.size_bytes();
+    source_run_ = first.contiguous_source();
+    for (step(cursor, next); !cursor.done() && takes(cursor.block()); step(cursor, next)) {
+      source_run_ = runs_on(cursor.block());
+      size_bytes_ += cursor.block().size_bytes();
+      ++count_;
+    }
+  }
+
+  const Segment& first() const noexcept { return cursor_.block(); }
+  std::uint64_t size_bytes() const noexcept { return size_bytes_; }
+  bool source_run() const noexcept { return source_run_; }
+  bool destination_run() const noexcept { return first().contiguous_destination(); }
+  /// Its blocks in order, with where each begins in the message.
+  void for_each(FunctionRef<void(const Segment& block, std::uint64_t offset)> take) const {
+    auto cursor = cursor_;
+    auto next = next_;
+    std::uint64_t offset = 0;
+    for (std::size_t i = 0; i < count_; ++i, step(cursor, next)) {
+      take(cursor.block(), offset);
+      offset += cursor.block().size_bytes();
+    }
+  }
+
+ private:
+  void step(BlockCursor& cursor, std::size_t& next) const noexcept {
+    cursor.next();
+    if (cursor.done() && next < segments_.size()) cursor = BlockCursor(segments_[next++], message_bytes_);
+  }
+  bool takes(const Segment& block) const noexcept {
+    if (!destination_run() || !block.contiguous_destination() ||
+        block.destination_offset != first().destination_offset + size_bytes_ ||
+        block.size_bytes() > message_bytes_ - std::min(message_bytes_, size_bytes_))
+      return false;
+    // A long run is not packed for the sake of what comes behind it.
+    return runs_on(block) || (block.size_bytes() <= small_bytes && (!source_run_ || size_bytes_ <= small_bytes));
+  }
+  bool runs_on(const Segment& block) const noexcept {
+    return source_run_ && block.contiguous_source() && block.source_offset == first().source_offset + size_bytes_;
+  }
+
+  BlockCursor cursor_;  // at the first block
+  std::span<const Segment> segments_;
+  std::size_t next_ = 0, count_ = 1;
+  std::uint64_t message_bytes_ = 1, size_bytes_ = 0;
+  bool source_run_ = true;
+};
+
 /// A batch for one tp rank as the sequence of messages that both ends agree on without speaking: all that it receives,
 /// or what a trainer rank sends of that.
 class MessageSequence {
@@ -22,34 +84,33 @@ class MessageSequence {
         from_(from),
         parts_(schedule_->parts(batch.parameters)),
         message_bytes_(plan.message_bytes) {
-    seek();
+    next();
   }
-  bool done() const noexcept { return cursor_.done(); }
-  const Segment& message() const noexcept { return cursor_.block(); }
+  bool done() const noexcept { return done_; }
+  const Group& message() const noexcept { return message_; }
   void next() noexcept {
-    cursor_.next();
-    seek();
+    while (cursor_.done() && !parts_.empty()) {
+      const auto& part = parts_.front();
+      parts_ = parts_.subspan(1);
+      segments_ = part.segments.of(schedule_->segments);
+      if (segments_.empty() || part.from != from_.value_or(part.from)) continue;
+      cursor_ = BlockCursor(segments_.front(), message_bytes_);
+      next_ = 1;
+    }
+    done_ = cursor_.done();
+    if (!done_) message_ = Group(segments_, message_bytes_, cursor_, next_);
   }
 
  private:
-  void seek() noexcept {
-    while (cursor_.done() && !parts_.empty()) {
-      const auto segments = parts_.front().segments;
-      if (next_ < segments.count && parts_.front().from == from_.value_or(parts_.front().from)) {
-        cursor_ = BlockCursor(schedule_->segments[segments.first + next_++], message_bytes_);
-      } else {
-        parts_ = parts_.subspan(1);
-        next_ = 0;
-      }
-    }
-  }
-
   const Schedule* schedule_ = nullptr;
   std::optional<std::size_t> from_;
-  std::span<const Part> parts_;  // the first of them is under way
-  std::size_t next_ = 0;         // of its segments
+  std::span<const Part> parts_;        // that are not begun
+  std::span<const Segment> segments_;  // of the part under way
+  std::size_t next_ = 0;               // of them
   std::uint64_t message_bytes_ = 1;
-  BlockCursor cursor_;
+  BlockCursor cursor_;  // behind the message
+  Group message_;
+  bool done_ = true;
 };
 
 /// A ring of requests, completed in the order in which they were begun.
@@ -157,10 +218,13 @@ class MpiSharded final : public BoundTransport {
 
   void send_one(const std::byte* source, std::size_t tp_rank, Link& link) {
     const auto& message = link.messages.message();
-    const std::byte* data = source + message.source_offset;
-    if (!message.contiguous_source()) {
+    const std::byte* data = source + message.first().source_offset;
+    if (!message.source_run()) {
       std::byte* const to = packed(tp_rank, link.ring.begun);
-      copy_rows(to, message.row_bytes, data, message.source_pitch, message.row_bytes, message.rows);
+      message.for_each([&](const Segment& block, std::uint64_t at) {
+        copy_rows(to + at, block.row_bytes, source + block.source_offset, block.source_pitch, block.row_bytes,
+                  block.rows);
+      });
       data = to;
     }
     check_mpi(MPI_Isend(data, static_cast<int>(message.size_bytes()), MPI_BYTE, peers_->roster.engine_rank(0, tp_rank),
@@ -173,8 +237,8 @@ class MpiSharded final : public BoundTransport {
   /// that are strided in the slot, and out of them, by way of the pack buffers.
   void receive_all(const Batch& batch, Deadline deadline) {
     const auto tp_rank = peers_->tp_rank(), replica = peers_->replica();
-    const auto sender = [&](const Segment& message) {
-      return replica == 0 ? static_cast<int>(message.from) : peers_->roster.engine_rank(replica - 1, tp_rank);
+    const auto sender = [&](const Group& message) {
+      return replica == 0 ? static_cast<int>(message.first().from) : peers_->roster.engine_rank(replica - 1, tp_rank);
     };
     const int to = replica + 1 < plan_->dp ? peers_->roster.engine_rank(replica + 1, tp_rank) : MPI_PROC_NULL;
     std::byte* const base = sink(batch);
@@ -187,7 +251,7 @@ class MpiSharded final : public BoundTransport {
         for (; !begun.done() && !receives.full(); begun.next()) {
           const auto& message = begun.message();
           std::byte* const arriving =
-              message.contiguous_destination() ? base + message.destination_offset : packed(receiving, receives.begun);
+              message.destination_run() ? base + message.first().destination_offset : packed(receiving, receives.begun);
           check_mpi(MPI_Irecv(arriving, static_cast<int>(message.size_bytes()), MPI_BYTE, sender(message), tag,
                               comm_.get(), &receives.slot_to_begin()),
                     "MPI_Irecv");
@@ -195,11 +259,12 @@ class MpiSharded final : public BoundTransport {
         while (sends.complete_one()) progress = true;
         if (!sends.full() && receives.complete_one()) {
           const auto& message = arrived.message();
-          std::byte* const place = base + message.destination_offset;
-          const std::byte* whole = place;
-          if (!message.contiguous_destination()) {
+          const std::byte* whole = base + message.first().destination_offset;
+          if (!message.destination_run()) {
             const auto* const from = packed(receiving, receives.completed - 1);
-            copy_rows(place, message.destination_pitch, from, message.row_bytes, message.row_bytes, message.rows);
+            const auto& block = message.first();
+            copy_rows(base + block.destination_offset, block.destination_pitch, from, block.row_bytes, block.row_bytes,
+                      block.rows);
             auto* const to_send = packed(passing_on, sends.begun);
             if (to != MPI_PROC_NULL) std::memcpy(to_send, from, message.size_bytes());
             whole = to_send;
@@ -210,7 +275,8 @@ class MpiSharded final : public BoundTransport {
                       "MPI_Isend");
             egress_bytes_ += message.size_bytes();
           }
-          if (batch.observer != nullptr) batch.observer->landed(message);
+          if (batch.observer != nullptr)
+            message.for_each([&](const Segment& block, std::uint64_t) { batch.observer->landed(block); });
           arrived.next();
           progress = true;
         }
