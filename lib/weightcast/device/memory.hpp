@@ -131,7 +131,7 @@ class Staging {
 void copy_rows(std::byte* destination, std::uint64_t destination_pitch, const std::byte* source,
                std::uint64_t source_pitch, std::uint64_t row_bytes, std::uint64_t rows) noexcept;
 
-/// The same, past the caches: for bytes that nobody will look at soon. 30 % faster on large ranges.
+/// The same, past the caches where rows are long: for bytes that nobody will look at soon. 30 % faster on large ranges.
 void stream_rows(std::byte* destination, std::uint64_t destination_pitch, const std::byte* source,
                  std::uint64_t source_pitch, std::uint64_t row_bytes, std::uint64_t rows) noexcept;
 
