@@ -33,8 +33,10 @@ std::uint32_t bits_on_wire(DType dtype, float value) noexcept {
 }  // namespace
 
 AdamW::AdamW(const Model& model, Placement placement, double learning_rate)
-    : dtype_(model.config.dtype), learning_rate_(static_cast<float>(learning_rate)) {
-  for (const auto& rule : model.parameters) {
+    : learning_rate_(static_cast<float>(learning_rate)) {
+  for (const auto first : model.tensors()) {
+    const auto& rule = model.parameters[first];
+    dtypes_.push_back(rule.info.dtype);
     const auto elements = *rule.info.elements();
     auto& tensor = state_.emplace_back(
         Tensor{std::vector<float>(elements), std::vector<float>(elements), std::vector<float>(elements), {}});
@@ -81,21 +83,21 @@ std::uint64_t AdamW::step_range(std::size_t p, std::uint64_t first, std::uint64_
   for (auto i = first; i < first + count; ++i) {
     const float gradient = gradient_scale * random_normal((steps_ << 48) + (p << 34) + i);
     float &weight = master[i], &m = first_moment[i], &v = second_moment[i];
-    const auto before = bits_on_wire(dtype_, weight);
+    const auto before = bits_on_wire(dtypes_[p], weight);
     m += (1 - beta1) * (gradient - m);
     v += (1 - beta2) * (gradient * gradient - v);
     weight -= learning_rate_ * (m * correct1 / (std::sqrt(v * correct2) + epsilon) + decay * weight);
-    changed += bits_on_wire(dtype_, weight) != before ? 1 : 0;
+    changed += bits_on_wire(dtypes_[p], weight) != before ? 1 : 0;
   }
   return changed;
 }
 
 std::vector<std::byte> AdamW::rounded(std::size_t p) const {
-  const auto width = static_cast<std::size_t>(bits(dtype_)) / 8;
+  const auto width = element_bytes(dtypes_[p]);
   const auto& master = state_[p].master;
   std::vector<std::byte> result(master.size() * width);
   for (std::size_t i = 0; i < master.size(); ++i) {
-    const auto value = bits_on_wire(dtype_, master[i]);
+    const auto value = bits_on_wire(dtypes_[p], master[i]);
     std::memcpy(result.data() + i * width, &value, width);
   }
   return result;

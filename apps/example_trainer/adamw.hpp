@@ -21,7 +21,7 @@ class AdamW {
   double step();
   /// The masters, for Trainer::fill(): always the same memory.
   std::span<const TrainingTensor> tensors() const noexcept { return tensors_; }
-  /// Parameter `p` rounded to the model's dtype, one element after the other.
+  /// Tensor `p` of the model rounded to its dtype, one element after the other.
   std::vector<std::byte> rounded(std::size_t p) const;
 
  private:
@@ -31,7 +31,7 @@ class AdamW {
   };
   std::uint64_t step_range(std::size_t p, std::uint64_t first, std::uint64_t count);
 
-  DType dtype_;
+  std::vector<DType> dtypes_;  // of the tensors
   float learning_rate_;
   std::uint64_t steps_ = 0, elements_ = 0;
   std::vector<Tensor> state_;

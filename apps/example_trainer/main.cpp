@@ -46,23 +46,24 @@ void serve(Engine& engine, std::uint64_t steps) {
 /// Every engine rank compares what it serves, byte by byte, with the trainer's masters rounded one by one.
 void check(const Side& side, Job& job, const AdamW* optimiser) {
   const auto& model = side.plan().model;
-  const auto& parameters = model.parameters;
+  const auto tensors = model.tensors();
   std::vector<std::vector<std::byte>> expected;
-  for (std::size_t p = 0; p < parameters.size(); ++p) {
-    expected.push_back(optimiser != nullptr ? optimiser->rounded(p)
-                                            : std::vector<std::byte>(*parameters[p].info.size_bytes()));
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto size_bytes = *model.parameters[tensors[i]].info.size_bytes();
+    expected.push_back(optimiser != nullptr ? optimiser->rounded(i) : std::vector<std::byte>(size_bytes));
   }
   job.agree_patiently("check", model.size_bytes(), [&](const Pulse& pulse, Deadline deadline) {
     for (auto& bytes : expected) pulse.check(), job.world().broadcast(bytes, 0, deadline);
   });
   const auto result = side.check([&](std::size_t p, std::uint64_t offset, std::span<std::byte> to) {
-    std::copy_n(expected[p].begin() + static_cast<std::ptrdiff_t>(offset), to.size(), to.begin());
+    const auto tensor = static_cast<std::size_t>(std::ranges::upper_bound(tensors, p) - tensors.begin()) - 1;
+    std::copy_n(expected[tensor].begin() + static_cast<std::ptrdiff_t>(offset), to.size(), to.begin());
   });
   agree(job.world(), "check", job.deadline(), [&] {
     if (result.first) fail(ExitCode::mismatch, "{} parameters differ: {}", result.mismatched.size(), *result.first);
   });
   if (optimiser != nullptr)
-    fmt::print("{} of {} parameters on {} engine ranks are the masters in {}\n", parameters.size(), parameters.size(),
+    fmt::print("{} of {} parameters on {} engine ranks are the masters in {}\n", tensors.size(), tensors.size(),
                job.world().size() - 1, name(model.config.dtype));
 }
 

@@ -6,6 +6,7 @@
 #include "harness/error_of.hpp"
 #include "harness/model_bytes.hpp"
 #include "harness/piece_loop.hpp"
+#include "harness/quantized_loop.hpp"
 #include "harness/training_plan.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/trainer/trainer.hpp"
@@ -229,7 +230,7 @@ TEST_F(GpuFill, PiecesOfSeveralTrainerRanks) {
   for (const auto& weights : {Placement{}, on_gpu}) {
     for (const auto given : {DType::F32, DType::BF16}) {
       const auto masters = harness::whole_masters(model, given, 7);
-      const auto sent = harness::as_sent(masters, given, DType::BF16);
+      const auto sent = harness::as_sent(model, masters, given);
       Trainer first(plan, weights, 0), second(plan, weights, 1);
       const SourceClaim* claims[2];
       for (auto* const trainer : {&first, &second}) {
@@ -242,6 +243,66 @@ TEST_F(GpuFill, PiecesOfSeveralTrainerRanks) {
         EXPECT_TRUE(claims[rank]->knows_all());
       }
       EXPECT_EQ(harness::difference(plan, claims, sent), "");
+    }
+  }
+}
+
+/// Blocks and rows, edges included; the hidden size is odd in vectors of 16 bytes.
+Model quantized_model(Quantization quantization) {
+  ModelConfig config;
+  config.layers = 1;
+  config.hidden = 328;
+  config.heads = 4;
+  config.kv_heads = 2;
+  config.head_dim = 64;
+  config.intermediate = 640;
+  config.vocabulary = 100;
+  config.dtype = DType::BF16;
+  return build_model(config, {.ep = 1, .quantization = quantization});
+}
+
+/// The first tensor that is quantised, column after column on the GPU.
+void transpose(const TransferPlan& plan, const std::vector<std::vector<std::byte>>& masters, DType given,
+               harness::PieceLoop& loop) {
+  auto& tensor = *std::ranges::find_if(loop.tensors, [&](const TrainingTensor& t) {
+    return scales_parameter(plan.model, static_cast<std::size_t>(plan.model.find(t.info.name))).has_value();
+  });
+  const auto p = static_cast<std::size_t>(plan.model.find(tensor.info.name));
+  const auto [rows, columns] = matrix_of(tensor.info);
+  const auto width = element_bytes(given);
+  std::vector<std::byte> data(masters[p].size());
+  for (std::uint64_t i = 0; i < rows * columns; ++i) {
+    std::memcpy(data.data() + width * (i % columns * rows + i / columns), masters[p].data() + width * i, width);
+  }
+  loop.buffers.push_back(Buffer::allocate({MemoryKind::cuda, 0}, data.size(), false, "a test"));
+  write_region(loop.buffers.back().region(), 0, data);
+  tensor.data = loop.buffers.back().region().data;
+  tensor.placement = {MemoryKind::cuda, 0};
+  tensor.strides_bytes = {static_cast<std::int64_t>(width), static_cast<std::int64_t>(width * rows)};
+}
+
+TEST_F(GpuFill, MatricesBecomeTheSameFp8FromAndToEitherMemory) {
+  for (const auto quantization : {Quantization::fp8_block, Quantization::fp8_channel}) {
+    const auto model = quantized_model(quantization);
+    const auto plan = make_plan(model, 1, 1);
+    for (const auto& weights : {Placement{}, on_gpu}) {
+      for (const auto given : {DType::F32, DType::BF16, DType::F16}) {
+        const auto masters = harness::finite_masters(model, given, 3);
+        const auto sent = harness::as_quantized(model, masters, given);
+        Trainer trainer(plan, weights);
+        trainer.reserve();
+        for (const std::size_t every : {1, 2, 3}) {  // on the GPU
+          harness::PieceLoop loop(plan, 0, masters, given, 3, every);
+          harness::remove_scales(model, loop.tensors);
+          transpose(plan, masters, given, loop);
+          trainer.fill(0, loop.tensors);
+          EXPECT_EQ(harness::difference(plan, 0, HostView(trainer.source(0)).bytes(), sent), "")
+              << name(given) << " " << every;
+          const SourceClaim* const claims[] = {&trainer.claimed(0)};
+          EXPECT_TRUE(claims[0]->knows_all());
+          EXPECT_EQ(harness::difference(plan, claims, sent), "");
+        }
+      }
     }
   }
 }

@@ -19,6 +19,7 @@ inline Model model_of(std::vector<TensorInfo> tensors) {
   for (TensorInfo& tensor : tensors) {
     ParameterRule rule;
     rule.info = std::move(tensor);
+    rule.rows = matrix_of(rule.info).rows;
     model.parameters.push_back(std::move(rule));
   }
   return model;

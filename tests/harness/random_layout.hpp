@@ -14,11 +14,6 @@ namespace weightcast::harness {
 
 inline constexpr std::uint64_t most_trainers = 8;
 
-inline Slice whole_slice(const Model& model, std::size_t parameter) {
-  const auto shape = matrix_of(model.parameters[parameter].info);
-  return {0, 0, shape.rows, shape.columns};
-}
-
 /// Cuts a rectangle in two, and the halves again, up to `depth` times.
 inline void cut_at_random(const Slice& slice, std::uint64_t depth, const std::function<void(const Slice&)>& take) {
   const auto way = depth == 0 ? 0 : number(0, 3);
@@ -42,7 +37,7 @@ inline void cut_at_random(const Slice& slice, std::uint64_t depth, const std::fu
 inline std::vector<HeldRectangle> random_rectangles(const Model& model, std::uint64_t trainers) {
   std::vector<HeldRectangle> rectangles;
   for (std::size_t p = 0; p < model.parameters.size(); ++p) {
-    cut_at_random(whole_slice(model, p), 3, [&](const Slice& slice) {
+    cut_at_random(section_of(model.parameters[p]), 3, [&](const Slice& slice) {
       const auto first = number(0, trainers - 1), holders = number(0, 3) == 0 ? number(1, trainers) : 1;
       for (std::uint64_t i = 0; i < holders; ++i) rectangles.push_back({(first + i) % trainers, p, slice});
     });

@@ -87,7 +87,7 @@ inline testing::AssertionResult slot_equals(const TransferPlan& plan, std::size_
                  << rule.info.name << " row " << row << " of tp rank " << tp_rank << " differs";
         }
       }
-      const auto extent = shard_extent(rule, plan.tp);
+      const auto extent = shard_extent(rule, plan.tp, tp_rank);
       base += extent.rows * extent.columns * width;
     }
   }

@@ -209,7 +209,8 @@ RC_GTEST_PROP(Delta, WhatDoesNotFitIsRefused, ()) {
 }
 
 RC_GTEST_PROP(Delta, StreamsHoldEveryUnitOfEveryShardOnceAndTheirMovementIsProven, ()) {
-  const auto model = build_model(harness::random_config({2, 40, 3, 8}));
+  const auto model = harness::random_model({2, 40, 3, 8});
+  RC_TAG(std::string(name(model.config.family)), model.format.ep);
   const auto layout = harness::random_layout(model);
   const auto possible = possible_tp(model);
   const auto plan = make_plan(model, possible[number(0, possible.size() - 1)], number(1, 2), layout);

@@ -115,6 +115,23 @@ TEST_F(MatrixLayouts, WhatOneStrideReachesIsOneRow) {
   EXPECT_EQ(layout({3, 5}, {0, 0}), layout({15}, {0}));
 }
 
+TEST_F(MatrixLayouts, DimensionsThatContinueEachOtherAreOne) {
+  const auto layout = [](std::vector<std::uint64_t> shape, std::vector<std::int64_t> strides) {
+    return layout_of({"t", DType::F32, std::move(shape)}, strides);
+  };
+  EXPECT_TRUE(layout({2, 3, 5}, {60, 20, 4}).value().dense());
+  EXPECT_EQ(layout({2, 3, 5}, {72, 24, 4}), layout({6, 5}, {24, 4})) << "gaps behind each row";
+  EXPECT_EQ(layout({2, 3, 5}, {100, 20, 4}), layout({2, 15}, {100, 4})) << "gaps behind each matrix";
+  EXPECT_EQ(layout({1, 3, 5}, {7, 24, 4}), layout({3, 5}, {24, 4}));
+  EXPECT_EQ(layout({2, 1, 5}, {24, 7, 4}), layout({2, 5}, {24, 4}));
+  EXPECT_EQ(layout({2, 3, 1}, {100, 8, 7}), layout({2, 3}, {100, 8}));
+  EXPECT_EQ(layout({2, 2, 2, 2}, {-64, -32, -16, 4}), layout({8, 2}, {-16, 4}));
+  EXPECT_EQ(layout({2, 3, 5}, {0, 0, 0}), layout({30}, {0}));
+  EXPECT_FALSE(layout({2, 3, 5}, {100, 24, 4})) << "gaps behind rows, and others behind matrices";
+  EXPECT_FALSE(layout({2, 3, 5}, {60, 4, 12})) << "each matrix is another one transposed";
+  EXPECT_TRUE(layout({1, 3, 5}, {60, 4, 12}));
+}
+
 TEST_F(MatrixLayouts, NothingForStridesThatDescribeNoTensor) {
   const TensorInfo info{"t", DType::BF16, {3, 5}};
   EXPECT_FALSE(layout_of(info, std::vector<std::int64_t>{2}));

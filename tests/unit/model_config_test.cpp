@@ -13,6 +13,7 @@
 
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/file.hpp"
+#include "weightcast/model/parameter_rules.hpp"
 
 namespace weightcast {
 namespace {
@@ -30,6 +31,32 @@ std::string config_text(const std::string& extra, const std::string& family = R"
 }
 ModelConfig parse(const std::string& text) {
   return parse_model_config(text, "config.json");
+}
+
+/// Keys that a config of the family must have besides, each with a comma behind it.
+std::string needs(const FamilySpec& spec) {
+  std::string keys;
+  const auto add = [&](std::string_view key, int value) {
+    if (!key.empty() && key != "intermediate_size") keys += fmt::format("\"{}\": {}, ", key, value);
+  };
+  if (spec.latent_attention) {
+    for (const std::string_view key :
+         {"q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"})
+      add(key, 24);
+  }
+  if (spec.experts.form == ExpertForm::none) return keys;
+  const auto& experts = spec.experts;
+  for (const auto key : {experts.count_key, experts.size_key, experts.shared_size_key}) add(key, 32);
+  add(experts.shared_count_key, 2);
+  if (experts.count_key == "n_routed_experts") add("first_k_dense_replace", 1);
+  return keys;
+}
+/// The config_text() of any family by its model type.
+std::string text_of(const FamilySpec& spec, const std::string& extra) {
+  return config_text(extra, fmt::format("{}\"model_type\": \"{}\"", needs(spec), spec.model_type));
+}
+std::string text_of(Family family, const std::string& extra) {
+  return text_of(spec_of(family), extra);
 }
 
 void expect_error(ExitCode code, const std::string& part, const std::function<void()>& action) {
@@ -93,14 +120,14 @@ TEST(ModelConfig, BothSpellingsOfTheFamily) {
   for (const auto& spec : families()) {
     const std::string by_type = fmt::format(R"("model_type": "{}")", spec.model_type);
     const std::string by_architecture = fmt::format(R"("architectures": ["{}"])", spec.architecture);
-    EXPECT_EQ(parse(config_text("", by_type)).family, spec.family);
-    EXPECT_EQ(parse(config_text("", by_architecture)).family, spec.family);
-    EXPECT_EQ(parse(config_text(by_architecture, by_type)).family, spec.family);
+    EXPECT_EQ(parse(config_text("", needs(spec) + by_type)).family, spec.family);
+    EXPECT_EQ(parse(config_text("", needs(spec) + by_architecture)).family, spec.family);
+    EXPECT_EQ(parse(config_text(by_architecture, needs(spec) + by_type)).family, spec.family);
     EXPECT_EQ(spec_of(spec.family).model_type, spec.model_type);
     EXPECT_EQ(name(spec.family), spec.model_type);
   }
-  expect_refused(ExitCode::config, "mixtral", config_text("", R"("model_type": "mixtral")"));
-  expect_refused(ExitCode::config, "Qwen3ForCausalLM", config_text("", R"("model_type": "mixtral")"));
+  expect_refused(ExitCode::config, "bloom", config_text("", R"("model_type": "bloom")"));
+  expect_refused(ExitCode::config, "Qwen3ForCausalLM", config_text("", R"("model_type": "bloom")"));
   expect_refused(ExitCode::config, "LlamaModel", config_text("", R"("architectures": ["LlamaModel"])"));
   expect_refused(ExitCode::bad_data, "qwen2", config_text(R"("architectures": ["Qwen2ForCausalLM"])"));
   expect_refused(ExitCode::bad_data, "missing", config_text("", R"("pad": 0)"));
@@ -121,13 +148,16 @@ TEST(ModelConfig, AnUnknownFamilyNamesTheNearestAndAll) {
   for (const auto& [written, meant] : {std::pair{"lama", "llama"},
                                        {"Mistral", "mistral"},
                                        {"mistrall", "mistral"},
+                                       {"mixtrall", "mixtral"},
+                                       {"deepseekv3", "deepseek_v3"},
+                                       {"gpt-oss", "gpt_oss"},
                                        {"smollm", "smollm3"},
                                        {"gwen3", "qwen3"}}) {
     EXPECT_THAT(hint(fmt::format(R"("model_type": "{}")", written)),
                 StartsWith(fmt::format("did you mean {}? supported families: llama (Llama", meant)));
   }
   EXPECT_THAT(hint(R"("architectures": ["MistralForCasualLM"])"), StartsWith("did you mean MistralForCausalLM? "));
-  for (const std::string far : {"gpt2", "deepseek_v3", "phi3", ""}) {
+  for (const std::string far : {"gpt2", "bloom", "rwkv", ""}) {
     const auto text = hint(R"("model_type": ")" + far + "\"");
     EXPECT_THAT(text, AllOf(StartsWith("supported families: "), HasSubstr("lib/DESIGN.md")));
     for (const auto& spec : families()) {
@@ -151,7 +181,8 @@ TEST(ModelConfig, AWrapperKeepsTheNameOfWhatItWraps) {
   };
   refused(ExitCode::config, "MyLlamaForCausalLM", none);
   refused(ExitCode::config, "PeftModelForCausalLM", none);
-  refused(ExitCode::config, "FSDPMixtralForCausalLM", llama);
+  refused(ExitCode::config, "FSDPBloomForCausalLM", llama);
+  refused(ExitCode::bad_data, "FSDPMixtralForCausalLM", llama);
   refused(ExitCode::config, "LlamaForSequenceClassification", llama);
   refused(ExitCode::config, "FSDP", llama);
   refused(ExitCode::bad_data, "FSDPQwen2ForCausalLM", llama);
@@ -175,50 +206,304 @@ TEST(ModelConfig, WhatIsNotNeededMayBeOdd) {
 }
 
 TEST(ModelConfig, BiasesByFamily) {
-  // Without keys, and with both: of q, k and v; of o; of the MLP.
+  // Without keys, with all of them false, and with all true: of q, k and v; of o; of the MLP.
   struct Biases {
     bool attention, output, mlp;
     bool operator==(const Biases&) const = default;
   };
   const auto biases = [](Family family, const std::string& extra) {
-    const auto config = parse(config_text(extra, fmt::format(R"("model_type": "{}")", name(family))));
+    const auto config = parse(text_of(family, extra));
     return Biases{config.attention_bias, config.attention_output_bias, config.mlp_bias};
   };
+  const auto keys = [](const std::string& value) {
+    std::string text;
+    for (const std::string key : {"attention_bias", "attention_out_bias", "mlp_bias", "use_bias", "qkv_bias"})
+      text += fmt::format("{}\"{}\": {}", text.empty() ? "" : ", ", key, value);
+    return text;
+  };
+  constexpr Biases none{false, false, false}, of_q_k_v{true, false, false}, of_attention{true, true, false},
+      all{true, true, true};
   std::set<Family> seen;
-  for (const auto& [family, plain, asked] :
-       {std::tuple{Family::llama, Biases{false, false, false}, Biases{true, true, true}},
-        {Family::qwen2, {true, false, false}, {true, false, false}},
-        {Family::qwen3, {false, false, false}, {true, true, false}},
-        {Family::mistral, {false, false, false}, {false, false, false}},
-        {Family::ministral, {false, false, false}, {false, false, false}},
-        {Family::ministral3, {false, false, false}, {false, false, false}},
-        {Family::smollm3, {false, false, false}, {true, true, true}},
-        {Family::granite, {false, false, false}, {true, true, true}},
-        {Family::helium, {false, false, false}, {true, false, true}},
-        {Family::cwm, {false, false, false}, {false, false, true}}}) {
+  for (const auto& [family, plain, refused, asked] : {std::tuple{Family::llama, none, none, all},
+                                                      {Family::qwen2, of_q_k_v, of_q_k_v, of_q_k_v},
+                                                      {Family::qwen3, none, none, of_attention},
+                                                      {Family::mistral, none, none, none},
+                                                      {Family::ministral, none, none, none},
+                                                      {Family::ministral3, none, none, none},
+                                                      {Family::smollm3, none, none, all},
+                                                      {Family::granite, none, none, all},
+                                                      {Family::helium, none, none, Biases{true, false, true}},
+                                                      {Family::cwm, none, none, Biases{false, false, true}},
+                                                      {Family::seed_oss, of_q_k_v, none, all},
+                                                      {Family::ernie4_5, none, none, all},
+                                                      {Family::gemma, none, none, of_attention},
+                                                      {Family::gemma2, none, none, of_attention},
+                                                      {Family::gemma3_text, none, none, of_attention},
+                                                      {Family::olmo2, none, none, of_attention},
+                                                      {Family::olmo3, none, none, of_attention},
+                                                      {Family::exaone4, none, none, none},
+                                                      {Family::phi3, none, none, none},
+                                                      {Family::glm, of_q_k_v, none, of_q_k_v},
+                                                      {Family::glm4, of_q_k_v, none, of_q_k_v},
+                                                      {Family::mixtral, none, none, none},
+                                                      {Family::olmoe, none, none, of_attention},
+                                                      {Family::qwen2_moe, of_q_k_v, none, of_q_k_v},
+                                                      {Family::qwen3_moe, none, none, of_attention},
+                                                      {Family::glm4_moe, none, none, of_q_k_v},
+                                                      {Family::dots1, none, none, of_attention},
+                                                      {Family::glm4_moe_lite, none, none, of_attention},
+                                                      {Family::deepseek_v2, none, none, all},
+                                                      {Family::deepseek_v3, none, none, of_attention},
+                                                      {Family::gpt_oss, of_attention, none, of_attention}}) {
     EXPECT_EQ(biases(family, ""), plain) << name(family);
-    EXPECT_EQ(biases(family, R"("attention_bias": false, "mlp_bias": false)"), plain) << name(family);
-    EXPECT_EQ(biases(family, R"("attention_bias": true, "mlp_bias": true)"), asked) << name(family);
+    EXPECT_EQ(biases(family, keys("false")), refused) << name(family);
+    EXPECT_EQ(biases(family, keys("true")), asked) << name(family);
     seen.insert(family);
   }
   EXPECT_EQ(seen.size(), families().size());
-  EXPECT_EQ(parse(config_text(R"("head_dim": 128)", R"("model_type": "qwen3")")).head_dim, 128u);
-  EXPECT_EQ(parse(config_text(R"("head_dim": 128)", R"("model_type": "mistral")")).head_dim, 128u);
+  EXPECT_EQ(biases(Family::seed_oss, R"("attention_out_bias": true)"), of_attention);
+}
+
+TEST(ModelConfig, HeadSizesByFamily) {
+  std::set<Family> own;
+  for (const auto& spec : families()) {
+    if (spec.latent_attention) {
+      EXPECT_EQ(parse(text_of(spec, R"("head_dim": 24)")).head_dim, 48u) << "with and without rotary embeddings";
+      continue;
+    }
+    EXPECT_EQ(parse(text_of(spec, R"("head_dim": 32)")).head_dim, 32u) << spec.model_type;
+    const auto without = parse(text_of(spec, "")).head_dim;
+    EXPECT_EQ(parse(text_of(spec, R"("head_dim": null)")).head_dim, without) << spec.model_type;
+    if (without != 64) own.insert(spec.family);
+    if (own.contains(spec.family)) {
+      EXPECT_EQ(without, spec.model_type.starts_with("gemma") ? 256u : 128u) << spec.model_type;
+    }
+  }
+  EXPECT_EQ(own, (std::set{Family::gemma, Family::gemma2, Family::gemma3_text, Family::glm, Family::glm4,
+                           Family::seed_oss, Family::ernie4_5}));
+  const auto gpt_oss = config_text("", needs(spec_of(Family::gpt_oss)) + R"("model_type": "gpt_oss")");
+  EXPECT_EQ(parse(std::string(gpt_oss).replace(gpt_oss.find("576"), 3, "288")).head_dim, 64u);
 }
 
 TEST(ModelConfig, TiedWhereTheConfigSaysNothing) {
+  const std::set tied{Family::smollm3, Family::ernie4_5, Family::gemma, Family::gemma2, Family::gemma3_text};
   for (const auto& spec : families()) {
-    const auto type = fmt::format(R"("model_type": "{}")", spec.model_type);
-    EXPECT_EQ(parse(config_text("", type)).tied_embeddings, spec.family == Family::smollm3) << spec.model_type;
-    EXPECT_TRUE(parse(config_text(R"("tie_word_embeddings": true)", type)).tied_embeddings) << spec.model_type;
-    EXPECT_FALSE(parse(config_text(R"("tie_word_embeddings": false)", type)).tied_embeddings) << spec.model_type;
+    EXPECT_EQ(parse(text_of(spec, "")).tied_embeddings, tied.contains(spec.family)) << spec.model_type;
+    EXPECT_TRUE(parse(text_of(spec, R"("tie_word_embeddings": true)")).tied_embeddings) << spec.model_type;
+    EXPECT_FALSE(parse(text_of(spec, R"("tie_word_embeddings": false)")).tied_embeddings) << spec.model_type;
   }
+}
+
+TEST(ModelConfig, NormsOfQueriesWhereTheConfigMaySayNone) {
+  EXPECT_FALSE(parse(text_of(Family::glm4_moe, "")).query_norms);
+  EXPECT_TRUE(parse(text_of(Family::glm4_moe, R"("use_qk_norm": true)")).query_norms);
+  EXPECT_TRUE(parse(text_of(Family::dots1, R"("use_qk_norm": false)")).query_norms);
+}
+
+TEST(ModelConfig, ExpertsAreCountedUnderEitherKey) {
+  for (const auto& spec : families()) {
+    if (spec.experts.form == ExpertForm::none) {
+      EXPECT_EQ(parse(text_of(spec, R"("num_local_experts": 8)")).experts, ExpertSizes{}) << spec.model_type;
+      continue;
+    }
+    EXPECT_EQ(parse(text_of(spec, "")).experts.count, 32u) << spec.model_type;
+    const auto count = fmt::format("\"{}\": 32", spec.experts.count_key);
+    auto text = text_of(spec, "");
+    text.replace(text.find(count), count.size(), R"("num_local_experts": 16)");
+    EXPECT_EQ(parse(text).experts.count, 16u) << spec.model_type;
+    text.replace(text.find("\"num_local_experts\": 16"), 23, R"("pad": 0)");
+    expect_refused(ExitCode::bad_data, fmt::format("\"{}\" is missing", spec.experts.count_key), text);
+    if (spec.experts.count_key == "num_local_experts") continue;
+    EXPECT_EQ(parse(text_of(spec, R"("num_local_experts": 32)")).experts.count, 32u) << spec.model_type;
+    expect_refused(ExitCode::bad_data,
+                   fmt::format("\"{}\" is 32, and \"num_local_experts\" is 16", spec.experts.count_key),
+                   text_of(spec, R"("num_local_experts": 16)"));
+  }
+  expect_refused(ExitCode::bad_data, "\"num_local_experts\" is 10001",
+                 text_of(Family::qwen3_moe, R"("num_local_experts": 10001)"));
+}
+
+TEST(ModelConfig, WhatIsSharedBesideExperts) {
+  EXPECT_EQ(parse(text_of(Family::qwen2_moe, "")).experts.shared, 32u);
+  EXPECT_EQ(parse(text_of(Family::deepseek_v2, "")).experts.shared, 64u) << "2 of 32";
+  auto text = text_of(Family::deepseek_v3, "");
+  const auto key = text.find("\"n_shared_experts\": 2");
+  EXPECT_EQ(parse(std::string(text).replace(key, 21, "\"n_shared_experts\": null")).experts.shared, 0u);
+  EXPECT_EQ(parse(std::string(text).replace(key, 21, "\"n_shared_experts\": 0")).experts.shared, 0u);
+  expect_refused(ExitCode::bad_data, "n_shared_experts",
+                 std::string(text).replace(key, 21, "\"n_shared_experts\": 1000000"));
+}
+
+TEST(ModelConfig, WhichLayersHaveNoExperts) {
+  using Layers = std::vector<std::uint64_t>;
+  const auto dense = [](Family family, const std::string& extra) {
+    auto text = text_of(family, extra);
+    text.replace(text.find("\"num_hidden_layers\": 30"), 23, "\"num_hidden_layers\": 6");
+    return parse(text).experts.dense_layers;
+  };
+  EXPECT_EQ(dense(Family::mixtral, ""), Layers{});
+  EXPECT_EQ(dense(Family::qwen3_moe, ""), Layers{});
+  EXPECT_EQ(dense(Family::qwen3_moe, R"("mlp_only_layers": [5, 2], "decoder_sparse_step": 1)"), (Layers{2, 5}));
+  EXPECT_EQ(dense(Family::qwen2_moe, R"("decoder_sparse_step": 2, "mlp_only_layers": [])"), (Layers{0, 2, 4}));
+  EXPECT_EQ(dense(Family::qwen2_moe, R"("decoder_sparse_step": 3, "mlp_only_layers": [2])"), (Layers{0, 1, 2, 3, 4}));
+  EXPECT_EQ(dense(Family::deepseek_v3, ""), Layers{0});
+  EXPECT_EQ(dense(Family::deepseek_v2, R"("moe_layer_freq": 1)"), Layers{0});
+  EXPECT_EQ(dense(Family::deepseek_v2, R"("moe_layer_freq": 2)"), (Layers{0, 1, 3, 5}));
+  const std::string types = R"("mlp_layer_types": ["dense", "sparse", "sparse", "dense", "sparse", "sparse"])";
+  EXPECT_EQ(dense(Family::glm4_moe_lite, types), (Layers{0, 3})) << "before what another key says";
+  for (const auto family : {Family::deepseek_v2, Family::deepseek_v3, Family::glm4_moe, Family::dots1}) {
+    auto text = text_of(family, "");
+    text.replace(text.find("\"first_k_dense_replace\": 1"), 26, R"("pad": 0)");
+    expect_refused(ExitCode::bad_data, "\"first_k_dense_replace\" is missing", text);
+  }
+  expect_refused(ExitCode::bad_data, "\"mlp_layer_types\" has 6 entries for 30 layers",
+                 text_of(Family::glm4_moe_lite, types));
+  expect_refused(ExitCode::bad_data, "decoder_sparse_step", text_of(Family::qwen3_moe, R"("decoder_sparse_step": 0)"));
+  expect_refused(ExitCode::bad_data, "mlp_only_layers", text_of(Family::qwen3_moe, R"("mlp_only_layers": 1)"));
+}
+
+TEST(ModelConfig, QueriesOfLowRankAreSaidOrDenied) {
+  for (const auto family : {Family::deepseek_v2, Family::deepseek_v3, Family::glm4_moe_lite}) {
+    const auto text = text_of(family, "");
+    const auto key = text.find("\"q_lora_rank\": 24");
+    EXPECT_EQ(parse(text).latent, (LatentSizes{24, 24, 24, 24, 24}));
+    EXPECT_EQ(parse(std::string(text).replace(key, 17, "\"q_lora_rank\": null")).latent,
+              (LatentSizes{0, 24, 24, 24, 24}));
+    expect_refused(ExitCode::bad_data, "\"q_lora_rank\" is missing", std::string(text).replace(key, 17, "\"pad\": 1"));
+    expect_refused(ExitCode::bad_data, "q_lora_rank", std::string(text).replace(key, 17, "\"q_lora_rank\": 0"));
+    for (const std::string other : {"kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"}) {
+      auto without = text;
+      without.replace(without.find("\"" + other), other.size() + 1, "\"pad");
+      expect_refused(ExitCode::bad_data, other + "\" is missing", without);
+    }
+  }
+}
+
+TEST(ModelConfig, RoutersOfACheckpointMayBeWide) {
+  const auto wide = [](Family family, const std::string& extra) {
+    return parse_model_config(text_of(family, extra), "config.json", {.wide_routers = true}).wide_routers;
+  };
+  EXPECT_TRUE(wide(Family::deepseek_v3, ""));
+  EXPECT_FALSE(wide(Family::deepseek_v3, R"("dtype": "float32")")) << "then all is";
+  EXPECT_FALSE(wide(Family::llama, "")) << "it has no router";
+  EXPECT_FALSE(parse(text_of(Family::deepseek_v3, "")).wide_routers);
+}
+
+TEST(ModelConfig, LayersThatPredictFurtherTokensAreCounted) {
+  const std::set with_one{Family::deepseek_v3, Family::glm4_moe, Family::glm4_moe_lite};
+  for (const auto& spec : families()) {
+    EXPECT_EQ(parse(text_of(spec, "")).skipped_layers, with_one.contains(spec.family) ? 1u : 0u) << spec.model_type;
+    EXPECT_EQ(parse(text_of(spec, R"("num_nextn_predict_layers": 0)")).skipped_layers, 0u) << spec.model_type;
+  }
+  EXPECT_EQ(parse(text_of(Family::deepseek_v3, R"("num_nextn_predict_layers": 2)")).skipped_layers, 2u);
+}
+
+/// A config of a model that has a language model inside: `outer` and `inner` are their keys.
+ModelConfig parse_inside(const std::string& outer, const std::string& inner,
+                         std::vector<std::string>* notes = nullptr) {
+  return parse_model_config(
+      "{" + outer + R"(, "vision_config": {"hidden_size": 32, "model_type": "x"}, "text_config": {)" + inner + "}}",
+      "config.json", {std::nullopt, notes});
+}
+
+TEST(ModelConfig, TheLanguageModelInsideAnother) {
+  const std::string sizes =
+      R"("num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 203,
+         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16, "model_type": )";
+  std::vector<std::string> notes;
+  const auto config = parse_inside(R"("model_type": "gemma3", "dtype": "float16")", sizes + R"("gemma3_text")", &notes);
+  EXPECT_EQ(config, (ModelConfig{.family = Family::gemma3_text,
+                                 .layers = 3,
+                                 .hidden = 64,
+                                 .heads = 8,
+                                 .kv_heads = 4,
+                                 .head_dim = 16,
+                                 .intermediate = 96,
+                                 .vocabulary = 203,
+                                 .tied_embeddings = true,
+                                 .dtype = DType::F16,
+                                 .inside = true}));
+  EXPECT_THAT(notes, testing::ElementsAre("config.json: of gemma3 the language model, which is gemma3_text"));
+  // Any family, whatever is around it.
+  const auto moe = parse_inside(R"("model_type": "any_vl")", sizes + R"("qwen3_moe", "num_experts": 8,
+                                "moe_intermediate_size": 32)");
+  EXPECT_EQ(moe.family, Family::qwen3_moe);
+  EXPECT_EQ(moe.experts.count, 8u);
+  expect_error(ExitCode::config, "bloom", [&] { parse_inside(R"("model_type": "gemma3")", sizes + R"("bloom")"); });
+  expect_error(ExitCode::bad_data, "config.json: text_config: \"hidden_size\" is missing", [&] {
+    parse_inside(R"("model_type": "any_vl", "hidden_size": 64)", R"("model_type": "olmo2", "num_hidden_layers": 1)");
+  });
+  expect_refused(ExitCode::bad_data, "\"text_config\" appears twice",
+                 R"({"text_config": {"model_type": "llama"}, "text_config": {"model_type": "llama"}})");
+}
+
+TEST(ModelConfig, WhatBothSayTheLargerModelDecides) {
+  const auto tied = [](const std::string& outer, const std::string& inner) {
+    return parse_inside(R"("model_type": "mistral3")" + outer, R"("model_type": "mistral")" + inner).tied_embeddings;
+  };
+  const std::string yes = R"(, "tie_word_embeddings": true)", no = R"(, "tie_word_embeddings": false)";
+  EXPECT_TRUE(tied(yes, no));
+  EXPECT_FALSE(tied(no, yes));
+  EXPECT_TRUE(tied("", yes));
+  EXPECT_FALSE(tied("", no));
+  EXPECT_FALSE(tied("", ""));
+  const auto dtype = [](const std::string& outer, const std::string& inner) {
+    return parse_inside(R"("model_type": "mistral3")" + outer, R"("model_type": "mistral")" + inner).dtype;
+  };
+  const std::string half = R"(, "torch_dtype": "float16")", full = R"(, "dtype": "float32")";
+  EXPECT_EQ(dtype(half, ""), DType::F16);
+  EXPECT_EQ(dtype("", full), DType::F32);
+  EXPECT_EQ(dtype(half, full), DType::F32);
+}
+
+TEST(ModelConfig, WhatATextConfigLeavesOutIsItsClassDefault) {
+  // As google/gemma-3-4b-it and llava-hf/llava-1.5-7b-hf have them: configs of transformers 4 leave out what is
+  // default.
+  EXPECT_EQ(parse_inside(R"("model_type": "gemma3", "torch_dtype": "bfloat16")",
+                         R"("hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
+                            "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0}, "sliding_window": 1024)"),
+            (ModelConfig{.family = Family::gemma3_text,
+                         .layers = 34,
+                         .hidden = 2560,
+                         .heads = 8,
+                         .kv_heads = 4,
+                         .head_dim = 256,
+                         .intermediate = 10240,
+                         .vocabulary = 262208,
+                         .tied_embeddings = true,
+                         .inside = true}));
+  EXPECT_EQ(parse_inside(R"("model_type": "gemma3")", "").layers, 26u) << "not even its type";
+  EXPECT_EQ(parse_inside(R"("model_type": "llava", "torch_dtype": "float16")",
+                         R"("model_type": "llama", "vocab_size": 32064, "rms_norm_eps": 1e-05)"),
+            (ModelConfig{.family = Family::llama,
+                         .layers = 32,
+                         .hidden = 4096,
+                         .heads = 32,
+                         .kv_heads = 32,
+                         .head_dim = 128,
+                         .intermediate = 11008,
+                         .vocabulary = 32064,
+                         .dtype = DType::F16,
+                         .inside = true}));
+  const auto mistral = parse_inside(R"("model_type": "mistral3")", R"("model_type": "mistral", "hidden_size": 5120,
+                                    "head_dim": 128, "num_hidden_layers": 40, "intermediate_size": 32768,
+                                    "vocab_size": 131072)");
+  EXPECT_EQ(mistral.heads, 32u);
+  EXPECT_EQ(mistral.kv_heads, 8u);
+  EXPECT_EQ(mistral.head_dim, 128u);
+  const auto qwen2 = parse_inside(R"("model_type": "llava")", R"("model_type": "qwen2", "hidden_size": 896,
+                                  "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864)");
+  EXPECT_EQ(qwen2.layers, 32u);
+  EXPECT_EQ(qwen2.vocabulary, 151936u);
+  EXPECT_EQ(qwen2.head_dim, 64u);
+  expect_refused(ExitCode::bad_data, "\"num_hidden_layers\" is missing", R"({"model_type": "llama"})");
 }
 
 TEST(ModelConfig, NestedKeysAreNotTaken) {
   const std::string nested =
-      R"("rope_scaling": {"factor": 32.0, "hidden_size": 1, "rope_type": "llama3", "x": [{"y": []}]},
-    "text_config": {"vocab_size": 7, "quantization_config": {}}, "eos_token_id": [1, 2, [3, "s"]])";
+      R"("rope_scaling": {"factor": 32.0, "hidden_size": 1, "rope_type": "llama3", "x": [{"y": []}],
+                          "text_config": {"vocab_size": 7, "quantization_config": {}}},
+    "vision_config": {"vocab_size": 7, "quantization_config": {}}, "eos_token_id": [1, 2, [3, "s"]])";
   EXPECT_EQ(parse(config_text(nested)), parse(config_text("")));
 }
 
@@ -241,6 +526,14 @@ TEST(ModelConfig, ImpossibleValuesNameTheKey) {
 TEST(ModelConfig, QuantisedModelsAreRefused) {
   expect_refused(ExitCode::config, "quantization_config", config_text(R"("quantization_config": {"bits": 4})"));
   expect_refused(ExitCode::config, "compression_config", config_text(R"("compression_config": {})"));
+  for (const std::string key : {"quantization_config", "compression_config"}) {
+    const auto inner = R"("model_type": "llama", ")" + key + R"(": {"bits": 4})";
+    expect_error(ExitCode::config, "config.json: text_config: \"" + key,
+                 [&] { parse_inside(R"("model_type": "llava")", inner); });
+    expect_error(ExitCode::config, "config.json: \"" + key, [&] {
+      parse_inside(R"("model_type": "llava", ")" + key + R"(": {"bits": 4})", R"("model_type": "llama")");
+    });
+  }
 }
 
 TEST(ModelConfig, NotAnObject) {
@@ -259,15 +552,24 @@ TEST(ModelConfig, WrittenTextReadsBack) {
   for (const auto& spec : families()) {
     for (const std::string extra :
          {R"("attention_bias": true, "mlp_bias": true, "tie_word_embeddings": true)", R"("tie_word_embeddings": false)",
-          R"("head_dim": 32, "dtype": "float32", "num_key_value_heads": 3)"}) {
-      const ModelConfig config = parse(config_text(extra, fmt::format(R"("model_type": "{}")", spec.model_type)));
+          R"("head_dim": 32, "dtype": "float32", "num_key_value_heads": 3)",
+          R"("attention_bias": false, "attention_out_bias": true, "qkv_bias": false, "use_bias": true)",
+          R"("use_qk_norm": true, "num_nextn_predict_layers": 1, "mlp_only_layers": [3, 7])",
+          R"("moe_layer_freq": 2, "decoder_sparse_step": 2, "num_nextn_predict_layers": 0)"}) {
+      const ModelConfig config = parse(text_of(spec, extra));
       EXPECT_EQ(parse(to_config_json(config)), config) << to_config_json(config);
     }
   }
+  auto inside = parse_inside(R"("model_type": "gemma3")", "");
+  const auto own = parse(to_config_json(inside));
+  EXPECT_FALSE(own.inside);
+  inside.inside = false;
+  EXPECT_EQ(own, inside);
 }
 
 TEST(LoadModelConfig, ByNameByFileAndByFolder) {
-  EXPECT_EQ(named_shapes(), (std::vector<std::string>{"llama-3.2-1b", "llama-3.1-8b", "smollm2-135m", "tiny"}));
+  EXPECT_EQ(named_shapes(),
+            (std::vector<std::string>{"llama-3.2-1b", "llama-3.1-8b", "smollm2-135m", "tiny", "moe-20k"}));
   const std::string folder = testing::TempDir() + "weightcast_model_config";
   std::filesystem::remove_all(folder);
   std::filesystem::create_directories(folder + "/empty");

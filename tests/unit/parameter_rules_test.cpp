@@ -43,6 +43,7 @@ TEST(Model, SizesOfTheTable) {
   check("llama-3.1-8b", 291, 16'060'522'496);
   check("smollm2-135m", 272, 269'030'016);
   check("tiny", 30, 224'128);
+  check("moe-20k", 2 + 52 * (9 + 3 * 128), 1'334'635'520);
 }
 
 TEST(Model, CanonicalOrder) {
@@ -192,11 +193,11 @@ TEST(Shard, KeyValueHeadsAreSharedByNeighbours) {
 TEST(Shard, VocabularyIsPaddedTo64) {
   const Model model = named("tiny");  // 200 rows, 256 with padding
   const ParameterRule& head = rule(model, "lm_head.weight");
-  EXPECT_EQ(shard_extent(head, 8), (MatrixShape{32, 64}));
+  EXPECT_EQ(shard_extent(head, 8, 0), (MatrixShape{32, 64}));
   EXPECT_EQ(shard_of(head, 8, 5), (Slice{160, 0, 32, 64}));
   EXPECT_EQ(shard_of(head, 8, 6), (Slice{192, 0, 8, 64}));
   EXPECT_TRUE(shard_of(head, 8, 7).empty());
-  EXPECT_EQ(shard_extent(head, 1), (MatrixShape{256, 64}));
+  EXPECT_EQ(shard_extent(head, 1, 0), (MatrixShape{256, 64}));
   EXPECT_EQ(shard_of(head, 1, 0), (Slice{0, 0, 200, 64}));
 }
 

@@ -23,13 +23,13 @@ TransferPlan random_plan() {
   auto c = harness::random_config({.layers = 3, .hidden = 12, .group = 4, .head_dim = 6});
   c.tied_embeddings = *rc::gen::arbitrary<bool>();
   const auto& spec = spec_of(c.family);
-  c.attention_bias = c.attention_bias || (spec.attention_bias == Bias::by_config && *rc::gen::arbitrary<bool>());
-  c.attention_output_bias = spec.attention_output_bias == Bias::by_config && c.attention_bias;
-  c.mlp_bias = spec.mlp_bias == Bias::by_config && *rc::gen::arbitrary<bool>();
-  const Model model = build_model(c);
+  c.attention_bias = c.attention_bias || (!spec.attention_bias.key.empty() && *rc::gen::arbitrary<bool>());
+  c.attention_output_bias = !spec.attention_output_bias.key.empty() && c.attention_bias;
+  c.mlp_bias = !spec.mlp_bias.key.empty() && *rc::gen::arbitrary<bool>();
+  const Model model = build_model(c, harness::random_format(c));
   const std::vector<std::uint64_t> choices = possible_tp(model);
   const std::uint64_t last = choices.size() - 1, tp = choices[std::max(number(0, last), number(0, last))];
-  RC_TAG(c.heads, tp);
+  RC_TAG(std::string(name(c.family)), model.format.ep, tp);
   return make_plan(model, tp, number(1, 3));
 }
 
@@ -113,39 +113,125 @@ bool covers(const TransferPlan& plan) {
     const ParameterRule& rule = plan.model.parameters[p];
     std::uint64_t holders = 1;
     if (rule.kind == ShardKind::replicated) holders = plan.tp;
+    if (rule.kind == ShardKind::replicated && rule.info.name.find(".experts.") != std::string::npos)
+      holders = plan.tp / plan.model.format.ep;
     if (rule.kind == ShardKind::kv_heads && plan.tp > plan.model.config.kv_heads)
       holders = plan.tp / plan.model.config.kv_heads;
-    for (std::uint64_t i = 0; i < rule.info.size_bytes().value(); ++i) {
+    for (std::uint64_t i = 0; i < size_bytes_of(rule); ++i) {
       if (reads[plan.source_offset(p) + i] != holders) return false;
     }
   }
   return true;
 }
 
-/// The table of the sharding rules, read again from the names alone: which rows and columns of a parameter rank t
-/// holds, and from which row of its engine tensor on.
+/// The table of the sharding rules, read again from the names alone: which rows of its tensor a parameter is, which of
+/// them and of the columns rank t holds, and from which row of its engine tensor on.
 struct Place {
-  std::uint64_t row, rows, column, columns, offset;
+  std::uint64_t first, count, row, rows, column, columns, offset;
 };
-Place place_of(const ModelConfig& c, const TensorInfo& info, std::uint64_t T, std::uint64_t t) {
-  const auto is = [&](std::string_view part) { return info.name.find(part) != std::string::npos; };
-  const std::uint64_t H = c.heads, K = c.kv_heads, d = c.head_dim, I = c.intermediate;
-  const std::uint64_t k = T < K ? K / T : 1, R = T < K ? 1 : T / K;
-  const std::uint64_t columns = info.shape.size() == 1 ? 1 : info.shape[1];
-  if (is("q_proj")) return {t * (H / T) * d, H / T * d, 0, columns, 0};
-  if (is("k_proj")) return {t / R * k * d, k * d, 0, columns, H / T * d};
-  if (is("v_proj")) return {t / R * k * d, k * d, 0, columns, (H / T + k) * d};
-  if (is("o_proj.weight")) return {0, info.shape[0], t * (H * d / T), H * d / T, 0};
-  if (is("gate_proj")) return {t * (I / T), I / T, 0, columns, 0};
-  if (is("up_proj")) return {t * (I / T), I / T, 0, columns, I / T};
-  if (is("down_proj.weight")) return {0, info.shape[0], t * (I / T), I / T, 0};
-  if (is("embed_tokens") || is("lm_head")) {
-    const std::uint64_t V = c.vocabulary, P = (V + 63) / 64 * 64;
-    const std::uint64_t begin = std::min(t * P / T, V), end = std::min((t + 1) * P / T, V);
-    return {begin, end - begin, 0, columns, 0};
+
+/// Of what rank t has of a model: H heads and K key/value heads of d, cut over T; experts over the n ranks of a group.
+class Places {
+ public:
+  Places(const Model& model, std::uint64_t tp, std::uint64_t t)
+      : c_(model.config), T_(tp), t_(t), n_(tp / model.format.ep) {
+    if (c_.experts.count > 0) {
+      each_ = c_.experts.count / model.format.ep;
+      first_ = t / n_ * each_;
+    }
   }
-  return {0, info.shape[0], 0, columns, 0};
-}
+
+  /// Of each parameter that the tensor is.
+  std::vector<Place> of(const TensorInfo& info) const {
+    const auto is = [&](std::string_view part) { return info.name.find(part) != std::string::npos; };
+    const auto ends = [&](std::string_view part) { return info.name.ends_with(part); };
+    const auto& latent = c_.latent;
+    const std::uint64_t H = c_.heads / T_, K = c_.kv_heads, d = c_.head_dim;
+    const std::uint64_t k = T_ < K ? K / T_ : 1, R = T_ < K ? 1 : T_ / K;
+    const std::uint64_t columns = info.shape.size() == 1 ? 1 : info.shape.back();
+    const auto all = [&](std::uint64_t offset) {
+      return std::vector<Place>{{0, info.shape[0], 0, info.shape[0], 0, columns, offset}};
+    };
+    /// `mine` rows from the `index`-th so many on, of a parameter that begins in row `first` and has `count`.
+    const auto cut = [&](std::uint64_t first, std::uint64_t count, std::uint64_t index, std::uint64_t mine,
+                         std::uint64_t offset) {
+      return Place{first, count, first + index * mine, mine, 0, columns, offset};
+    };
+    const auto across = [&](std::uint64_t index, std::uint64_t mine) {
+      return std::vector<Place>{{0, info.shape[0], 0, info.shape[0], index * mine, mine, 0}};
+    };
+    const auto rows = [&](std::uint64_t mine, std::uint64_t offset) {
+      return std::vector{cut(0, info.shape[0], t_, mine, offset)};
+    };
+    if (is("norm")) return all(0);
+    if (is("qkv_proj")) {
+      return {cut(0, c_.heads * d, t_, H * d, 0), cut(c_.heads * d, K * d, t_ / R, k * d, H * d),
+              cut((c_.heads + K) * d, K * d, t_ / R, k * d, (H + k) * d)};
+    }
+    if (is("q_a_proj")) return all(0);
+    if (is("kv_a_proj")) return all(latent.query_rank);  // behind q_a_proj, where there is one
+    if (is("kv_b_proj")) return rows(H * (latent.nope_dim + latent.value_dim), 0);
+    if (is("q_b_proj") || (is("q_proj") && latent.rope_dim > 0))
+      return rows(H * (latent.nope_dim + latent.rope_dim), 0);
+    if (is("q_proj")) return rows(H * d, 0);
+    if (is("k_proj")) return {cut(0, K * d, t_ / R, k * d, H * d)};
+    if (is("v_proj")) return {cut(0, K * d, t_ / R, k * d, (H + k) * d)};
+    if (ends("o_proj.weight")) return across(t_, H * (latent.rope_dim > 0 ? latent.value_dim : d));
+    if (ends("sinks")) return rows(H, 0);
+    if (is(".experts.")) return is("_proj") && !ends(".weight") ? stacked(info) : expert(info);
+    if (is("shared_expert_gate") || is("mlp.gate.") || is("moe.gate.") || is("router")) return all(0);
+    const std::uint64_t I = (is("shared_expert") ? c_.experts.shared : c_.intermediate), mine = I / T_;
+    if (is("gate_up_proj")) return {cut(0, I, t_, mine, 0), cut(I, I, t_, mine, mine)};
+    if (is("gate_proj")) return rows(mine, 0);
+    if (is("up_proj")) return rows(mine, mine);
+    if (ends("down_proj.weight")) return across(t_, mine);
+    if (is("embed_tokens") || is("lm_head")) {
+      const std::uint64_t V = c_.vocabulary, P = (V + 63) / 64 * 64;
+      const std::uint64_t begin = std::min(t_ * P / T_, V), end = std::min((t_ + 1) * P / T_, V);
+      return {{0, V, begin, end - begin, 0, columns, 0}};
+    }
+    return all(0);  // biases of what is summed over ranks
+  }
+
+ private:
+  /// One matrix of one expert: w13 has gate and up of each in turn, w2 one behind the other.
+  std::vector<Place> expert(const TensorInfo& info) const {
+    const auto has = [&](std::string_view one, std::string_view other) {
+      return info.name.ends_with(one) || info.name.ends_with(other);
+    };
+    const auto e = std::stoull(info.name.substr(info.name.find(".experts.") + 9));
+    const auto R = info.shape[0], C = info.shape[1], mine = c_.experts.intermediate / n_, index = t_ % n_;
+    if (e < first_ || e >= first_ + each_) return {{0, R, 0, 0, 0, 0, 0}};
+    const auto local = e - first_;
+    if (has(".w2.weight", "down_proj.weight")) return {{0, R, 0, R, index * mine, mine, local * R}};
+    const auto half = has(".w3.weight", "up_proj.weight") ? mine : 0;
+    return {{0, R, index * mine, mine, 0, C, local * 2 * mine + half}};
+  }
+
+  /// The same of all experts at once, gate and up in turn along the columns.
+  std::vector<Place> stacked(const TensorInfo& info) const {
+    const auto has = [&](std::string_view end) { return info.name.ends_with(end); };
+    const auto index = t_ % n_, mine = c_.experts.intermediate / n_;
+    const auto R = info.shape.size() == 3 ? info.shape[1] : 1, C = info.shape.back();
+    std::vector<Place> places;
+    for (std::uint64_t e = 0; e < info.shape[0]; ++e) {
+      const auto row = e * R, local = e - first_;
+      if (e < first_ || e >= first_ + each_) {
+        places.push_back({row, R, 0, 0, 0, 0, 0});
+      } else if (has("gate_up_proj") || has("gate_up_proj_bias")) {
+        places.push_back({row, R, row, R, index * 2 * mine, 2 * mine, local * R});
+      } else if (has("down_proj")) {
+        places.push_back({row, R, row + index * mine, mine, 0, C, local * mine});
+      } else {
+        places.push_back({row, R, row, R, 0, C, local * R});
+      }
+    }
+    return places;
+  }
+
+  const ModelConfig& c_;
+  std::uint64_t T_, t_, n_, each_ = 0, first_ = 0;
+};
 
 RC_GTEST_PROP(PlanProperty, EveryByteIsWhereTheProofSays, ()) {
   const TransferPlan plan = random_plan();
@@ -159,8 +245,6 @@ RC_GTEST_PROP(PlanProperty, EveryByteIsWhereTheProofSays, ()) {
 
 RC_GTEST_PROP(PlanProperty, ScatteredWeightsLieByTheRulesAndGatherBack, ()) {
   const TransferPlan plan = random_plan();
-  const ModelConfig& config = plan.model.config;
-  const std::uint64_t element = static_cast<std::uint64_t>(bits(config.dtype)) / 8;
   Bytes source(plan.source_bytes());
   std::uint64_t state = *rc::gen::arbitrary<std::uint64_t>() | 1;
   for (auto& byte : source) {
@@ -174,28 +258,38 @@ RC_GTEST_PROP(PlanProperty, ScatteredWeightsLieByTheRulesAndGatherBack, ()) {
     for (const auto& move : executed(plan.ranks[t].schedule, {0, plan.model.parameters.size()})) {
       each_byte(move, [&](std::uint64_t from, std::uint64_t to) { slot.at(to) = source.at(from); });
     }
+    const Places places(plan.model, plan.tp, t);
     for (const auto& tensor : plan.engine_tensors) {
+      const std::uint64_t element = static_cast<std::uint64_t>(bits(tensor.dtype)) / 8;
       const std::uint64_t tensor_pitch = tensor.shape.columns * element;
       std::uint64_t rows = 0;
+      std::string of;
+      std::size_t nth = 0;  // of those that one tensor is
       for (const auto p : tensor.parameters) {
         const TensorInfo& info = plan.model.parameters[p].info;
-        const Place place = place_of(config, info, plan.tp, t);
-        const std::uint64_t pitch = (info.shape.size() == 1 ? 1 : info.shape[1]) * element;
+        nth = info.name == of ? nth + 1 : 0;
+        of = info.name;
+        const Place place = places.of(info).at(nth);
+        const std::uint64_t pitch = (info.shape.size() == 1 ? 1 : info.shape.back()) * element;
+        RC_ASSERT(plan.model.parameters[p].row == place.first);
+        RC_ASSERT(plan.model.parameters[p].rows == place.count);
+        if (place.rows == 0) continue;
         RC_ASSERT(place.columns == tensor.shape.columns);
         for (std::uint64_t row = 0; row < place.rows; ++row) {
-          const std::uint64_t at = plan.source_offset(p) + (place.row + row) * pitch + place.column * element;
+          const std::uint64_t at =
+              plan.source_offset(p) + (place.row - place.first + row) * pitch + place.column * element;
           const unsigned char* held = slot.data() + tensor.offset + (place.offset + row) * tensor_pitch;
           RC_ASSERT(std::memcmp(held, source.data() + at, tensor_pitch) == 0);
           std::memcpy(gathered.data() + at, held, tensor_pitch);
         }
-        rows = place.offset + place.rows;
+        rows = std::max(rows, place.offset + place.rows);
       }
       for (std::uint64_t i = rows * tensor_pitch; i < tensor.size_bytes; ++i) RC_ASSERT(slot[tensor.offset + i] == 0);
     }
   }
   for (std::size_t p = 0; p < plan.model.parameters.size(); ++p) {
     const auto begin = static_cast<std::ptrdiff_t>(plan.source_offset(p));
-    const auto end = begin + static_cast<std::ptrdiff_t>(plan.model.parameters[p].info.size_bytes().value());
+    const auto end = begin + static_cast<std::ptrdiff_t>(size_bytes_of(plan.model.parameters[p]));
     RC_ASSERT(std::equal(gathered.begin() + begin, gathered.begin() + end, source.begin() + begin));
   }
 }
@@ -344,7 +438,7 @@ RC_GTEST_PROP(PlanProperty, EqualPlansHaveEqualDigests, ()) {
   RC_ASSERT(make_plan(plan.model, plan.tp, plan.dp + 1).digest != plan.digest);
   ModelConfig other = plan.model.config;
   ++other.layers;
-  RC_ASSERT(make_plan(build_model(other), plan.tp, plan.dp).digest != plan.digest);
+  RC_ASSERT(make_plan(build_model(other, plan.model.format), plan.tp, plan.dp).digest != plan.digest);
 }
 
 }  // namespace

@@ -28,6 +28,37 @@ std::size_t parameter(const TransferPlan& plan, const std::string& name) {
   return static_cast<std::size_t>(plan.model.find(name));
 }
 
+// DeepSeek-V3: 45,000 parameters, as an engine of 16 ranks holds them that own 16 experts of each layer each.
+TEST(LargePlan, AMixtureOfManyExpertsIsProvenAndEachRankHasItsBytes) {
+  ModelConfig config{.family = Family::deepseek_v3,
+                     .layers = 61,
+                     .hidden = 7168,
+                     .heads = 128,
+                     .kv_heads = 128,
+                     .head_dim = 192,
+                     .intermediate = 18432,
+                     .vocabulary = 129280};
+  config.latent = {.query_rank = 1536, .key_value_rank = 512, .nope_dim = 128, .rope_dim = 64, .value_dim = 128};
+  config.experts = {.count = 256, .intermediate = 2048, .shared = 2048, .dense_layers = {0, 1, 2}};
+  const auto plan = make_plan(build_model(config, {.ep = 16}), 16, 1);
+  EXPECT_EQ(plan.model.parameters.size(), 3U + 61 * 9 + 3 * 3 + 58 * (2 + 3 * 256 + 3));
+  EXPECT_EQ(prove_coverage(plan), "");
+
+  constexpr std::uint64_t bf16 = 2, hidden = 7168;
+  constexpr std::uint64_t ends = 2 * (129280 / 16) * hidden + hidden;
+  constexpr std::uint64_t attention = (1536 + 512 + 64) * hidden + 1536 + 512 + 128 * 192 / 16 * 1536 +
+                                      128 * 256 / 16 * 512 + hidden * 128 * 128 / 16 + 2 * hidden;
+  constexpr std::uint64_t dense = 3 * 18432 / 16 * hidden;
+  constexpr std::uint64_t experts = 256 * hidden + 256 / 16 * 3 * 2048 * hidden + 3 * 2048 / 16 * hidden;
+  constexpr std::uint64_t biases = 58 * 256 * sizeof(float);
+  for (const auto& rank : plan.ranks)
+    EXPECT_EQ(rank.received_bytes, bf16 * (ends + 61 * attention + 3 * dense + 58 * experts) + biases);
+  const auto& w13 = tensor(plan, "model.layers.3.mlp.experts.w13_weight");
+  EXPECT_EQ(shape_of(plan, w13), (std::vector<std::uint64_t>{16, 4096, 7168}));
+  // Whole experts lie as they are sent: two runs of a layer, w13 and w2, and not one for each of 48 parameters.
+  EXPECT_LT(plan.ranks[5].schedule.copies.size(), 2 * plan.model.parameters.size() / 16);
+}
+
 TEST(Parts, CoverEveryParameterOnceLargestFirstAndLeaveLittleForTheEnd) {
   for (const std::uint64_t dp : {1, 3}) {
     const auto plan = plan_of("llama-3.1-8b", 2, dp);

@@ -19,7 +19,8 @@ using testing::HasSubstr;
 using testing::Not;
 
 RC_GTEST_PROP(TrainingPieces, OfAnyLayoutGetToTheirPlace, ()) {
-  const auto model = build_model(harness::random_config({.layers = 2, .hidden = 24, .group = 3, .head_dim = 5}));
+  const auto model = harness::random_model({.layers = 2, .hidden = 24, .group = 3, .head_dim = 5});
+  RC_TAG(std::string(name(model.config.family)), model.format.ep);
   const auto possible = possible_tp(model);
   const auto plan = make_plan(model, possible[number(0, possible.size() - 1)], 1, harness::random_layout(model));
   const auto wire = model.config.dtype, given = number(0, 1) == 0 ? wire : DType::F32;
@@ -31,11 +32,11 @@ RC_GTEST_PROP(TrainingPieces, OfAnyLayoutGetToTheirPlace, ()) {
   const bool one_by_one = number(0, 2) == 0;
   for (const std::uint64_t seed : {1, 2}) {
     const auto masters = harness::whole_masters(model, given, 1000 * seed);
-    const auto sent = harness::as_sent(masters, given, wire);
+    const auto sent = harness::as_sent(model, masters, given);
     std::vector<const SourceClaim*> claims;
     bool known = true;
     for (std::size_t rank = 0; rank < trainers.size(); ++rank) {
-      const PieceLoop loop(plan, rank, masters, given, number(0, 3));
+      const PieceLoop loop(plan, rank, masters, given, number(0, 3), 0, number(0, 2));
       if (one_by_one && seed == 2) {
         for (const auto& tensor : loop.tensors) RC_ASSERT(trainers[rank]->put(0, tensor).has_value());
       } else {
@@ -123,12 +124,17 @@ TEST(TrainingPieces, OnlyRectanglesWithinTheParameterAreOnes) {
                          std::vector<std::uint64_t> full = {6, 4, 2}) {
     return slice_of(info, {{"w", DType::BF16, std::move(shape)}, nullptr, {}, {}, std::move(offsets), std::move(full)});
   };
-  EXPECT_EQ(slice({2, 3, 2}, {4, 1, 0}), (Slice{4, 2, 2, 6}));
-  EXPECT_EQ(slice({6, 4, 2}, {0, 0, 0}), (Slice{0, 0, 6, 8}));
+  // The matrix has 6 * 4 rows of 2: whole ones of the 6, or a part of one, and any columns.
+  EXPECT_EQ(slice({6, 4, 2}, {0, 0, 0}), (Slice{0, 0, 24, 2}));
+  EXPECT_EQ(slice({6, 4, 2}, {}, {}), (Slice{0, 0, 24, 2}));
+  EXPECT_EQ(slice({2, 4, 2}, {3, 0, 0}), (Slice{12, 0, 8, 2}));
+  EXPECT_EQ(slice({1, 3, 2}, {4, 1, 0}), (Slice{17, 0, 3, 2}));
+  EXPECT_EQ(slice({6, 4, 1}, {0, 0, 1}), (Slice{0, 1, 24, 1}));
+  EXPECT_EQ(slice({1, 2, 1}, {5, 2, 1}), (Slice{22, 1, 2, 1}));
   EXPECT_EQ(slice({0, 4, 2}, {6, 0, 0}), Slice{});
-  EXPECT_EQ(slice({6, 4, 2}, {}, {}), (Slice{0, 0, 6, 8}));
+  EXPECT_EQ(slice({2, 3, 2}, {4, 1, 0}), std::nullopt) << "no rectangle of the matrix";
+  EXPECT_EQ(slice({6, 1, 2}, {0, 0, 0}), std::nullopt) << "no rectangle of the matrix";
   EXPECT_EQ(slice({6, 4, 1}, {}, {}), std::nullopt);
-  EXPECT_EQ(slice({6, 4, 1}, {0, 0, 0}), std::nullopt) << "no rectangle of the matrix";
   EXPECT_EQ(slice({3, 4, 2}, {4, 0, 0}), std::nullopt);
   EXPECT_EQ(slice({3, 4, 2}, {UINT64_MAX, 0, 0}), std::nullopt);
   EXPECT_EQ(slice({3, 4, 2}, {0, 0}), std::nullopt);
@@ -142,7 +148,8 @@ TEST(TrainingPieces, ATiedHeadsPieceMustHoldWhatTheEmbeddingsDoes) {
   head.info.name = "lm_head.weight";
   const auto* const from = static_cast<const std::byte*>(head.data);
   std::vector<std::byte> other(from, from + *head.info.size_bytes());
-  const auto sent = harness::as_sent(harness::whole_masters(rank.plan.model, DType::F32, 1), DType::F32, DType::BF16);
+  const auto sent =
+      harness::as_sent(rank.plan.model, harness::whole_masters(rank.plan.model, DType::F32, 1), DType::F32);
   const auto expect_filled = [&] {
     rank.trainer.fill(0, rank.loop.tensors);
     EXPECT_EQ(harness::difference(rank.plan, 1, rank.trainer.source(0).bytes(), sent), "");
@@ -169,7 +176,7 @@ TEST(TrainingPieces, OneOfSeveralThatIsPutAloneIsDigestedWhenItIsSent) {
   const auto model = harness::training_plan(DType::BF16).model;
   std::vector<HeldRectangle> rectangles;
   for (std::size_t p = 0; p < model.parameters.size(); ++p) {
-    const auto slice = harness::whole_slice(model, p);
+    const auto slice = section_of(model.parameters[p]);
     const auto half = slice.rows / 2;
     rectangles.push_back({0, p, {0, 0, half, slice.columns}});
     rectangles.push_back({0, p, {half, 0, slice.rows - half, slice.columns}});
@@ -180,7 +187,7 @@ TEST(TrainingPieces, OneOfSeveralThatIsPutAloneIsDigestedWhenItIsSent) {
   const auto masters = harness::whole_masters(model, DType::F32, 1);
   const PieceLoop loop(plan, 0, masters, DType::F32, 2);
   trainer.fill(0, loop.tensors);
-  const auto sent = harness::as_sent(masters, DType::F32, DType::BF16);
+  const auto sent = harness::as_sent(model, masters, DType::F32);
   const SourceClaim* const claims[] = {&trainer.claimed(0)};
   EXPECT_EQ(harness::difference(plan, claims, sent), "");
   trainer.put(0, loop.tensors.front());

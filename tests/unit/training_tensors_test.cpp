@@ -204,6 +204,19 @@ TEST(TrainerFill, AllocatesNothingFromTheSecondTimeOn) {
   EXPECT_EQ(allocations.load(), before);
 }
 
+TEST(TrainerFill, AllocatesNothingForFp8Either) {
+  const auto unquantized = training_plan(DType::BF16).model;
+  const auto plan =
+      make_plan(build_model(unquantized.config, {.ep = 1, .quantization = Quantization::fp8_channel}), 1, 1);
+  Trainer trainer(plan);
+  trainer.reserve();
+  const Loop loop(unquantized, DType::F32);
+  trainer.fill(0, loop.tensors);
+  const auto before = allocations.load();
+  for (int i = 0; i < 10; ++i) trainer.fill(0, loop.tensors);
+  EXPECT_EQ(allocations.load(), before);
+}
+
 TEST(TrainerFill, FollowsTheTableWhenItChanges) {
   auto [plan, trainer, loop] = Training();
   trainer.fill(0, loop.tensors);

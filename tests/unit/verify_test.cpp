@@ -32,14 +32,30 @@ Model random_model() {
   c.vocabulary = number(1, 200);
   c.tied_embeddings = *rc::gen::arbitrary<bool>();
   c.attention_bias = c.attention_bias || *rc::gen::arbitrary<bool>();
-  return build_model(c);
+  auto& experts = c.experts;
+  if (experts.count > 0) {
+    experts.intermediate =
+        spec_of(c.family).experts.size_key == "intermediate_size" ? c.intermediate : 8 * number(1, 3);
+    if (experts.shared > 0) experts.shared = 8 * number(1, 3);
+  }
+  auto model = build_model(c, harness::random_format(c));
+  RC_TAG(std::string(name(c.family)), model.format.ep);
+  return model;
+}
+
+/// Of 1, 2, 4 and 8 those that groups of experts can be made of.
+std::vector<std::uint64_t> tensor_parallel_sizes(const Model& model) {
+  auto sizes = possible_tp(model);
+  std::erase_if(sizes, [](std::uint64_t tp) { return tp > 8; });
+  return sizes;
 }
 
 /// The trainer's memory: each parameter where the plan wants it.
 std::vector<std::byte> source_of(const TransferPlan& plan, const Parameters& parameters) {
   std::vector<std::byte> source(plan.source_bytes(), std::byte{0xee});
   for (std::size_t p = 0; p < parameters.size(); ++p) {
-    std::ranges::copy(parameters[p], source.begin() + static_cast<std::ptrdiff_t>(plan.source_offset(p)));
+    std::ranges::copy(harness::section_bytes(plan.model.parameters[p], parameters[p]),
+                      source.begin() + static_cast<std::ptrdiff_t>(plan.source_offset(p)));
   }
   return source;
 }
@@ -79,7 +95,7 @@ std::string check_plan(const TransferPlan& plan, const Parameters& parameters) {
     }
   }
   for (std::size_t p = 0; p < parameters.size(); ++p) {
-    const auto whole = digest_bytes(parameters[p], 0);
+    const auto whole = harness::section_digest(plan.model.parameters[p], parameters[p]);
     if (sums[p] != whole)
       return fmt::format("the shards of {} do not add up to it", plan.model.parameters[p].info.name);
     if (sent.claim().held(p) != whole)
@@ -91,7 +107,7 @@ std::string check_plan(const TransferPlan& plan, const Parameters& parameters) {
 RC_GTEST_PROP(ShardDigests, AddUpToTheParameterForEveryTp, ()) {
   const auto model = random_model();
   const auto parameters = harness::model_bytes(model, *rc::gen::arbitrary<std::uint64_t>());
-  for (const std::uint64_t tp : {1, 2, 4, 8}) RC_ASSERT(check_plan(make_plan(model, tp, 1), parameters) == "");
+  for (const auto tp : tensor_parallel_sizes(model)) RC_ASSERT(check_plan(make_plan(model, tp, 1), parameters) == "");
 }
 
 /// Shards larger than the steps of SourceDigests (1 MiB) and than the blocks of the reference check (4 MiB).
@@ -131,7 +147,7 @@ Region on_host(std::vector<std::byte>& slot) {
 RC_GTEST_PROP(Reference, FillsWhatThePlanMoves, ()) {
   const auto model = random_model();
   const auto parameters = harness::model_bytes(model, 3);
-  const auto tp = *rc::gen::element<std::uint64_t>(1, 2, 4, 8);
+  const auto tp = *rc::gen::elementOf(tensor_parallel_sizes(model));
   const auto plan = make_plan(model, tp, 1);
   for (std::size_t t = 0; t < tp; ++t) {
     std::vector<std::byte> slot(plan.slot_bytes);

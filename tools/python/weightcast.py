@@ -104,7 +104,7 @@ class _Options(ctypes.Structure):
                 ("method", ctypes.c_char_p), ("timeout_s", ctypes.c_double), ("destinations", ctypes.c_void_p),
                 ("destination_count", ctypes.c_size_t), ("trainers", ctypes.c_uint64),
                 ("source_layout", ctypes.c_char_p), ("sources", ctypes.c_void_p), ("source_count", ctypes.c_size_t),
-                ("delta_limit", ctypes.c_double)]
+                ("delta_limit", ctypes.c_double), ("expert_parallel", ctypes.c_int), ("quantize", ctypes.c_char_p)]
 
 
 class _Tensor(ctypes.Structure):
@@ -187,9 +187,10 @@ def _check(status, lost=False):
 
 _HOST, _CUDA = 0, 1
 # What torch and numpy call the dtypes of safetensors.
-_TORCH_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
+_TORCH_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64",
+                 "float8_e4m3fn": "F8_E4M3"}
 _NUMPY_DTYPES = {"<f2": "F16", "<f4": "F32", "<f8": "F64"}
-_SIZES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+_SIZES = {"F8_E4M3": 1, "BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 
 
 def _usage(message):
@@ -302,7 +303,10 @@ class _Table:
                 entry.offsets = (ctypes.c_uint64 * max(len(full), 1))(*offsets)
                 entry.full_shape = (ctypes.c_uint64 * max(len(full), 1))(*full)
                 self._values.append(local)
-            dtype, shape, strides, address, memory, device = _look_at(name, value, write)
+            if value is None:  # scales that are there already
+                dtype, shape, strides, address, memory, device = "F32", (1,), None, None, _HOST, 0
+            else:
+                dtype, shape, strides, address, memory, device = _look_at(name, value, write)
             extents = (ctypes.c_uint64 * max(len(shape), 1))(*shape)
             entry.size, entry.name, entry.dtype = ctypes.sizeof(_Tensor), name.encode(), dtype.encode()
             entry.shape, entry.dimensions, entry.data = extents, len(shape), address
@@ -334,7 +338,7 @@ class _Handle:
     _kind = ""
 
     def __init__(self, model, comm, device, tp, dp, slots, transport, method, timeout_s, trainers, delta_limit,
-                 destinations=None, source_layout=None, sources=None):
+                 expert_parallel, quantize, destinations=None, source_layout=None, sources=None):
         from mpi4py import MPI
         library = _library()
         mine, theirs = library.wc_mpi_library().decode(), MPI.Get_library_version().rstrip("\0")
@@ -350,6 +354,7 @@ class _Handle:
             table = _Table(destinations, write=True)
             options.destinations, options.destination_count = ctypes.addressof(table.entries), table.count
         options.trainers, options.delta_limit = trainers, delta_limit
+        options.expert_parallel, options.quantize = int(expert_parallel), quantize.encode()
         if source_layout is not None:
             options.source_layout = source_layout.encode()
         if sources is not None:
@@ -393,6 +398,10 @@ class Trainer(_Handle):
     this share of the bytes (0.4 is a good one; memory for so much is taken on all ranks). What engines hold is the same, and
     verified. 0: every version is sent whole. Update.payload says what was sent.
 
+    `expert_parallel`, the same on all ranks: each engine rank owns some experts whole, in place of a part of each. `quantize`
+    ("fp8-block" or "fp8-channel"), the same on all ranks: engines hold the matrices of linear layers as float8_e4m3fn, with
+    scales of 128 x 128 blocks (`weight_scale_inv`) or of rows (`weight_scale`); the trainer rounds them.
+
     With several trainer ranks each makes one, says the same, and publishes what it has. Which of them has what is settled
     here: by default as PyTorch's fully_shard leaves a model over all of them, rank by rank ("fsdp"); `source_layout` names
     another ("whole": rank 0 has everything, "tp"). `sources`, given by all of them, says it by the tensors that each will
@@ -402,10 +411,11 @@ class Trainer(_Handle):
     _kind = "trainer"
 
     def __init__(self, model, comm=None, *, device="cpu", tp=None, dp=1, transport="auto", method="sharded",
-                 timeout_s=60.0, trainers=1, source_layout=None, sources=None, delta_limit=0.0):
+                 timeout_s=60.0, trainers=1, source_layout=None, sources=None, delta_limit=0.0,
+                 expert_parallel=False, quantize="none"):
         self._trainers = trainers
         super().__init__(model, comm, device, tp, dp, 0, transport, method, timeout_s, trainers, delta_limit,
-                         source_layout=source_layout, sources=sources)
+                         expert_parallel, quantize, source_layout=source_layout, sources=sources)
 
     def _destroy(self):
         _library().wc_trainer_destroy(self._handle)
@@ -434,6 +444,7 @@ class Trainer(_Handle):
     def update_parameter(self, version, name, tensor, empty_cache=False) -> Update:
         """Sends one parameter of `version`, the seed's way: the version is served when each has been sent once. Of the
         result `version` is what engines serve then. `empty_cache`: also give back memory that is only kept for speed.
+        With `quantize` a matrix makes its scales, which follow under their own name, with None as the tensor.
         Collective; engines call update_parameter_from_distributed()."""
         update = _Update()
         table = self._table("wc_update_parameter", version, [(name, tensor)], 0, None)
@@ -513,10 +524,11 @@ class Engine(_Handle):
     _kind = "engine"
 
     def __init__(self, model, comm=None, *, destinations=None, device="cpu", tp=None, dp=1, transport="auto",
-                 method="sharded", timeout_s=60.0, trainers=1, delta_limit=0.0):
+                 method="sharded", timeout_s=60.0, trainers=1, delta_limit=0.0,
+                 expert_parallel=False, quantize="none"):
         self._destinations = destinations
         super().__init__(model, comm, device, tp, dp, 2 if destinations is None else 1, transport, method, timeout_s,
-                         trainers, delta_limit, destinations)
+                         trainers, delta_limit, expert_parallel, quantize, destinations)
 
     def _destroy(self):
         _check(_library().wc_engine_destroy(self._handle))

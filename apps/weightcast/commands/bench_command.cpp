@@ -17,6 +17,7 @@
 #include "weightcast/job/stop.hpp"
 #include "weightcast/telemetry/statistics.hpp"
 #include "weightcast/telemetry/stopwatch.hpp"
+#include "weightcast/trainer/quantized_source.hpp"
 
 namespace weightcast {
 namespace {
@@ -43,11 +44,15 @@ class ModelBench {
         memory_(memory),
         side_(job, plan_, placement, options.commit) {
     agree(job.world(), "load", job.deadline(), [&] {
-      const auto model = build_model(load_model_config(model_name_));
+      unquantized_ = build_model(load_model_config(model_name_));
+      const auto model = build_model(unquantized_.config, format_of(options, roster.tp));
       plan_ = make_plan(model, roster.tp, roster.dp, make_layout(options.source_layout, model, roster.trainers));
-      sources_.push_back(options.changed ? make_synthetic_source(plan_.model, 1, *options.changed)
-                                         : make_synthetic_source(plan_.model, 2));
-      sources_.push_back(make_synthetic_source(plan_.model, 1));
+      sources_.push_back(options.changed ? make_synthetic_source(unquantized_, 1, *options.changed)
+                                         : make_synthetic_source(unquantized_, 2));
+      sources_.push_back(make_synthetic_source(unquantized_, 1));
+      if (options.quantization != Quantization::none) {
+        for (auto& source : sources_) source = quantized_source(plan_.model, unquantized_, std::move(source));
+      }
     });
     side_.load({sources_[0].get(), sources_[1].get()}, *sources_[1]);
     if (std::ranges::find(options.deltas, BenchDelta::automatic) == options.deltas.end()) return;
@@ -87,7 +92,7 @@ class ModelBench {
                   .path = {},
                   .readers = {}};
     auto plain = options_.ceiling ? plain_copies(job_, side_, placement_) : std::vector<double>();
-    LayerStudy study(what.granularity == Granularity::model ? 1 : plan_.model.parameters.size());
+    LayerStudy study(what.granularity == Granularity::model ? 1 : plan_.model.tensor_count());
     const auto first = version_, served = source_index_;
     std::vector<double> seconds, ship_s, diff_s, apply_s;
     std::optional<ReadersSeen> reads;
@@ -177,6 +182,7 @@ class ModelBench {
   std::size_t source_index_ = 1;  // of what is served
   Placement placement_;
   MemoryKind memory_;  // of the engines
+  Model unquantized_;
   TransferPlan plan_;
   std::vector<std::unique_ptr<WeightSource>> sources_;  // the trainer's source regions 0 and 1; engines start with 1
   Side side_;

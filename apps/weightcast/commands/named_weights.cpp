@@ -56,15 +56,16 @@ NamedWeights::NamedWeights(std::string spec) : spec_(std::move(spec)) {
   }
 }
 
-std::optional<DType> NamedWeights::dtype() const {
-  if (made_up()) return std::nullopt;
-  return dtype_of_weights(snapshot_ ? snapshot_->tensors() : checkpoint_->tensors());
+ConfigContext NamedWeights::context(std::vector<std::string>& notes) const {
+  if (made_up()) return {.notes = &notes};
+  const auto tensors = snapshot_ ? snapshot_->tensors() : checkpoint_->tensors();
+  return {dtype_of_weights(tensors), &notes, has_wide_routers(tensors)};
 }
 
 ModelConfig NamedWeights::config(std::vector<std::string>& notes) const {
   if (checkpoint_) return config_of(*checkpoint_, notes);
   WEIGHTCAST_EXPECTS(snapshot_.has_value());
-  return parse_model_config(snapshot_->config(), fmt::format("the config in {}", snapshot_->path()), {dtype(), &notes});
+  return parse_model_config(snapshot_->config(), fmt::format("the config in {}", snapshot_->path()), context(notes));
 }
 
 std::unique_ptr<WeightSource> NamedWeights::source(const Model& model, std::span<const std::string> ignore) && {
@@ -76,7 +77,7 @@ ModelConfig config_of(const NamedWeights& initial, const NamedWeights& target, c
                       std::vector<std::string>& notes) {
   const NamedWeights& named = target.made_up() ? initial : target;
   if (!shape) return named.config(notes);
-  return named.made_up() ? load_model_config(*shape) : load_model_config(*shape, {named.dtype(), &notes});
+  return named.made_up() ? load_model_config(*shape) : load_model_config(*shape, named.context(notes));
 }
 
 void check_claims(const Job& job, const Model& model, std::initializer_list<const WeightSource*> sources) {
@@ -94,6 +95,7 @@ void check_claims(const Job& job, const Model& model, std::initializer_list<cons
       const std::size_t mine = (claimed.size() + ranks - 1 - rank) / ranks;  // every one of `ranks`
       parallel_for(mine, threads, [&](std::size_t i) {
         const auto parameter = rank + i * ranks;
+        if (model.parameters[parameter].row > 0) return;  // the digest is the tensor's, and its first looks at it
         const auto& info = model.parameters[parameter].info;
         const auto digest = digest_read(info.size_bytes().value(), [&](std::uint64_t offset, std::span<std::byte> to) {
           source->read(parameter, offset, to);

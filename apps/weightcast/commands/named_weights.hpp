@@ -21,8 +21,8 @@ class NamedWeights {
   explicit NamedWeights(std::string spec);
 
   bool made_up() const noexcept { return !checkpoint_ && !snapshot_; }
-  /// The dtype of most of them; nothing of what is made up.
-  std::optional<DType> dtype() const;
+  /// What a config.json of theirs is read with: nothing of what is made up.
+  ConfigContext context(std::vector<std::string>& notes) const;
   /// The model of a file: of a checkpoint by config_of(), of a snapshot what stands in it.
   ModelConfig config(std::vector<std::string>& notes) const;
   /// The weights as those of `model`; this is empty then. A snapshot must have its names, shapes and types:

@@ -1,4 +1,5 @@
 #include "commands/commands.hpp"
+#include "options/format_options.hpp"
 #include "options/source_options.hpp"
 #include "output/notes.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
@@ -10,8 +11,8 @@ CommandSpec plan_command() {
   return {
       .name = "plan",
       .arguments =
-          "--checkpoint DIR | --model SHAPE [--tp N] [--dp N] [--trainers R] [--source-layout LAYOUT] [--ignore "
-          "PATTERNS]",
+          "--checkpoint DIR | --model SHAPE [--tp N] [--dp N] [--trainers R] [--source-layout LAYOUT] [--ep] "
+          "[--quantize FORMAT] [--ignore PATTERNS]",
       .summary =
           "Shows which bytes every engine rank would receive, and proves that nothing is missing or sent in vain.",
       .options = {{"checkpoint", "DIR", "a checkpoint folder with its config.json"},
@@ -20,22 +21,24 @@ CommandSpec plan_command() {
                   {"dp", "N", "engines (replicas)", "1"},
                   trainers_option(),
                   source_layout_option(),
+                  ep_option(),
+                  quantize_option(),
                   ignore_option()},
   };
 }
 
 namespace {
 
-/// The model of a checkpoint whose tensors fit it.
-Model model_of(const std::string& path, const std::vector<std::string>& ignore) {
+/// The config of a checkpoint whose tensors fit it.
+ModelConfig config_of(const std::string& path, const std::vector<std::string>& ignore) {
   const auto checkpoint = Checkpoint::open(path);
   auto notes = checkpoint.notes();
-  auto model = build_model(config_of(checkpoint, notes));
+  const auto model = build_model(config_of(checkpoint, notes));
   const auto match = match_checkpoint(model, checkpoint.tensors(), path, ignore);
   notes.insert(notes.end(), match.notes.begin(), match.notes.end());
   if (!match.rounding.empty()) notes.push_back(match.rounding);
   print_notes(path, notes);
-  return model;
+  return model.config;
 }
 
 }  // namespace
@@ -46,16 +49,16 @@ int run_plan(const Options& options) {
   if (checkpoint.empty() == shape.empty()) {
     throw Error(ExitCode::usage, "plan needs --checkpoint or --model, and not both", "see weightcast plan --help");
   }
-  const Model model =
-      checkpoint.empty() ? build_model(load_model_config(shape)) : model_of(checkpoint, options.list("ignore"));
+  const auto config = checkpoint.empty() ? load_model_config(shape) : config_of(checkpoint, options.list("ignore"));
   constexpr std::uint64_t most_ranks = 1'000'000;
   const auto sources = parse_source_options(options);
-  const TransferPlan plan = make_plan(model, options.number("tp", 1, most_ranks), options.number("dp", 1, most_ranks),
+  const auto tp = options.number("tp", 1, most_ranks);
+  const auto model = build_model(config, format_of(parse_format_options(options), tp));
+  const TransferPlan plan = make_plan(model, tp, options.number("dp", 1, most_ranks),
                                       make_layout(sources.source_layout, model, sources.trainers));
-  fmt::print("{}", describe(plan));
-  if (const std::string violation = prove_coverage(plan); !violation.empty()) {
-    fail(ExitCode::internal, "the plan is wrong: {}", violation);
-  }
+  const auto violation = prove_coverage(plan);
+  fmt::print("{}", describe(plan, violation));
+  if (!violation.empty()) fail(ExitCode::internal, "the plan is wrong: {}", violation);
   return 0;
 }
 

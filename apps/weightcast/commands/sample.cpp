@@ -15,7 +15,7 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 
 std::vector<float> sample_of(const Model& model, const WeightSource& source, std::size_t parameter,
                              std::uint64_t rows) {
-  const auto& info = model.parameters[parameter].info;
+  const auto& info = model.parameters[parameter].info;  // whatever part of it `parameter` is
   const auto all_rows = info.shape.empty() ? 1 : info.shape[0];
   const auto elements = std::min(rows, all_rows) * (*info.elements() / std::max<std::uint64_t>(all_rows, 1));
   const auto width = static_cast<std::uint64_t>(bits(info.dtype)) / 8;

@@ -1,12 +1,14 @@
 #include <algorithm>
+#include <memory>
 
 #include "commands/commands.hpp"
+#include "options/format_options.hpp"
 #include "output/notes.hpp"
 #include "output/progress.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/job/stop.hpp"
 #include "weightcast/snapshot/snapshot.hpp"
-#include "weightcast/trainer/weight_source.hpp"
+#include "weightcast/trainer/quantized_source.hpp"
 
 namespace weightcast {
 namespace {
@@ -32,7 +34,9 @@ void print_delta(const Model& model, const Snapshot& base, const DeltaSummary& d
 CommandSpec snapshot_command() {
   return {
       .name = "snapshot",
-      .arguments = "--checkpoint DIR --output FILE.h5 [--delta BASE.h5] [--ignore PATTERNS] [--force]",
+      .arguments =
+          "--checkpoint DIR --output FILE.h5 [--delta BASE.h5] [--quantize FORMAT] [--ignore PATTERNS] "
+          "[--force]",
       .summary =
           "Writes the HDF5 reference snapshot of a checkpoint, whole or as what changed since another one.\n"
           "A delta is read wherever a snapshot is, as long as its base lies beside it; that may be a delta, too.",
@@ -44,6 +48,7 @@ CommandSpec snapshot_command() {
                    "WEIGHTCAST_DELTA is another command's",
                    {},
                    false},
+                  quantize_option(),
                   ignore_option(),
                   {"force", "", "replace a file that is there"}},
   };
@@ -55,16 +60,18 @@ int run_snapshot(const Options& options) {
   const OutputName name(output, options.flag("force") ? Existing::replace : Existing::refuse);
   auto opened = Checkpoint::open(checkpoint);
   std::vector<std::string> notes;
-  const Model model = build_model(config_of(opened, notes));
+  const Model plain = tensors_of(build_model(config_of(opened, notes)));
+  const Model model = tensors_of(build_model(plain.config, {.quantization = options.choice<Quantization>("quantize")}));
   const auto ignore = options.list("ignore");
-  const CheckpointSource source(model, std::move(opened), ignore);
+  std::unique_ptr<WeightSource> source = std::make_unique<CheckpointSource>(plain, std::move(opened), ignore);
+  if (model.format.quantization != Quantization::none) source = quantized_source(model, plain, std::move(source));
   print_notes("", notes);
-  print_notes("", source.notes());
+  print_notes("", source->notes());
   const std::string when = "while it wrote " + output;
   const auto read = [&](std::size_t index, std::uint64_t offset, std::span<std::byte> destination) {
-    source.read(index, offset, destination);
+    source->read(index, offset, destination);
   };
-  SnapshotInfo info{.version = 1, .digests = {}, .settings = {{"source", source.describe()}}};
+  SnapshotInfo info{.version = 1, .digests = {}, .settings = {{"source", source->describe()}}};
   if (!options.has("delta")) {
     std::vector<Digest> digests;
     run_until_asked(when, [&] {
@@ -80,7 +87,7 @@ int run_snapshot(const Options& options) {
   DeltaSummary delta;
   run_until_asked(when, [&] {
     Progress progress("comparing with " + base.path(), model.size_bytes());
-    delta = write_delta_snapshot(name, base, model, source.describe(), read, info,
+    delta = write_delta_snapshot(name, base, model, source->describe(), read, info,
                                  [&](std::uint64_t bytes) { stop_if_asked(when), progress.add(bytes); });
   });
   print_line(output, model, delta.digests);

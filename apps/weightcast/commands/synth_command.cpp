@@ -26,7 +26,7 @@ int run_synth(const Options& options) {
   const std::string output = options.required("output");
   const std::uint64_t seed = options.number("seed"), shard_bytes = options.size("shard-size");
   if (shard_bytes == 0) throw Error(ExitCode::usage, "--shard-size must not be 0", "write it like 5G");
-  const Model model = build_model(load_model_config(options.required("model")));
+  const Model model = tensors_of(build_model(load_model_config(options.required("model"))));
   const auto source = make_synthetic_source(model, seed);
 
   CheckpointContent content;

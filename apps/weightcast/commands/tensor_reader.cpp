@@ -49,7 +49,7 @@ void TensorReader::match_with(const Model& model) {
 /// Gives source_, or, when the checkpoint does not fit, a note.
 void TensorReader::match(const ModelConfig& config) {
   try {
-    model_ = build_model(config);
+    model_ = tensors_of(build_model(config));
     source_ = std::make_unique<CheckpointSource>(model_, std::move(*checkpoint_), ignore_);
   } catch (const Error& error) {
     if (error.code() == ExitCode::usage) throw;

@@ -22,7 +22,7 @@
 #include "weightcast/job/stop.hpp"
 #include "weightcast/snapshot/snapshot.hpp"
 #include "weightcast/telemetry/stopwatch.hpp"
-#include "weightcast/trainer/weight_source.hpp"
+#include "weightcast/trainer/quantized_source.hpp"
 
 namespace weightcast {
 namespace {
@@ -94,20 +94,25 @@ class Update {
     agree(job_.world(), "load", job_.deadline(), [&] {
       NamedWeights initial(options_.initial), target(options_.target);
       std::vector<std::string> notes;
-      const auto model = build_model(config_of(initial, target, options_.model, notes));
+      unquantized_ = build_model(config_of(initial, target, options_.model, notes));
+      const auto model = build_model(unquantized_.config, format_of(options_, roster_.tp));
       plan_ = make_plan(model, roster_.tp, roster_.dp, make_layout(options_.source_layout, model, roster_.trainers));
-      initial_ = std::move(initial).source(plan_.model, options_.ignore);
-      target_ = std::move(target).source(plan_.model, options_.ignore);
+      initial_ = std::move(initial).source(unquantized_, options_.ignore);
+      target_ = std::move(target).source(unquantized_, options_.ignore);
       for (const auto* source : {initial_.get(), target_.get()}) {
         const auto more = source->notes();
         notes.insert(notes.end(), more.begin(), more.end());
       }
       report_.notes = std::move(notes);
     });
-    check_claims(job_, plan_.model, {initial_.get(), target_.get()});
+    check_claims(job_, unquantized_, {initial_.get(), target_.get()});
+    if (options_.quantization != Quantization::none) {
+      for (auto* source : {&initial_, &target_})
+        *source = quantized_source(plan_.model, unquantized_, std::move(*source));
+    }
     const auto& model = plan_.model;
-    study_.emplace(options_.granularity == Granularity::model ? 1 : model.parameters.size());
-    report_.model = {std::string(name(model.config.family)), model.parameters.size(), model.size_bytes()};
+    study_.emplace(options_.granularity == Granularity::model ? 1 : model.tensor_count());
+    report_.model = {std::string(name(model.config.family)), model.tensor_count(), model.size_bytes()};
     std::vector<const WeightSource*> published = {target_.get()};
     if (options_.repeat > 1) published.push_back(initial_.get());
     side_.emplace(job_, plan_, placement_, options_.commit);
@@ -253,11 +258,13 @@ class Update {
     std::vector<std::byte> wrong(model.parameters.size());
     for (const auto p : check.mismatched) wrong[p] = std::byte{1};
     const auto all = job_.world().gather(wrong, 0, job_.deadline());
-    std::vector<bool> any(wrong.size());
-    for (std::size_t i = 0; i < all.size(); ++i)
-      any[i % wrong.size()] = any[i % wrong.size()] || all[i] != std::byte{0};
-    report_.verify = {"all", model.parameters.size(),
-                      static_cast<std::uint64_t>(std::count(any.begin(), any.end(), true)), report_.verify.digest};
+    for (std::size_t i = 0; i < all.size(); ++i) wrong[i % wrong.size()] |= all[i];
+    std::uint64_t mismatched = 0;
+    for (const auto first : model.tensors()) {
+      const auto tensor = std::span(wrong).subspan(first, model.tensor_end(first) - first);
+      mismatched += std::ranges::find(tensor, std::byte{1}) != tensor.end() ? 1 : 0;
+    }
+    report_.verify = {"all", model.tensor_count(), mismatched, report_.verify.digest};
     agree(job_.world(), "reference", job_.deadline(), [&] {
       if (check.first)
         throw Error(ExitCode::mismatch, *check.first + " (compared with " + last_source().describe() + ")",
@@ -303,6 +310,7 @@ class Update {
   Stopwatch begun_, watch_;
   Roster roster_;
   Placement placement_;
+  Model unquantized_;  // what the weights are before engines' format is made of them
   TransferPlan plan_;
   std::unique_ptr<WeightSource> initial_, target_;
   std::optional<Side> side_;

@@ -16,6 +16,8 @@ CommandSpec bench_command() {
                   {"dp", "N", "engines (replicas)", "1"},
                   trainers_option(),
                   source_layout_option(),
+                  ep_option(),
+                  quantize_option(),
                   {"device", "DEVICE", "auto, host or cuda: where the weights are", "auto"},
                   {"trainer-device", "DEVICE", "host or cuda: where the trainer's are; default: as --device"},
                   {"gpus", "LIST",

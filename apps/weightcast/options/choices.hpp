@@ -10,6 +10,7 @@
 #include "weightcast/core/error.hpp"
 #include "weightcast/job/placement.hpp"
 #include "weightcast/job/side.hpp"
+#include "weightcast/model/parameter_rules.hpp"
 #include "weightcast/plan/source_layout.hpp"
 #include "weightcast/store/parameter_store.hpp"
 #include "weightcast/transport/transport.hpp"
@@ -35,6 +36,8 @@ template <>
 inline constexpr std::array<std::string_view, 2> choice_names<CommitMode>{"swap", "in-place"};
 template <>
 inline constexpr std::array<std::string_view, 3> choice_names<LayoutKind>{"whole", "fsdp", "tp"};  // no custom one
+template <>
+inline constexpr std::array<std::string_view, 3> choice_names<Quantization>{"none", "fp8-block", "fp8-channel"};
 template <>
 inline constexpr std::array<std::string_view, 3> choice_names<VerifyChoice>{"none", "sample", "all"};
 template <>

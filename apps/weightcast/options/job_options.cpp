@@ -7,6 +7,7 @@ JobOptions parse_job_options(const Options& options) {
   constexpr int last_gpu = 1023;
   JobOptions result;
   static_cast<SourceOptions&>(result) = parse_source_options(options);
+  if (options.takes("ep")) static_cast<FormatOptions&>(result) = parse_format_options(options);
   if (options.has("tp")) result.tp = options.number("tp", 1, most_ranks);
   result.dp = options.number("dp", 1, most_ranks);
   result.device = options.choice<DeviceChoice>("device");

@@ -5,12 +5,13 @@
 #include <string>
 #include <vector>
 
+#include "options/format_options.hpp"
 #include "options/source_options.hpp"
 
 namespace weightcast {
 
 /// What every job of several ranks is asked.
-struct JobOptions : SourceOptions, DeviceOptions {
+struct JobOptions : SourceOptions, FormatOptions, DeviceOptions {
   std::optional<std::uint64_t> tp;  ///< default: (world - trainers) / dp
   std::uint64_t dp = 1;
   std::uint64_t readers = 0;  ///< threads that read on each engine meanwhile

@@ -11,11 +11,6 @@
 namespace weightcast {
 namespace {
 
-std::vector<std::uint64_t> shape_of(const TensorInfo& like, std::uint64_t rows, std::uint64_t columns) {
-  if (like.shape.size() == 1) return {rows};
-  return {rows, columns};
-}
-
 StridedElements elements_of(const MatrixLayout& layout) {
   return {layout.columns,      0, layout.rows * layout.columns, layout.row_stride, layout.column_stride,
           layout.element_bytes};
@@ -26,11 +21,7 @@ StridedElements elements_of(const MatrixLayout& layout) {
 std::vector<std::uint64_t> shard_shape(const TransferPlan& plan, std::size_t tp_rank, std::size_t index) {
   const auto& rule = plan.model.parameters[index];
   const auto slice = shard_of(rule, plan.tp, tp_rank);
-  return shape_of(rule.info, slice.rows, slice.columns);
-}
-
-std::vector<std::uint64_t> engine_tensor_shape(const TransferPlan& plan, const EngineTensor& tensor) {
-  return shape_of(plan.model.parameters[tensor.parameters.front()].info, tensor.shape.rows, tensor.shape.columns);
+  return rule.info.shape.size() == 1 ? std::vector{slice.rows} : std::vector{slice.rows, slice.columns};
 }
 
 /// What is wrong with a table, in the order in which it was found.
@@ -54,7 +45,10 @@ Destinations::Destinations(const TransferPlan& plan, std::size_t tp_rank, Placem
 std::optional<std::uint64_t> Destinations::find(const ForeignTensor& tensor, std::vector<std::size_t>& parameters,
                                                 Problems& problems) const {
   const auto& info = tensor.info;
-  const auto index = plan_->model.find(info.name);
+  auto index = plan_->model.find(info.name);
+  // What is fused in checkpoints as well is given as the engine tensor that it becomes.
+  if (index >= 0 && plan_->model.tensor_end(static_cast<std::size_t>(index)) > static_cast<std::size_t>(index) + 1)
+    index = -1;
   const auto fused = std::find_if(plan_->engine_tensors.begin(), plan_->engine_tensors.end(),
                                   [&](const EngineTensor& candidate) { return candidate.name == info.name; });
   const bool has_fused = fused != plan_->engine_tensors.end();
@@ -71,7 +65,7 @@ std::optional<std::uint64_t> Destinations::find(const ForeignTensor& tensor, std
       expected = shard.describe();
   }
   if (has_fused && (index < 0 || !expected.empty())) {
-    const TensorInfo whole{info.name, fused->dtype, engine_tensor_shape(*plan_, *fused)};
+    const TensorInfo whole{info.name, fused->dtype, shape_of(*plan_, *fused)};
     parameters = fused->parameters;
     offset = fused->offset;
     if (info == whole)

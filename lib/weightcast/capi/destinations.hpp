@@ -69,6 +69,5 @@ class Destinations {
 /// Shape of the part of parameter `index` that a tensor-parallel rank holds.
 std::vector<std::uint64_t> shard_shape(const TransferPlan& plan, std::size_t tp_rank, std::size_t index);
 /// Shape of an engine tensor, as the tensors have it that it is made of: of one dimension, or of two.
-std::vector<std::uint64_t> engine_tensor_shape(const TransferPlan& plan, const EngineTensor& tensor);
 
 }  // namespace weightcast

@@ -19,7 +19,7 @@ struct wc_engine {
       engine.emplace(member.plan, member.tp_rank(), member.commit, member.group.placement);
     });
     engine->init_parameter_update_group(member.comm, member.group, Driver::every_rank);
-    for (const auto& tensor : member.plan.engine_tensors) shapes.push_back(engine_tensor_shape(member.plan, tensor));
+    for (const auto& tensor : member.plan.engine_tensors) shapes.push_back(shape_of(member.plan, tensor));
   }
 
   Membership member;

@@ -15,14 +15,16 @@ bool initialised_here = false;
 
 /// `text` with the names that options of the program have in wc_options.
 std::string in_words_of_c(std::string text) {
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 8> words{{{"--timeout", "timeout_s"},
-                                                                                {"--delta-limit", "delta_limit"},
-                                                                                {"--trainers", "trainers"},
-                                                                                {"--transport", "transport"},
-                                                                                {"--commit in-place", "slots = 1"},
-                                                                                {"--gpus", "device"},
-                                                                                {"--device host", "memory = WC_HOST"},
-                                                                                {"--tp", "tp"}}};
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 10> words{{{"--timeout", "timeout_s"},
+                                                                                 {"--quantize", "quantize"},
+                                                                                 {"--ep", "expert_parallel"},
+                                                                                 {"--delta-limit", "delta_limit"},
+                                                                                 {"--trainers", "trainers"},
+                                                                                 {"--transport", "transport"},
+                                                                                 {"--commit in-place", "slots = 1"},
+                                                                                 {"--gpus", "device"},
+                                                                                 {"--device host", "memory = WC_HOST"},
+                                                                                 {"--tp", "tp"}}};
   for (const auto& [option, member] : words) {
     for (std::size_t at = 0; (at = text.find(option, at)) != text.npos; at += member.size())
       text.replace(at, option.size(), member);

@@ -48,7 +48,8 @@ Struct read_struct(const Struct& given, std::span<const std::size_t> earlier, st
 }
 inline constexpr std::array earlier_tensor_sizes{offsetof(wc_tensor, strides_bytes), offsetof(wc_tensor, offsets)};
 inline constexpr std::array earlier_options_sizes{offsetof(wc_options, destinations), offsetof(wc_options, trainers),
-                                                  offsetof(wc_options, delta_limit)};
+                                                  offsetof(wc_options, delta_limit),
+                                                  offsetof(wc_options, expert_parallel)};
 inline constexpr std::array earlier_update_sizes{offsetof(wc_update, payload)};
 inline wc_options read_options_struct(const wc_options& given) {
   return read_struct(given, earlier_options_sizes, "wc_options");

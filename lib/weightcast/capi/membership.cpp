@@ -7,6 +7,7 @@
 #include "weightcast/comm/mpi_library.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/model/match_checkpoint.hpp"
+#include "weightcast/model/scale_rules.hpp"
 
 namespace weightcast {
 namespace {
@@ -75,6 +76,15 @@ struct Said {
   std::vector<HeldRectangle> held;  // of a custom layout
 };
 
+Quantization read_quantize(const wc_options& options) {
+  if (options.quantize == nullptr) return Quantization::none;
+  for (const auto kind : {Quantization::none, Quantization::fp8_block, Quantization::fp8_channel}) {
+    if (name(kind) == options.quantize) return kind;
+  }
+  throw Error(ExitCode::usage, fmt::format("options: quantize is {}", printable(options.quantize)),
+              "it is none, fp8-block or fp8-channel");
+}
+
 LayoutKind read_kind(const wc_options& options) {
   const bool given = options.sources != nullptr || options.source_count > 0;
   if (options.source_layout == nullptr)
@@ -87,6 +97,20 @@ LayoutKind read_kind(const wc_options& options) {
   }
   throw Error(ExitCode::usage, fmt::format("options: no source layout is called {}", printable(options.source_layout)),
               "it is whole, fsdp, tp or custom");
+}
+
+/// The scales that come with it where it will be rounded to fp8. What is wrong with it is appended to `problems`.
+std::optional<StatedRectangle> read_scales(const TrainingTensor& tensor, const StatedRectangle& matrix,
+                                           const Model& model, std::vector<std::string>& problems) {
+  const auto parameter = static_cast<std::size_t>(matrix.parameter_index);
+  const auto scales = scales_parameter(model, parameter);
+  if (!scales || !wide_of(tensor.info.dtype) || matrix.slice.empty()) return std::nullopt;
+  const auto slice = scales_of(model.format.quantization, model.parameters[parameter].info, matrix.slice);
+  if (slice) return StatedRectangle{*scales, *slice};
+  problems.push_back(
+      fmt::format("{}, which is a part of {} that share a scale", describe(tensor),
+                  model.format.quantization == Quantization::fp8_block ? "blocks of 128 x 128" : "rows"));
+  return std::nullopt;
 }
 
 /// The rectangle that a trainer rank will publish as this, or what is wrong with it, appended to `problems`.
@@ -105,7 +129,7 @@ std::optional<StatedRectangle> read_source(const ForeignTensor& tensor, const Mo
   return std::nullopt;
 }
 
-/// All of them; a head that is tied adds nothing to its embedding.
+/// All of them, and the scales of those that will be rounded; a head that is tied adds nothing to its embedding.
 std::vector<StatedRectangle> read_sources(const wc_options& options, const Model& model) {
   std::vector<StatedRectangle> rectangles, heads;
   std::vector<std::string> problems;
@@ -115,6 +139,8 @@ std::vector<StatedRectangle> read_sources(const wc_options& options, const Model
     if (!rectangle || rectangle->slice.empty()) continue;
     const bool own_name = tensor.info.name == model.parameters[rectangle->parameter_index].info.name;
     (own_name ? rectangles : heads).push_back(*rectangle);
+    if (const auto scales = read_scales(training_tensor(tensor), *rectangle, model, problems))
+      rectangles.push_back(*scales);
   }
   if (!problems.empty()) {
     throw Error(ExitCode::bad_data, fmt::format("options.sources do not fit the model:\n  {}", list_lines(problems)),
@@ -152,6 +178,16 @@ SourceLayout layout_of(const Said& said, const Model& model, std::uint64_t train
                                          : make_layout(said.kind, model, trainers);
 }
 
+/// A rectangle of a tensor as those of its parameters.
+void append_parts(const Model& model, std::size_t from, std::size_t parameter, const Slice& slice,
+                  std::vector<HeldRectangle>& held) {
+  if (parameter >= model.parameters.size()) return held.push_back({from, parameter, slice});
+  for (auto p = parameter; p < model.tensor_end(parameter); ++p) {
+    if (const auto part = intersection(slice, section_of(model.parameters[p])); !part.empty())
+      held.push_back({from, p, part});
+  }
+}
+
 /// What the trainer ranks say, on all ranks, and that it is a layout. Collective.
 Said ask_for_layout(const Communicator& comm, const Model& model, const Stated& mine, bool trainer,
                     std::span<const StatedRectangle> rectangles, Deadline deadline) {
@@ -162,7 +198,7 @@ Said ask_for_layout(const Communicator& comm, const Model& model, const Stated& 
     compare(mine, stated.front().front(), trainer);
     said.kind = static_cast<LayoutKind>(stated.front().front().kind);
     for (std::size_t from = 0; from < all.size(); ++from) {
-      for (const auto& [parameter, slice] : all[from]) said.held.push_back({from, parameter, slice});
+      for (const auto& [parameter, slice] : all[from]) append_parts(model, from, parameter, slice, said.held);
     }
     if (comm.rank() == 0) layout_of(said, model, mine.trainers);  // one rank says for all what is wrong with it
   });
@@ -197,7 +233,8 @@ Membership::Membership(const wc_options* given, bool trainer) {
                       : fmt::format("there is no GPU {}: this process sees {}", group.placement.gpu, gpu::count()),
                   "choose another device, or the host's memory");
     }
-    model = build_model(load_model_config(options.model));
+    model = build_model(load_model_config(options.model),
+                        {.ep = options.expert_parallel != 0 ? group.tp : 1, .quantization = read_quantize(options)});
     stated.parameters = model.parameters.size();
     stated.model_bytes = model.size_bytes();
     if (!trainer) return;

@@ -128,13 +128,22 @@ typedef struct {
   const wc_tensor *sources;      /* trainers, custom: the tensors that this rank will publish; their data is not used */
   size_t source_count;           /* how many; with `sources` not NULL 0 says that this rank has nothing */
   double delta_limit;            /* send what changed where that is at most this share of the bytes, up to 1; 0: never */
+  int expert_parallel;           /* 1: each engine rank owns some experts whole; 0: a part of each */
+  const char *quantize;          /* "none" (also NULL), "fp8-block", "fp8-channel": see below */
 } wc_options;
-#define WC_OPTIONS_INIT {sizeof(wc_options), NULL, "world", 0, WC_HOST, 0, 0, 0, 0, NULL, NULL, 0, NULL, 0, 0, NULL, NULL, 0, 0}
+#define WC_OPTIONS_INIT {sizeof(wc_options), NULL, "world", 0, WC_HOST, 0, 0, 0, 0, NULL, NULL, 0, NULL, 0, 0, NULL, NULL, 0, 0, 0, NULL}
 /* Source layouts. "whole": rank 0 has everything. "fsdp": as PyTorch's fully_shard leaves parameters, of n rows each rank
  * has ceil(n/R), the last ones fewer or none; also of norms. "tp": each has what an engine's rank of tp R has, unfused,
  * norms on all. "custom": any rectangles, several of one parameter on a rank, too; what several ranks have must be the
  * same rectangle there, with equal values, and any of them may send it. WC_BAD_DATA on all ranks, when handles are made,
  * listing what no rank has or several have in different ways. */
+
+/* Engines in fp8. With `quantize` the matrices of linear layers (not embeddings, head, norms and routers) are F8_E4M3 on
+ * engines, beside scales in F32 by which they are multiplied: "weight_scale_inv" for each 128 x 128 elements ("fp8-block"),
+ * or "weight_scale" for each row ("fp8-channel"), as vLLM and SGLang load them. Trainers give the matrices in F32, BF16 or
+ * F16, and they are rounded while they are brought together; or in F8_E4M3, and then the scales as well. What rounds a block
+ * or row must have all of it, and its scales: WC_BAD_DATA on a trainer whose layout cuts it. In the layouts that are made
+ * here whoever has rows has their scales; among `sources` a matrix in F32, BF16 or F16 stands for its scales, too. */
 
 /* Deltas. With a `delta_limit` a version after the first one is sent as a delta: the 16-bit units that changed since what
  * engines hold, found while the tensors are brought together. What engines hold afterwards is the same, bit for bit, and
@@ -202,7 +211,9 @@ WC_API int wc_publish(wc_trainer *trainer, uint64_t version, const wc_tensor *te
 /* Sends one parameter of a version, the seed's way: the version is served when each parameter has been sent once, in any
  * order, and all ranks agree. `empty_cache`: then also give back memory that is only kept for speed. `update->version` is
  * what engines serve after this call. Of several trainer ranks each gives its piece, or one without elements when it has
- * nothing; WC_CONFIG where it has several. Collective; engines call wc_update_parameter_from_distributed(). Whatever fails, the
+ * nothing; WC_CONFIG where it has several. A matrix that is rounded to fp8 is sent in F8_E4M3; its scales, which it has
+ * made, follow under their own name, in a tensor whose `data` is NULL: WC_BAD_DATA when it was not given since they were
+ * sent last. Collective; engines call wc_update_parameter_from_distributed(). Whatever fails, the
  * old version stays, and a version of which parameters were sent is begun anew; but WC_BUSY, as above, changes nothing. */
 WC_API int wc_update_parameter(wc_trainer *trainer, uint64_t version, const wc_tensor *tensor, int empty_cache,
                                wc_update *update);

@@ -139,7 +139,8 @@ DeltaPlan make_delta_plan(const TransferPlan& plan, double limit) {
   if (!deltas.possible()) return deltas;
   const auto parts = deltas.streams.front().part_ends.size();
   for (std::size_t i = 0; i < parts; ++i)
-    movement.model.parameters.push_back({{fmt::format("part {} of the delta", i), DType::U8, {}}, {}, 0, {}, 0});
+    movement.model.parameters.push_back(
+        {.info = {fmt::format("part {} of the delta", i), DType::U8, {}}, .engine_tensor = {}});
   for (std::size_t t = 0; t < plan.ranks.size(); ++t) {
     const auto streams = deltas.streams_to(t);
     auto& rank = movement.ranks[t];

@@ -83,7 +83,7 @@ Answer Engine::update_parameter_from_distributed(std::string_view name, DType dt
       const TensorInfo expected{info.name, dtype, shape};
       fail(ExitCode::config, "{} is {}, not {}", info.name, info.describe(), expected.describe());
     }
-    if (claim.first_parameter != index || claim.parameters != 1)
+    if (claim.first_parameter != index || claim.parameters != plan_->model.tensor_end(index) - index)
       fail(ExitCode::config, "the trainer does not send {}", info.name);
   });
 }

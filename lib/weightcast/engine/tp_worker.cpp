@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <numeric>
 #include <thread>
 
 namespace weightcast {
@@ -143,21 +144,27 @@ WeightRows TpWorker::rows(std::size_t parameter, std::uint64_t rows) {
     const auto& rule = plan_->model.parameters[parameter];
     if (constexpr std::uint64_t zero = 0; !to_float(rule.info.dtype, &zero))
       fail(ExitCode::bad_data, "{} is {}: its values cannot be shown as floats", rule.info.name, rule.info.describe());
-    rows = std::min(rows, row_count(rule.info));
-    const auto columns = *rule.info.elements() / std::max<std::uint64_t>(row_count(rule.info), 1);
+    // Rows are the caller's, of the first dimension; matrix rows are those of shards.
+    const auto [all_rows, columns] = matrix_of(rule.info);
+    const auto inner = all_rows / std::max<std::uint64_t>(row_count(rule.info), 1);
+    const auto matrix_rows = std::min(rows, row_count(rule.info)) * inner;
     const auto width = element_bytes(rule.info.dtype);
     const auto held = begin_reading(reads_, "get_weights");
     auto& reading = *held;
-    const auto parts = gather({.verb = TpCommand::Verb::rows, .first = parameter, .count = rows}, reading);
-    WeightRows result{reading.pin.version().id, std::vector<float>(rows * columns), reading.waited_s};
-    for (std::size_t t = 0; t < plan_->tp; ++t) {
-      if (plan_->copy(t, parameter)) continue;
-      const auto slice = first_rows(shard_of(rule, plan_->tp, t), rows);
-      for (std::uint64_t i = 0; i < slice.rows * slice.columns; ++i) {
-        const auto value = to_float(rule.info.dtype, parts[t].data() + i * width);
-        result.values[(slice.row + i / slice.columns) * columns + slice.column + i % slice.columns] = *value;
+    WeightRows result{reading.pin.version().id, std::vector<float>(matrix_rows * columns), 0};
+    const auto end = plan_->model.tensor_end(parameter);
+    for (auto p = parameter; p < end && plan_->model.parameters[p].row < matrix_rows; ++p) {
+      const auto parts = gather({.verb = TpCommand::Verb::rows, .first = p, .count = matrix_rows}, reading);
+      for (std::size_t t = 0; t < plan_->tp; ++t) {
+        if (plan_->copy(t, p)) continue;
+        const auto slice = first_rows(shard_of(plan_->model.parameters[p], plan_->tp, t), matrix_rows);
+        for (std::uint64_t i = 0; i < slice.rows * slice.columns; ++i) {
+          const auto value = to_float(rule.info.dtype, parts[t].data() + i * width);
+          result.values[(slice.row + i / slice.columns) * columns + slice.column + i % slice.columns] = *value;
+        }
       }
     }
+    result.waited_s = reading.waited_s;
     return result;
   });
 }
@@ -183,11 +190,14 @@ Probe TpWorker::probe(std::span<const std::size_t> parameters) {
       add_digests(sums, 0, reading);
       digest = digest_of_model(model, sums);
     } else {
-      std::vector<Digest> sums(parameters.size());
+      std::vector<Digest> sums;
       std::vector<TensorInfo> infos;
-      for (std::size_t i = 0; i < parameters.size(); ++i) {
-        add_digests(std::span(sums).subspan(i, 1), parameters[i], reading);
-        infos.push_back(model.parameters[parameters[i]].info);
+      for (const auto first : parameters) {
+        std::vector<Digest> parts(model.tensor_end(first) - first);
+        add_digests(parts, first, reading);
+        infos.push_back(model.parameters[first].info);
+        sums.push_back(std::accumulate(parts.begin(), parts.end(), Digest(),
+                                       [](Digest sum, const Digest& part) { return sum += part; }));
       }
       digest = digest_of_set(infos, sums);
     }

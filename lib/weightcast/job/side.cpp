@@ -70,8 +70,8 @@ UpdateResult Side::update(std::size_t source_index, std::uint64_t version, Granu
     return engine_->update_weights(version).throw_if_refused();
   }
   UpdateResult total;
-  for (const auto& rule : plan_->model.parameters) {
-    const auto& info = rule.info;
+  for (const auto first : plan_->model.tensors()) {
+    const auto& info = plan_->model.parameters[first].info;
     auto call = trainer_
                     ? trainer_->update_parameter(source_index, version, info.name)
                     : engine_->update_parameter_from_distributed(info.name, info.dtype, info.shape).throw_if_refused();
@@ -81,10 +81,6 @@ UpdateResult Side::update(std::size_t source_index, std::uint64_t version, Granu
     call.vote_s += total.vote_s;
     call.commit_s += total.commit_s;
     call.egress_bytes += total.egress_bytes;
-    call.shipped_bytes += total.shipped_bytes;
-    call.changed_elements += total.changed_elements;
-    call.diff_s += total.diff_s;
-    call.apply_s += total.apply_s;
     total = call;
   }
   return total;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <map>
 #include <unordered_map>
 
@@ -125,7 +126,8 @@ class Matcher {
                     "merge it into the weights (in PEFT: merge_and_unload()) and save those");
       }
     }
-    if (2 * recognised_ >= model_.parameters.size()) return;
+    const auto expected = model_.tensor_count();
+    if (2 * recognised_ >= expected) return;
     std::map<std::string, std::size_t> prefixes;
     for (const auto& name : names_) {
       if (name == "tok_embeddings.weight") {
@@ -142,7 +144,7 @@ class Matcher {
     }
     const auto shared = std::max_element(prefixes.begin(), prefixes.end(),
                                          [](const auto& a, const auto& b) { return a.second < b.second; });
-    if (shared == prefixes.end() || 2 * shared->second < model_.parameters.size()) return;
+    if (shared == prefixes.end() || 2 * shared->second < expected) return;
     throw Error(ExitCode::bad_data,
                 fmt::format("{}: the names of {} parameters begin with \"{}\", a prefix that is not known", what_,
                             shared->second, printable(shared->first)),
@@ -164,6 +166,10 @@ class Matcher {
       ignored_.push_back(stored.name);
     } else if (!known(name) && (is_bookkeeping(name) || is_bookkeeping(names_[i]))) {
       bookkeeping_.push_back(stored.name);
+    } else if (is_of_skipped_layer(name)) {
+      predictors_.push_back(stored.name);
+    } else if (model_.config.inside && !led && !known(name)) {
+      outside_.push_back(stored.name);
     } else {
       // Beside a lead that the others have, only the head goes without; anything else keeps a name that is unknown.
       if (!led && name != head_name) name = fmt::format("{} (without {})", names_[i], lead_.lead);
@@ -171,6 +177,17 @@ class Matcher {
       taken_.push_back({name, type_to_be(name, stored), stored.shape});
       index_.push_back(i);
     }
+  }
+
+  /// Of a layer behind the last that predicts more tokens: the engine's weights end before it.
+  bool is_of_skipped_layer(std::string_view name) const {
+    constexpr std::string_view layers = "model.layers.";
+    if (model_.config.skipped_layers == 0 || !name.starts_with(layers)) return false;
+    std::uint64_t layer = 0;
+    const auto* const end = name.data() + name.size();
+    const auto [rest, status] = std::from_chars(name.data() + layers.size(), end, layer);
+    return status == std::errc() && rest != end && *rest == '.' && layer >= model_.config.layers &&
+           layer - model_.config.layers < model_.config.skipped_layers;
   }
 
   bool has_embedding() const {
@@ -191,23 +208,30 @@ class Matcher {
     if (renamed_ > 0)
       result_.notes.push_back(fmt::format("{} names have a prefix that is known and stripped: {}", renamed_, example_));
     if (!ignored_.empty()) result_.notes.push_back("left out by --ignore: " + list_some(ignored_));
+    if (!predictors_.empty())
+      result_.notes.push_back("left out, of layers that predict further tokens: " + list_some(predictors_));
+    if (!outside_.empty()) result_.notes.push_back("left out, not of the language model: " + list_some(outside_));
     if (!bookkeeping_.empty()) result_.notes.push_back("left out, no weights of the model: " + list_some(bookkeeping_));
   }
 
   void say_rounding() {
-    std::map<DType, std::size_t> others;
-    for (const auto index : result_.tensor_index) {
-      const auto dtype = tensors_[static_cast<std::size_t>(index)].dtype;
-      if (dtype != model_.config.dtype) ++others[dtype];
+    std::map<std::pair<DType, DType>, std::size_t> others;  // of tensors that are the first for what is the second
+    for (std::size_t p = 0; p < result_.tensor_index.size(); ++p) {
+      const auto stored = tensors_[static_cast<std::size_t>(result_.tensor_index[p])].dtype;
+      const auto& rule = model_.parameters[p];
+      if (stored != rule.info.dtype && rule.row == 0) ++others[{stored, rule.info.dtype}];
     }
-    for (const auto& [dtype, count] : others) {
-      result_.rounding += fmt::format("{}{} of {} parameters are {}", result_.rounding.empty() ? "" : ", ", count,
-                                      model_.parameters.size(), name(dtype));
-    }
-    if (!others.empty()) {
-      result_.rounding +=
-          fmt::format(": {} {}", model_.config.dtype == DType::F32 ? "widened to" : "rounded to the nearest",
-                      name(model_.config.dtype));
+    const auto all = model_.tensor_count();
+    for (auto i = others.begin(); i != others.end(); ++i) {
+      const auto& [stored, sent] = i->first;
+      const auto next = std::next(i);
+      result_.rounding += fmt::format("{}{} of {} parameters are {}", result_.rounding.empty() ? "" : ", ", i->second,
+                                      all, name(stored));
+      // One verb for all that become the same.
+      if (next == others.end() || next->first.second != sent) {
+        result_.rounding +=
+            fmt::format(": {} {}", sent == DType::F32 ? "widened to" : "rounded to the nearest", name(sent));
+      }
     }
   }
 
@@ -221,7 +245,7 @@ class Matcher {
   std::size_t recognised_ = 0;
   std::vector<TensorInfo> taken_;   // what is matched, under the model's names
   std::vector<std::size_t> index_;  // of each, in tensors_
-  std::vector<std::string> ignored_, bookkeeping_;
+  std::vector<std::string> ignored_, bookkeeping_, predictors_, outside_;
   std::size_t renamed_ = 0;
   std::string example_;
   CheckpointMatch result_;
@@ -247,6 +271,10 @@ TensorMatch match_tensors(const Model& model, std::span<const TensorInfo> tensor
     }
   }
   for (const auto& rule : model.parameters) {
+    if (rule.row > 0) {  // of the tensor that was just matched
+      match.tensor_index.push_back(match.tensor_index.back());
+      continue;
+    }
     auto found = by_name.find(rule.info.name);
     if (found == by_name.end() && model.config.tied_embeddings && rule.info.name == embedding_name) {
       found = by_name.find(head_name);
@@ -302,6 +330,13 @@ std::optional<DType> dtype_of_weights(std::span<const TensorInfo> tensors) {
   const auto most =
       std::max_element(bytes.begin(), bytes.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   return most == bytes.end() ? std::nullopt : std::optional(most->first);
+}
+
+bool has_wide_routers(std::span<const TensorInfo> tensors) {
+  return dtype_of_weights(tensors) != DType::F32 && std::ranges::any_of(tensors, [](const TensorInfo& tensor) {
+           return tensor.dtype == DType::F32 && tensor.shape.size() == 2 &&
+                  (tensor.name.ends_with(".gate.weight") || tensor.name.ends_with(".router.weight"));
+         });
 }
 
 bool is_ignored(const std::string& name, std::span<const std::string> ignore) {

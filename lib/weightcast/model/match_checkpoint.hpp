@@ -34,6 +34,7 @@ struct CheckpointMatch {
 ///   bookkeeping (_extra_state, value heads, scales of key/value caches);
 /// - strips a prefix that all names share, when it is a known one (of torch.compile, DDP, FSDP, PEFT, TRL, of language
 ///   models inside others), and adds the `model.` that a model saved without its head lacks;
+/// - leaves out layers of multi-token prediction behind the last, and of a model inside another what is not its own;
 /// - takes F32, F16 and BF16 for each other: WeightSource converts them.
 /// Error(bad_data) like match_tensors(), but in one line for an unknown prefix, an adapter and another naming.
 /// Error(usage) for a pattern that leaves out what the model needs. `what` names the checkpoint.
@@ -46,6 +47,9 @@ bool is_rotary_buffer(std::string_view name) noexcept;
 bool is_weight_type(DType dtype) noexcept;
 /// The weight type that most of the tensors' bytes have; nothing when none has one.
 std::optional<DType> dtype_of_weights(std::span<const TensorInfo> tensors);
+/// Whether the tensors have routers of experts (transformers keeps those of some families in F32) in F32 beside weights
+/// of another type.
+bool has_wide_routers(std::span<const TensorInfo> tensors);
 /// Whether one of the patterns names the tensor.
 bool is_ignored(const std::string& name, std::span<const std::string> ignore);
 

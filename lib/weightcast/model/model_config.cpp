@@ -5,18 +5,18 @@
 
 #include <algorithm>
 #include <array>
-#include <map>
 #include <set>
 #include <utility>
-#include <variant>
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/near_miss.hpp"
-#include "weightcast/core/strict_json.hpp"
+#include "weightcast/model/config_keys.hpp"
 
 namespace weightcast {
 namespace {
+
+using Strings = std::vector<std::string>;
 
 struct DTypeNames {
   DType dtype;
@@ -24,115 +24,6 @@ struct DTypeNames {
 };
 constexpr std::array<DTypeNames, 3> dtypes{
     {{DType::BF16, "bfloat16"}, {DType::F16, "float16"}, {DType::F32, "float32"}}};
-
-// Far above any model, and small enough that a product of two never overflows.
-constexpr std::uint64_t layer_limit = 10'000, size_limit = std::uint64_t{1} << 24;
-
-struct Nested {};
-using Strings = std::vector<std::string>;
-using Value = std::variant<std::nullptr_t, std::uint64_t, double, bool, std::string, Strings, Nested>;
-
-/// Keeps the values of the top-level keys. Of nested values it keeps only strings directly inside an array.
-class TopLevelKeys : public JsonHandler {
- public:
-  explicit TopLevelKeys(std::string what) : what_(std::move(what)) {}
-
-  void begin_object(std::size_t) override {
-    if (depth_ > 0) keep(Nested{});
-    ++depth_;
-  }
-  void begin_array(std::size_t) override {
-    keep(Strings{});
-    ++depth_;
-  }
-  void end_object(std::size_t) override { --depth_; }
-  void end_array(std::size_t) override { --depth_; }
-  void key(const std::string& name, std::size_t) override {
-    if (depth_ == 1) key_ = name;
-  }
-  void string(const std::string& value, std::size_t) override {
-    if (auto* array = depth_ == 2 ? std::get_if<Strings>(&values_[key_]) : nullptr) {
-      array->push_back(value);
-    } else {
-      keep(value);
-    }
-  }
-  void unsigned_integer(std::uint64_t value, std::size_t) override { keep(value); }
-  void number(double value, std::size_t) override { keep(value); }
-  void boolean(bool value, std::size_t) override { keep(value); }
-  void null(std::size_t) override { keep(nullptr); }
-  bool take_repeated_key(const std::string& name) override {
-    if (depth_ == 1) repeated_.insert(name);
-    return true;
-  }
-  bool take_large_integer() override { return true; }
-
-  const std::string& what() const noexcept { return what_; }
-  const std::set<std::string>& repeated() const noexcept { return repeated_; }
-
-  /// The value of `key`, or nothing when it is absent or null. `expected` describes T for the message.
-  template <typename T>
-  std::optional<T> get(const std::string& key, std::string_view expected) const {
-    if (repeated_.contains(key)) fail(ExitCode::bad_data, "{}: the key \"{}\" appears twice", what_, key);
-    const auto found = values_.find(key);
-    if (found == values_.end() || std::holds_alternative<std::nullptr_t>(found->second)) return std::nullopt;
-    const T* value = std::get_if<T>(&found->second);
-    if (value == nullptr) fail(ExitCode::bad_data, "{}: \"{}\" must be {}", what_, key, expected);
-    return *value;
-  }
-  bool has(const std::string& key) const {
-    if (repeated_.contains(key)) return true;
-    const auto found = values_.find(key);
-    return found != values_.end() && !std::holds_alternative<std::nullptr_t>(found->second);
-  }
-  bool flag(const std::string& key, bool otherwise) const {
-    return get<bool>(key, "true or false").value_or(otherwise);
-  }
-  std::optional<std::uint64_t> optional_size(const std::string& key, std::uint64_t limit = size_limit) const {
-    const std::string expected = fmt::format("a whole number from 1 to {}", limit);
-    const auto value = get<std::uint64_t>(key, expected);
-    if (value && (*value == 0 || *value > limit)) {
-      fail(ExitCode::bad_data, "{}: \"{}\" is {}, it must be {}", what_, key, *value, expected);
-    }
-    return value;
-  }
-  std::uint64_t size(const std::string& key, std::uint64_t limit = size_limit) const {
-    const auto value = optional_size(key, limit);
-    if (!value) fail(ExitCode::bad_data, "{}: \"{}\" is missing", what_, key);
-    return *value;
-  }
-
- private:
-  void keep(Value value) {
-    if (depth_ == 0) fail(ExitCode::bad_data, "{}: not a JSON object", what_);
-    if (depth_ == 1) values_[key_] = std::move(value);
-  }
-
-  std::string what_, key_;
-  std::size_t depth_ = 0;
-  std::map<std::string, Value> values_;
-  std::set<std::string> repeated_;
-};
-
-/// Python writes NaN and Infinity, which are not JSON. Where a value may stand they become numbers of the same length:
-/// no number with a fraction is ever read from a config, so nothing that is needed can be one of them.
-std::string without_infinities(std::string_view text) {
-  std::string result(text);
-  constexpr std::string_view before = ":[, \t\r\n", after = ",]} \t\r\n";
-  bool in_string = false;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '"') in_string = !in_string;
-    if (in_string && text[i] == '\\') ++i;
-    if (in_string || i == 0) continue;
-    for (const std::string_view word : {"NaN", "Infinity"}) {
-      const std::size_t start = text[i - 1] == '-' && i > 1 ? i - 2 : i - 1, end = i + word.size();
-      if (!text.substr(i).starts_with(word) || before.find(text[start]) == before.npos) continue;
-      if (end < text.size() && after.find(text[end]) != after.npos)
-        result.replace(i, word.size(), "0." + std::string(word.size() - 2, '0'));
-    }
-  }
-  return result;
-}
 
 /// `names` says by which of its names a family may be meant.
 [[noreturn]] void unsupported_family(const std::string& what, const std::string& key, std::string_view value,
@@ -172,7 +63,7 @@ std::optional<Family> family_of_class(std::string_view architecture, std::option
   return std::nullopt;
 }
 
-Family read_family(const TopLevelKeys& keys, const ConfigContext& context) {
+Family read_family(const ConfigKeys& keys, const ConfigContext& context) {
   std::optional<Family> by_type, by_architecture;
   if (const auto type = keys.get<std::string>("model_type", "a string")) {
     for (const auto& entry : families()) {
@@ -180,8 +71,8 @@ Family read_family(const TopLevelKeys& keys, const ConfigContext& context) {
     }
     if (!by_type) unsupported_family(keys.what(), "model_type", *type, &FamilySpec::model_type);
   }
-  const auto architectures = keys.get<Strings>("architectures", "an array of strings").value_or(Strings{});
-  for (const auto& architecture : architectures) {
+  const auto architectures = keys.get<ConfigList>("architectures", "an array of strings").value_or(ConfigList{});
+  for (const auto& architecture : architectures.strings) {
     const auto found = family_of_class(architecture, by_type);
     if (!found) unsupported_family(keys.what(), "architectures", architecture, &FamilySpec::architecture);
     if (by_architecture.value_or(*found) != *found) {
@@ -203,7 +94,7 @@ Family read_family(const TopLevelKeys& keys, const ConfigContext& context) {
   return by_type ? *by_type : *by_architecture;
 }
 
-DType read_dtype(const TopLevelKeys& keys, const ConfigContext& context) {
+DType read_dtype(const ConfigKeys& keys, const ConfigContext& context) {
   std::optional<DType> result;
   bool contradiction = false;
   for (const std::string key : {"torch_dtype", "dtype"}) {
@@ -233,6 +124,115 @@ DType read_dtype(const TopLevelKeys& keys, const ConfigContext& context) {
   return context.weights.value_or(DType::BF16);
 }
 
+void refuse_quantised(const ConfigKeys& keys) {
+  for (const std::string key : {"quantization_config", "compression_config"}) {
+    if (!keys.has(key)) continue;
+    throw Error(ExitCode::config, fmt::format("{}: \"{}\": quantised models are not supported", keys.what(), key),
+                "use the checkpoint in bfloat16, float16 or float32; engines in fp8 get theirs by --quantize");
+  }
+}
+
+/// What a text_config may leave out, because it is the default in transformers (models/*/configuration_*.py).
+const ModelConfig& defaults_of(Family family) {
+  static const ModelConfig none,
+      llama{.layers = 32, .hidden = 4096, .heads = 32, .kv_heads = 32, .intermediate = 11008, .vocabulary = 32000},
+      mistral{.layers = 32, .hidden = 4096, .heads = 32, .kv_heads = 8, .intermediate = 14336, .vocabulary = 32000},
+      qwen2{.layers = 32, .hidden = 4096, .heads = 32, .kv_heads = 32, .intermediate = 22016, .vocabulary = 151936},
+      gemma3{.layers = 26,
+             .hidden = 2304,
+             .heads = 8,
+             .kv_heads = 4,
+             .head_dim = 256,
+             .intermediate = 9216,
+             .vocabulary = 262208};
+  switch (family) {
+    case Family::llama: return llama;
+    case Family::mistral: return mistral;
+    case Family::qwen2: return qwen2;
+    case Family::gemma3_text: return gemma3;
+    default: return none;
+  }
+}
+
+/// Sizes, by what the config says or else its class.
+class SizeReader {
+ public:
+  SizeReader(const ConfigKeys& keys, const ModelConfig* defaults) : keys_(keys), defaults_(defaults) {}
+  std::uint64_t read(const std::string& key, std::uint64_t ModelConfig::*size, std::uint64_t limit = size_limit) const {
+    const auto value = read_or(key, size, 0, limit);
+    return value > 0 ? value : keys_.size(key, limit);
+  }
+  std::uint64_t read_or(const std::string& key, std::uint64_t ModelConfig::*size, std::uint64_t otherwise,
+                        std::uint64_t limit = size_limit) const {
+    if (const auto value = keys_.optional_size(key, limit)) return *value;
+    return defaults_ != nullptr && defaults_->*size > 0 ? defaults_->*size : otherwise;
+  }
+
+ private:
+  const ConfigKeys& keys_;
+  const ModelConfig* defaults_;
+};
+
+Family read_text_family(const ConfigKeys& all, const ConfigContext& context) {
+  const auto outer = all.get<std::string>("model_type", "a string").value_or("a larger model");
+  auto family = outer == "gemma3" ? Family::gemma3_text : Family::llama;  // of those that leave it out
+  if (all.text()->has("model_type")) family = read_family(*all.text(), context);
+  context.note(fmt::format("{}: of {} the language model, which is {}", all.what(), printable(outer), name(family)));
+  return family;
+}
+
+LatentSizes read_latent(const ConfigKeys& keys) {
+  // null says that queries are whole; left out, the class would have one of its own.
+  if (!keys.names("q_lora_rank")) fail(ExitCode::bad_data, "{}: \"q_lora_rank\" is missing", keys.what());
+  return {.query_rank = keys.optional_size("q_lora_rank").value_or(0),
+          .key_value_rank = keys.size("kv_lora_rank"),
+          .nope_dim = keys.size("qk_nope_head_dim"),
+          .rope_dim = keys.size("qk_rope_head_dim"),
+          .value_dim = keys.size("v_head_dim")};
+}
+
+/// Which of the layers have no experts: by a list of types, or by what families say in their own ways.
+std::vector<std::uint64_t> read_dense_layers(const ConfigKeys& keys, const ExpertsSpec& spec, std::uint64_t layers) {
+  const auto types = keys.get<ConfigList>("mlp_layer_types", "an array of strings").value_or(ConfigList{}).strings;
+  if (!types.empty() && types.size() != layers) {
+    fail(ExitCode::bad_data, "{}: \"mlp_layer_types\" has {} entries for {} layers", keys.what(), types.size(), layers);
+  }
+  auto dense = keys.get<ConfigList>("mlp_only_layers", "an array of numbers").value_or(ConfigList{}).numbers;
+  if (types.empty() && spec.count_key == "n_routed_experts" && !keys.has("first_k_dense_replace"))
+    fail(ExitCode::bad_data, "{}: \"first_k_dense_replace\" is missing", keys.what());
+  const auto first = keys.number_in("first_k_dense_replace", 0, layer_limit).value_or(0),
+             every = keys.number_in("moe_layer_freq", 1, layer_limit).value_or(1),
+             step = keys.number_in("decoder_sparse_step", 1, layer_limit).value_or(1);
+  std::vector<std::uint64_t> result;
+  for (std::uint64_t i = 0; i < layers; ++i) {
+    const bool by_keys =
+        i < first || i % every != 0 || (i + 1) % step != 0 || std::ranges::find(dense, i) != dense.end();
+    if (types.empty() ? by_keys : types[i] == "dense") result.push_back(i);
+  }
+  return result;
+}
+
+ExpertSizes read_experts(const ConfigKeys& keys, const ExpertsSpec& spec, std::uint64_t layers) {
+  ExpertSizes sizes;
+  // transformers 5 saves what was num_experts as num_local_experts.
+  const auto count_key = std::string(spec.count_key);
+  const auto count = keys.optional_size(count_key, expert_limit),
+             local = keys.optional_size("num_local_experts", expert_limit);
+  if (count && local && *count != *local) {
+    fail(ExitCode::bad_data, "{}: \"{}\" is {}, and \"num_local_experts\" is {}", keys.what(), count_key, *count,
+         *local);
+  }
+  sizes.count = count ? *count : local ? *local : keys.size(count_key);
+  sizes.intermediate = keys.size(std::string(spec.size_key));
+  if (!spec.shared_size_key.empty()) sizes.shared = keys.size(std::string(spec.shared_size_key));
+  if (!spec.shared_count_key.empty()) {
+    const auto most = size_limit / sizes.intermediate;
+    sizes.shared = keys.number_in(std::string(spec.shared_count_key), 0, most).value_or(0) * sizes.intermediate;
+  }
+  sizes.dense_layers = read_dense_layers(keys, spec, layers);
+  return sizes;
+}
+
 }  // namespace
 
 void ConfigContext::note(std::string text) const {
@@ -240,77 +240,63 @@ void ConfigContext::note(std::string text) const {
 }
 
 ModelConfig parse_model_config(std::string_view text, const std::string& what, const ConfigContext& context) {
-  TopLevelKeys keys(what);
+  ConfigKeys all(what);
   const auto json = without_infinities(text);
-  parse_strict_json(json, keys, what);
+  parse_strict_json(json, all, what);
   if (json != text) context.note(what + ": NaN or Infinity in it is passed over");
-  for (const auto& key : keys.repeated()) {
-    context.note(fmt::format("{}: the key \"{}\" appears twice and is passed over", what, printable(key)));
-  }
-  for (const std::string key : {"quantization_config", "compression_config"}) {
-    if (keys.has(key)) {
-      throw Error(ExitCode::config, fmt::format("{}: \"{}\": quantised models are not supported", what, key),
-                  "use the checkpoint in bfloat16, float16 or float32");
-    }
+  const auto& keys = all.text() == nullptr ? all : *all.text();
+  for (const ConfigKeys* const object : {static_cast<const ConfigKeys*>(&all), all.text()}) {
+    if (object == nullptr) continue;
+    for (const auto& key : object->repeated())
+      context.note(fmt::format("{}: the key \"{}\" appears twice and is passed over", object->what(), printable(key)));
+    refuse_quantised(*object);
   }
 
   ModelConfig config;
-  config.family = read_family(keys, context);
-  config.layers = keys.size("num_hidden_layers", layer_limit);
-  config.hidden = keys.size("hidden_size");
-  config.intermediate = keys.size("intermediate_size");
-  config.vocabulary = keys.size("vocab_size");
-  config.heads = keys.size("num_attention_heads");
-  config.kv_heads = keys.optional_size("num_key_value_heads").value_or(config.heads);
+  config.inside = all.text() != nullptr;
+  config.family = config.inside ? read_text_family(all, context) : read_family(all, context);
+  const auto& spec = spec_of(config.family);
+  const SizeReader sizes(keys, config.inside ? &defaults_of(config.family) : nullptr);
+  config.layers = sizes.read("num_hidden_layers", &ModelConfig::layers, layer_limit);
+  config.hidden = sizes.read("hidden_size", &ModelConfig::hidden);
+  config.intermediate = sizes.read("intermediate_size", &ModelConfig::intermediate);
+  config.vocabulary = sizes.read("vocab_size", &ModelConfig::vocabulary);
+  config.heads = sizes.read("num_attention_heads", &ModelConfig::heads);
+  config.kv_heads = sizes.read_or("num_key_value_heads", &ModelConfig::kv_heads, config.heads);
   if (config.heads % config.kv_heads != 0) {
     fail(ExitCode::bad_data, "{}: \"num_attention_heads\" ({}) is not a multiple of \"num_key_value_heads\" ({})", what,
          config.heads, config.kv_heads);
   }
-  const auto head_dim = keys.optional_size("head_dim");
-  if (!head_dim && config.hidden % config.heads != 0) {
-    fail(ExitCode::bad_data,
-         "{}: \"head_dim\" is missing, and \"hidden_size\" ({}) is not a multiple of "
-         "\"num_attention_heads\" ({})",
-         what, config.hidden, config.heads);
+  if (spec.latent_attention) {
+    config.latent = read_latent(keys);
+    config.head_dim = config.latent.nope_dim + config.latent.rope_dim;
+  } else {
+    config.head_dim = sizes.read_or("head_dim", &ModelConfig::head_dim, spec.head_dim);
+    if (config.head_dim == 0 && config.hidden % config.heads != 0) {
+      fail(ExitCode::bad_data,
+           "{}: \"head_dim\" is missing, and \"hidden_size\" ({}) is not a multiple of "
+           "\"num_attention_heads\" ({})",
+           what, config.hidden, config.heads);
+    }
+    if (config.head_dim == 0) config.head_dim = config.hidden / config.heads;
   }
-  config.head_dim = head_dim.value_or(config.hidden / config.heads);
-  const auto& spec = spec_of(config.family);
-  const auto bias = [&](Bias rule, const std::string& key) {
-    return rule == Bias::always || (rule == Bias::by_config && keys.flag(key, false));
+  const auto flag = [&](const Flag& rule) {
+    return rule.key.empty() ? rule.otherwise : keys.flag(std::string(rule.key), rule.otherwise);
   };
-  config.tied_embeddings = keys.flag("tie_word_embeddings", spec.tied);
-  config.attention_bias = bias(spec.attention_bias, "attention_bias");
-  config.attention_output_bias = bias(spec.attention_output_bias, "attention_bias");
-  config.mlp_bias = bias(spec.mlp_bias, "mlp_bias");
-  config.dtype = read_dtype(keys, context);
+  config.attention_bias = flag(spec.attention_bias);
+  config.attention_output_bias = flag(spec.attention_output_bias);
+  config.mlp_bias = flag(spec.mlp_bias);
+  config.query_norms = flag(spec.has_query_norms);
+  if (spec.experts.form != ExpertForm::none) config.experts = read_experts(keys, spec.experts, config.layers);
+  config.wide_routers = context.wide_routers && config.experts.count > 0;
+  config.skipped_layers = keys.number_in("num_nextn_predict_layers", 0, layer_limit).value_or(spec.predictors);
+  // What both say is the larger model's to say.
+  const auto& tied = all.has("tie_word_embeddings") ? all : keys;
+  config.tied_embeddings = tied.flag("tie_word_embeddings", spec.tied);
+  const bool own_dtype = keys.has("torch_dtype") || keys.has("dtype");
+  config.dtype = read_dtype(own_dtype ? keys : all, context);
+  config.wide_routers = config.wide_routers && config.dtype != DType::F32;
   return config;
-}
-
-std::string to_config_json(const ModelConfig& config) {
-  const auto& spec = spec_of(config.family);
-  std::string_view torch_dtype;
-  for (const auto& entry : dtypes) {
-    if (entry.dtype == config.dtype) torch_dtype = entry.torch;
-  }
-  std::string text = fmt::format(
-      R"({{
-  "architectures": ["{}"],
-  "model_type": "{}",
-  "num_hidden_layers": {},
-  "hidden_size": {},
-  "intermediate_size": {},
-  "num_attention_heads": {},
-  "num_key_value_heads": {},
-  "head_dim": {},
-  "vocab_size": {},
-  "hidden_act": "silu",
-  "tie_word_embeddings": {},
-)",
-      spec.architecture, spec.model_type, config.layers, config.hidden, config.intermediate, config.heads,
-      config.kv_heads, config.head_dim, config.vocabulary, config.tied_embeddings);
-  if (spec.attention_bias == Bias::by_config) text += fmt::format("  \"attention_bias\": {},\n", config.attention_bias);
-  if (spec.mlp_bias == Bias::by_config) text += fmt::format("  \"mlp_bias\": {},\n", config.mlp_bias);
-  return text + fmt::format("  \"torch_dtype\": \"{}\"\n}}\n", torch_dtype);
 }
 
 }  // namespace weightcast

@@ -17,9 +17,11 @@ constexpr std::uint64_t config_limit_bytes = 1 << 20;
 
 // `tiny` (224 128 bytes) is for tests and demonstrations, and small on purpose in every way that can go wrong: cut for
 // tp 1, 2, 4 and 8 it shares key/value heads (tp 4 and 8), pads the vocabulary (200 rows to 256, so that the last of 8
-// ranks holds padding only), has a head of its own, and tensors that do not fill their 256-byte alignment.
-const std::array<std::pair<std::string, ModelConfig>, 4>& shapes() {
-  static const std::array<std::pair<std::string, ModelConfig>, 4> table{{
+// ranks holds padding only), has a head of its own, and tensors that do not fill their 256-byte alignment. `moe-20k`
+// (1.33 GB) is what a large mixture of experts is to a plan: 20 000 parameters, of 64 KiB each, for a machine of any
+// size.
+const std::array<std::pair<std::string, ModelConfig>, 5>& shapes() {
+  static const std::array<std::pair<std::string, ModelConfig>, 5> table{{
       {"llama-3.2-1b",
        {.layers = 16,
         .hidden = 2048,
@@ -48,6 +50,17 @@ const std::array<std::pair<std::string, ModelConfig>, 4>& shapes() {
         .tied_embeddings = true}},
       {"tiny",
        {.layers = 3, .hidden = 64, .heads = 8, .kv_heads = 2, .head_dim = 8, .intermediate = 96, .vocabulary = 200}},
+      {"moe-20k",
+       {.family = Family::qwen3_moe,
+        .layers = 52,
+        .hidden = 256,
+        .heads = 8,
+        .kv_heads = 4,
+        .head_dim = 32,
+        .intermediate = 128,
+        .vocabulary = 4096,
+        .tied_embeddings = true,
+        .experts = {.count = 128, .intermediate = 128}}},
   }};
   return table;
 }

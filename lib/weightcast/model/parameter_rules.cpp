@@ -3,99 +3,35 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <initializer_list>
 
-#include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
 
 namespace weightcast {
 namespace {
 
-constexpr std::uint64_t vocabulary_unit = 64;
-// Some trillion parameters. A plan grows with a model's bytes, so a mistyped shape must not take all memory.
-constexpr std::uint64_t model_limit_bytes = std::uint64_t{1} << 42;
-
-/// A parameter to be, without what it shares with its neighbours.
-struct Part {
-  const char* name;
-  std::uint64_t rows;
-  ShardKind kind = ShardKind::replicated;
-  std::uint64_t units = 0;
+/// The ranks that a parameter is cut over: all, or of an expert's those of the group that owns it.
+struct Cutters {
+  std::uint64_t count = 1, index = 0;  ///< ranks, and which of them this is
+  bool holds = true;
 };
 
-class Builder {
- public:
-  explicit Builder(const ModelConfig& config) { model_.config = config; }
-
-  /// Adds parameters `prefix``part.name``suffix`, fused into `prefix``engine_name``suffix`, of `columns` columns (0:
-  /// none).
-  void add(const std::string& prefix, const std::string& suffix, std::uint64_t columns, std::string_view engine_name,
-           std::initializer_list<Part> parts) {
-    std::uint32_t position = 0;
-    for (const Part& part : parts) {
-      std::vector<std::uint64_t> shape{part.rows};
-      if (columns > 0) shape.push_back(columns);
-      ParameterRule rule{{prefix + part.name + suffix, model_.config.dtype, std::move(shape)},
-                         fmt::format("{}{}{}", prefix, engine_name, suffix),
-                         position++,
-                         part.kind,
-                         part.units};
-      const auto bytes = rule.info.size_bytes();
-      if (!bytes || *bytes > model_limit_bytes || (total_ += *bytes) > model_limit_bytes) {
-        fail(ExitCode::config, "{}: the model is larger than {}", rule.info.name, format_size(model_limit_bytes));
-      }
-      model_.parameters.push_back(std::move(rule));
-    }
-  }
-  /// Adds a parameter that is its own engine tensor.
-  void add(const std::string& prefix, const std::string& suffix, std::uint64_t columns, const Part& part) {
-    add(prefix, suffix, columns, part.name, {part});
-  }
-
-  Model take() { return std::move(model_); }
-
- private:
-  Model model_;
-  std::uint64_t total_ = 0;
-};
-
-void add_layer(Builder& builder, const ModelConfig& c, const std::string& prefix) {
-  const std::uint64_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
-  const auto qkv = [&](const std::string& suffix, std::uint64_t columns) {
-    builder.add(prefix + "self_attn.", suffix, columns, "qkv_proj",
-                {{"q_proj", q, ShardKind::rows, c.heads},
-                 {"k_proj", kv, ShardKind::kv_heads, c.kv_heads},
-                 {"v_proj", kv, ShardKind::kv_heads, c.kv_heads}});
-  };
-  const auto gate_up = [&](const std::string& suffix, std::uint64_t columns) {
-    builder.add(prefix + "mlp.", suffix, columns, "gate_up_proj",
-                {{"gate_proj", c.intermediate, ShardKind::rows, c.intermediate},
-                 {"up_proj", c.intermediate, ShardKind::rows, c.intermediate}});
-  };
-  builder.add(prefix, ".weight", 0, {"input_layernorm", c.hidden});
-  qkv(".weight", c.hidden);
-  if (c.attention_bias) qkv(".bias", 0);
-  if (spec_of(c.family).head_norms) {
-    builder.add(prefix + "self_attn.", ".weight", 0, {"q_norm", c.head_dim});
-    builder.add(prefix + "self_attn.", ".weight", 0, {"k_norm", c.head_dim});
-  }
-  builder.add(prefix + "self_attn.", ".weight", q, {"o_proj", c.hidden, ShardKind::columns, c.heads});
-  // The partial products of a row-parallel layer are summed over ranks; its bias belongs to the sum, so all hold it.
-  if (c.attention_output_bias) builder.add(prefix + "self_attn.", ".bias", 0, {"o_proj", c.hidden});
-  builder.add(prefix, ".weight", 0, {"post_attention_layernorm", c.hidden});
-  gate_up(".weight", c.hidden);
-  if (c.mlp_bias) gate_up(".bias", 0);
-  builder.add(prefix + "mlp.", ".weight", c.intermediate, {"down_proj", c.hidden, ShardKind::columns, c.intermediate});
-  if (c.mlp_bias) builder.add(prefix + "mlp.", ".bias", 0, {"down_proj", c.hidden});
+Cutters cutters_of(const ParameterRule& rule, std::uint64_t tp, std::uint64_t t) noexcept {
+  if (rule.experts == 0) return {tp, t, true};
+  const auto count = tp / rule.ep;
+  return {count, t % count, rule.expert / (rule.experts / rule.ep) == t / count};
 }
 
 bool divides(const ParameterRule& rule, std::uint64_t tp) noexcept {
+  if (tp % rule.ep != 0) return false;
+  const auto count = tp / rule.ep;
   switch (rule.kind) {
     case ShardKind::replicated: return true;
-    case ShardKind::kv_heads: return std::max(rule.units, tp) % std::min(rule.units, tp) == 0;
+    case ShardKind::kv_heads:
+      return std::max(rule.units, count) % std::min(rule.units, count) == 0 &&
+             rule.rows % std::min(rule.units, count) == 0;
     case ShardKind::rows:
     case ShardKind::columns:
-    case ShardKind::vocabulary: return rule.units % tp == 0;
+    case ShardKind::vocabulary: return rule.units % count == 0;
   }
   return false;
 }
@@ -107,12 +43,21 @@ std::string_view unit_noun(const ParameterRule& rule) noexcept {
   return rule.kind == ShardKind::columns ? "columns" : "rows";
 }
 
+bool is_block_scale(const ParameterRule& rule) noexcept {
+  return rule.info.name.ends_with("_scale_inv");
+}
+
 void require_divides(const ParameterRule& rule, std::uint64_t tp) {
   WEIGHTCAST_EXPECTS(tp > 0);
-  if (!divides(rule, tp)) {
-    fail(ExitCode::config, "{}: {} {} cannot be divided evenly for tp {}", rule.info.name, rule.units, unit_noun(rule),
-         tp);
-  }
+  if (divides(rule, tp)) return;
+  if (tp % rule.ep != 0) fail(ExitCode::config, "ep {} does not divide tp {}", rule.ep, tp);
+  const auto over = rule.ep > 1 ? fmt::format("the {} ranks of a group (tp {}, ep {})", tp / rule.ep, tp, rule.ep)
+                                : fmt::format("tp {}", tp);
+  if (is_block_scale(rule))
+    fail(ExitCode::config, "{}: {} would cut blocks of 128 {}", rule.info.name, over,
+         rule.kind == ShardKind::columns ? "columns" : "rows");
+  fail(ExitCode::config, "{}: {} {} cannot be divided evenly for {}", rule.info.name, rule.units, unit_noun(rule),
+       over);
 }
 
 }  // namespace
@@ -128,71 +73,115 @@ std::string_view name(ShardKind kind) noexcept {
   return "unknown";
 }
 
+std::string_view name(Quantization quantization) noexcept {
+  switch (quantization) {
+    case Quantization::none: return "none";
+    case Quantization::fp8_block: return "fp8-block";
+    case Quantization::fp8_channel: return "fp8-channel";
+  }
+  return "unknown";
+}
+
+std::string scale_name(std::string_view matrix_name, Quantization quantization) {
+  return fmt::format("{}{}", matrix_name, quantization == Quantization::fp8_block ? "_scale_inv" : "_scale");
+}
+
 MatrixShape matrix_of(const TensorInfo& info) noexcept {
   MatrixShape shape;
-  for (std::size_t i = 0; i < info.shape.size(); ++i) (i == 0 ? shape.rows : shape.columns) *= info.shape[i];
+  for (std::size_t i = 0; i < info.shape.size(); ++i)
+    (i == 0 || i + 1 < info.shape.size() ? shape.rows : shape.columns) *= info.shape[i];
   return shape;
+}
+
+Slice section_of(const ParameterRule& rule) noexcept {
+  return {rule.row, 0, rule.rows, matrix_of(rule.info).columns};
+}
+
+std::uint64_t size_bytes_of(const ParameterRule& rule) noexcept {
+  return rule.rows * matrix_of(rule.info).columns * element_bytes(rule.info.dtype);
 }
 
 std::ptrdiff_t Model::find(std::string_view name) const noexcept {
   if (config.tied_embeddings && name == "lm_head.weight") name = "model.embed_tokens.weight";
-  const auto found = std::find_if(parameters.begin(), parameters.end(),
-                                  [&](const ParameterRule& rule) { return rule.info.name == name; });
-  return found == parameters.end() ? -1 : found - parameters.begin();
+  const auto name_at = [&](std::size_t index) -> std::string_view { return parameters[index].info.name; };
+  const auto found = std::ranges::lower_bound(by_name, name, {}, name_at);
+  return found == by_name.end() || name_at(*found) != name ? -1 : static_cast<std::ptrdiff_t>(*found);
+}
+
+std::size_t Model::tensor_end(std::size_t parameter) const noexcept {
+  auto end = parameter + 1;
+  while (end < parameters.size() && parameters[end].row > 0) ++end;
+  return end;
+}
+
+std::vector<std::size_t> Model::tensors() const {
+  std::vector<std::size_t> result;
+  for (std::size_t p = 0; p < parameters.size(); ++p) {
+    if (parameters[p].row == 0) result.push_back(p);
+  }
+  return result;
+}
+
+std::size_t Model::tensor_count() const noexcept {
+  return static_cast<std::size_t>(
+      std::ranges::count_if(parameters, [](const ParameterRule& rule) { return rule.row == 0; }));
 }
 
 std::uint64_t Model::size_bytes() const noexcept {
   std::uint64_t total = 0;
-  for (const auto& rule : parameters) total += rule.info.size_bytes().value_or(0);
+  for (const auto& rule : parameters) total += size_bytes_of(rule);
   return total;
 }
 
-Model build_model(const ModelConfig& config) {
-  for (const auto size : {config.layers, config.hidden, config.heads, config.kv_heads, config.head_dim,
-                          config.intermediate, config.vocabulary}) {
-    WEIGHTCAST_EXPECTS(size > 0);
+void index_names(Model& model) {
+  model.by_name.resize(model.parameters.size());
+  for (std::size_t i = 0; i < model.by_name.size(); ++i) model.by_name[i] = i;
+  std::ranges::stable_sort(model.by_name, {},
+                           [&](std::size_t i) -> const std::string& { return model.parameters[i].info.name; });
+}
+
+Model tensors_of(const Model& model) {
+  Model result{.config = model.config, .parameters = {}, .format = model.format};
+  for (const auto p : model.tensors()) {
+    const auto& info = model.parameters[p].info;
+    result.parameters.push_back({.info = info, .engine_tensor = info.name, .rows = matrix_of(info).rows});
   }
-  if (!checked_multiply(config.heads, config.head_dim) || !checked_multiply(config.kv_heads, config.head_dim) ||
-      config.vocabulary > model_limit_bytes) {
-    fail(ExitCode::config, "the model's sizes overflow");
-  }
-  const std::uint64_t padded = round_up(config.vocabulary, vocabulary_unit);
-  Builder builder(config);
-  builder.add("model.", ".weight", config.hidden, {"embed_tokens", config.vocabulary, ShardKind::vocabulary, padded});
-  for (std::uint64_t layer = 0; layer < config.layers; ++layer) {
-    add_layer(builder, config, fmt::format("model.layers.{}.", layer));
-  }
-  builder.add("model.", ".weight", 0, {"norm", config.hidden});
-  if (!config.tied_embeddings) {
-    builder.add("", ".weight", config.hidden, {"lm_head", config.vocabulary, ShardKind::vocabulary, padded});
-  }
-  return builder.take();
+  index_names(result);
+  return result;
 }
 
 Slice shard_of(const ParameterRule& rule, std::uint64_t tp, std::uint64_t t) {
   WEIGHTCAST_EXPECTS(t < tp);
   require_divides(rule, tp);
-  const auto [rows, columns] = matrix_of(rule.info);
+  const auto [count, index, holds] = cutters_of(rule, tp, t);
+  const auto columns = matrix_of(rule.info).columns;
+  if (!holds) return {rule.row, 0, 0, rule.kind == ShardKind::columns ? columns / count : columns};
   switch (rule.kind) {
     case ShardKind::replicated: break;
-    case ShardKind::rows: return {t * (rows / tp), 0, rows / tp, columns};
-    case ShardKind::columns: return {0, t * (columns / tp), rows, columns / tp};
+    case ShardKind::rows: return {rule.row + index * (rule.rows / count), 0, rule.rows / count, columns};
+    case ShardKind::columns: return {rule.row, index * (columns / count), rule.rows, columns / count};
     case ShardKind::kv_heads: {
-      const std::uint64_t sharers = tp > rule.units ? tp / rule.units : 1;
-      const std::uint64_t shard_rows = rows / (tp / sharers);
-      return {t / sharers * shard_rows, 0, shard_rows, columns};
+      const std::uint64_t sharers = count > rule.units ? count / rule.units : 1;
+      const std::uint64_t shard_rows = rule.rows / (count / sharers);
+      return {rule.row + index / sharers * shard_rows, 0, shard_rows, columns};
     }
     case ShardKind::vocabulary: {
-      const std::uint64_t begin = std::min(t * (rule.units / tp), rows);
-      return {begin, 0, std::min((t + 1) * (rule.units / tp), rows) - begin, columns};
+      const std::uint64_t begin = std::min(index * (rule.units / count), rule.rows);
+      return {begin, 0, std::min((index + 1) * (rule.units / count), rule.rows) - begin, columns};
     }
   }
-  return {0, 0, rows, columns};
+  return section_of(rule);
 }
 
-MatrixShape shard_extent(const ParameterRule& rule, std::uint64_t tp) {
-  const Slice first = shard_of(rule, tp, 0);
-  return {rule.kind == ShardKind::vocabulary ? rule.units / tp : first.rows, first.columns};
+MatrixShape shard_extent(const ParameterRule& rule, std::uint64_t tp, std::uint64_t t) {
+  const Slice shard = shard_of(rule, tp, t);
+  return {rule.kind == ShardKind::vocabulary ? rule.units / tp : shard.rows, shard.columns};
+}
+
+std::uint64_t holders_of(const ParameterRule& rule, std::uint64_t tp) noexcept {
+  const auto count = tp / rule.ep;
+  if (rule.kind == ShardKind::replicated) return count;
+  return rule.kind == ShardKind::kv_heads && count > rule.units ? count / rule.units : 1;
 }
 
 std::vector<std::uint64_t> possible_tp(const Model& model) {
@@ -207,8 +196,8 @@ std::vector<std::uint64_t> possible_tp(const Model& model) {
 }
 
 bool is_copy(const ParameterRule& rule, std::uint64_t tp, std::uint64_t t) noexcept {
-  if (rule.kind == ShardKind::replicated) return t > 0;
-  return rule.kind == ShardKind::kv_heads && tp > rule.units && t % (tp / rule.units) != 0;
+  const auto cutters = cutters_of(rule, tp, t);
+  return cutters.holds && cutters.index % holders_of(rule, tp) != 0;
 }
 
 std::vector<std::size_t> sample_parameters(const Model& model) {
@@ -216,19 +205,24 @@ std::vector<std::size_t> sample_parameters(const Model& model) {
       "input_layernorm.weight",  "self_attn.q_proj.weight", "self_attn.k_proj.weight",
       "self_attn.v_proj.weight", "self_attn.o_proj.weight", "mlp.gate_proj.weight",
       "mlp.up_proj.weight",      "mlp.down_proj.weight",    "post_attention_layernorm.weight"};
-  std::vector<std::string> names{"model.embed_tokens.weight"};
-  std::uint64_t layer = 0;
-  for (const char* suffix : in_layers) {
-    names.push_back(fmt::format("model.layers.{}.{}", std::min(layer++, model.config.layers - 1), suffix));
-  }
-  names.insert(names.end(), {"model.norm.weight", "lm_head.weight"});
-
   std::vector<std::size_t> result;
-  for (const auto& name : names) {
-    const std::ptrdiff_t index = model.find(name);
-    WEIGHTCAST_EXPECTS(index >= 0);
-    result.push_back(static_cast<std::size_t>(index));
+  const auto add = [&](std::string_view name) {
+    if (const auto index = model.find(name); index >= 0) result.push_back(static_cast<std::size_t>(index));
+  };
+  add("model.embed_tokens.weight");
+  std::uint64_t layer = 0;
+  for (const char* suffix : in_layers)
+    add(fmt::format("model.layers.{}.{}", std::min(layer++, model.config.layers - 1), suffix));
+  // Of others than Llama, in the place of what they do not have: experts, and tensors from all over the model.
+  const auto expert = std::ranges::find_if(model.parameters, [](const auto& rule) { return rule.experts > 0; });
+  if (expert != model.parameters.end()) add(expert->info.name);
+  const auto tensors = model.tensors();
+  for (std::size_t i = 1; result.size() < 10 && i < tensors.size(); ++i) {
+    const auto candidate = tensors[i * (tensors.size() / 2 | 1) % tensors.size()];
+    if (std::ranges::find(result, candidate) == result.end()) result.push_back(candidate);
   }
+  add("model.norm.weight");
+  add("lm_head.weight");
   return result;
 }
 

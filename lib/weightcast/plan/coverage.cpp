@@ -17,8 +17,9 @@ namespace {
 
 /// How many ranks must read every byte of the parameter.
 std::uint64_t multiplicity(const ParameterRule& rule, std::uint64_t tp) {
-  if (rule.kind == ShardKind::replicated) return tp;
-  return rule.kind == ShardKind::kv_heads && tp > rule.units ? tp / rule.units : 1;
+  const std::uint64_t readers = rule.experts > 0 ? tp / rule.ep : tp;
+  if (rule.kind == ShardKind::replicated) return readers;
+  return rule.kind == ShardKind::kv_heads && readers > rule.units ? readers / rule.units : 1;
 }
 
 std::string prove_placement(const TransferPlan& plan) {
@@ -91,7 +92,7 @@ std::string prove_shards(const TransferPlan& plan) {
   for (std::size_t i = 0; i < plan.model.parameters.size(); ++i) {
     const ParameterRule& rule = plan.model.parameters[i];
     const std::uint64_t row_bytes = row_bytes_of(rule.info), times = multiplicity(rule, plan.tp);
-    const Matrix matrix{0, rule.info.size_bytes().value() / row_bytes, row_bytes};
+    const Matrix matrix{rule.row * row_bytes, rule.rows, row_bytes};
     std::vector<Rectangle> all, distinct;
     for (std::size_t t = 0; t < plan.ranks.size(); ++t) {
       const Shard& s = plan.ranks[t].shards[i];

@@ -34,9 +34,11 @@ std::string size(std::uint64_t bytes) {
   return fmt::format("{} bytes ({})", bytes, format_size(bytes));
 }
 
-/// "q_proj" of "model.layers.0.self_attn.q_proj.weight".
+/// "q_proj" of "model.layers.0.self_attn.q_proj.weight", "sinks" of "model.layers.0.self_attn.sinks".
 std::string module_of(std::string_view parameter) {
-  parameter = parameter.substr(0, parameter.rfind('.'));
+  for (const std::string_view suffix : {".weight", ".bias"}) {
+    if (parameter.ends_with(suffix)) parameter.remove_suffix(suffix.size());
+  }
   return std::string(parameter.substr(parameter.rfind('.') + 1));
 }
 
@@ -53,17 +55,19 @@ std::string engine_tensor_table(const TransferPlan& plan) {
     std::vector<std::string> from, rules;
     for (const auto i : tensor.parameters) {
       const ParameterRule& rule = plan.model.parameters[i];
-      from.push_back(module_of(rule.info.name));
+      auto module = module_of(rule.info.name);
+      if (std::ranges::find(from, module) == from.end()) from.push_back(std::move(module));
       std::string cut(name(rule.kind));
       if (rule.kind == ShardKind::kv_heads && plan.tp > rule.units)
         cut += fmt::format(" (each on {} ranks)", plan.tp / rule.units);
       if (rules.empty() || rules.back() != cut) rules.push_back(cut);
     }
-    const bool vector = plan.model.parameters[tensor.parameters.front()].info.shape.size() == 1;
+    const auto& first = plan.model.parameters[tensor.parameters.front()];
+    if (first.ep > 1) rules.push_back(fmt::format("experts over {} groups", first.ep));
     rows.push_back({tensor.name, std::string(name(tensor.dtype)),
-                    vector ? fmt::format("[{}]", tensor.shape.rows)
-                           : fmt::format("[{}, {}]", tensor.shape.rows, tensor.shape.columns),
-                    fmt::to_string(tensor.size_bytes), fmt::format("{}", fmt::join(from, " + ")),
+                    fmt::format("[{}]", fmt::join(shape_of(plan, tensor), ", ")), fmt::to_string(tensor.size_bytes),
+                    fmt::format("{}{}", fmt::join(from, " + "),
+                                first.experts > 0 ? fmt::format(" of {} experts", first.experts) : ""),
                     fmt::format("{}", fmt::join(rules, ", "))});
   }
   return table(rows, {false, false, false, true, false, false});
@@ -136,15 +140,18 @@ std::string replication_table(const TransferPlan& plan) {
 }  // namespace
 
 std::string describe(const TransferPlan& plan) {
+  return describe(plan, prove_coverage(plan));
+}
+
+std::string describe(const TransferPlan& plan, const std::string& violation) {
   const std::uint64_t model_bytes = plan.model.size_bytes(), egress = plan.egress_bytes();
   const double ratio = static_cast<double>(egress) / static_cast<double>(model_bytes);
-  const std::string violation = prove_coverage(plan);
 
   const auto trainers = plan.roster().trainers;
   std::string text = engine_tensor_table(plan) + '\n' + rank_table(plan) + '\n';
   if (trainers > 1) text += trainer_table(plan) + '\n';
   text += table({{"model", fmt::format("{}, {} parameters, {}", name(plan.model.config.family),
-                                       plan.model.parameters.size(), size(model_bytes))},
+                                       plan.model.tensor_count(), size(model_bytes))},
                  {"group", fmt::format("tp {}, dp {}: {} ranks with {}", plan.tp, plan.dp, plan.roster().rank_count(),
                                        trainers == 1 ? "the trainer" : fmt::format("{} trainer ranks", trainers))},
                  {"slot of an engine rank", size(plan.slot_bytes)},

@@ -48,10 +48,13 @@ std::string overlap(const std::vector<Held>& held) {
 }
 
 /// What is wrong with a parameter of which trainer ranks have that, or nothing.
-std::string defect_of(const TensorInfo& info, std::vector<Held> held) {
+std::string defect_of(const ParameterRule& rule, std::vector<Held> held) {
+  const auto& info = rule.info;
   const auto size = info.size_bytes();
   const auto row_bytes = row_bytes_of(info);
   if (!size || *size == 0 || row_bytes == 0) return "not a size in whole bytes";
+  if (rule.rows == 0 || *size / row_bytes < rule.rows || *size / row_bytes - rule.rows < rule.row)
+    return "rows beyond the tensor";
   std::ranges::stable_sort(held, {}, corner_of);
   const auto element = static_cast<std::uint64_t>(bits(info.dtype)) / 8;
   std::vector<Rectangle> distinct;
@@ -61,14 +64,15 @@ std::string defect_of(const TensorInfo& info, std::vector<Held> held) {
     const bool shared = h != held.begin() && (h - 1)->slice == h->slice;
     twice = twice || (shared && (h - 1)->from == h->from);
     if (shared) continue;
-    distinct.push_back({h->slice.row, h->slice.column * element, h->slice.rows, h->slice.columns * element});
+    if (h->slice.row < rule.row) return fmt::format("trainer rank {} has rows of another parameter", h->from);
+    distinct.push_back({h->slice.row - rule.row, h->slice.column * element, h->slice.rows, h->slice.columns * element});
     elements += h->slice.rows * h->slice.columns;
   }
-  auto defect = tiling_defect(distinct, *size / row_bytes, row_bytes);
+  auto defect = tiling_defect(distinct, rule.rows, row_bytes);
   if (defect.empty() && !twice) return {};
   if (auto found = overlap(held); !found.empty()) return found;
   if (held.empty()) return "no trainer rank has any of it";
-  const auto all = *size / element;
+  const auto all = rule.rows * row_bytes / element;
   return elements < all ? fmt::format("no trainer rank has {} of its {} elements", all - elements, all) : defect;
 }
 
@@ -103,9 +107,9 @@ std::vector<std::string> defects_of(const Model& model, const SourceLayout& layo
   }
   if (!defects.empty()) return defects;  // who has what is not known
   for (std::size_t p = 0; p < held.size(); ++p) {
-    const auto& info = model.parameters[p].info;
-    const auto defect = defect_of(info, std::move(held[p]));
-    if (!defect.empty()) defects.push_back(fmt::format("{}: {}", info.name, defect));
+    const auto& rule = model.parameters[p];
+    const auto defect = defect_of(rule, std::move(held[p]));
+    if (!defect.empty()) defects.push_back(fmt::format("{}: {}", rule.info.name, defect));
   }
   return defects;
 }

@@ -89,12 +89,12 @@ class PlanHasher {
     list(rule.info.shape);
     text(rule.engine_tensor);
     text(weightcast::name(rule.kind));
-    integers(rule.part, rule.units);
+    integers(rule.part, rule.units, rule.row, rule.rows, rule.expert, rule.experts, rule.ep);
   }
   void add(const EngineTensor& tensor) {
     text(tensor.name);
     text(weightcast::name(tensor.dtype));
-    integers(tensor.shape.rows, tensor.shape.columns, tensor.offset, tensor.size_bytes);
+    integers(tensor.shape.rows, tensor.shape.columns, tensor.experts, tensor.offset, tensor.size_bytes);
     list(tensor.parameters);
   }
   void add(const RankPlan& rank) {
@@ -112,7 +112,7 @@ class PlanHasher {
 
 std::string digest_of(const TransferPlan& plan) {
   PlanHasher hasher;
-  hasher.text("weightcast.plan/4");
+  hasher.text("weightcast.plan/5");
   hasher.text(name(plan.model.config.family));
   hasher.integers(plan.tp, plan.dp, plan.slot_bytes, plan.message_bytes, plan.pack_bytes);
   hasher.integers(copy_block_bytes, digest_block_bytes, warp_run_bytes);

@@ -8,6 +8,7 @@
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
+#include "weightcast/model/scale_rules.hpp"
 
 namespace weightcast {
 namespace {
@@ -27,18 +28,61 @@ void append(SourceRegion& region, const Model& model, std::size_t parameter, con
   region.size_bytes += round_up(slice.rows * pitch, SourceLayout::alignment_bytes);
 }
 
-Slice all_of(const TensorInfo& info) noexcept {
-  const auto shape = matrix_of(info);
-  return {0, 0, shape.rows, shape.columns};
+/// Of a tensor with n elements along its first dimension those [r * ceil(n/R), (r + 1) * ceil(n/R)), as far as there
+/// are any, and of these what the rule is about.
+Slice fsdp_rows(const ParameterRule& rule, std::uint64_t trainers, std::uint64_t rank) noexcept {
+  const auto [rows, columns] = matrix_of(rule.info);
+  const auto first = rule.info.shape.empty() ? 1 : rule.info.shape[0], inner = rows / std::max<std::uint64_t>(first, 1);
+  const auto each = first / trainers + (first % trainers == 0 ? 0 : 1);
+  const auto begin = std::min(rank * each, first), end = std::min(begin + each, first);
+  return intersection(section_of(rule), {begin * inner, 0, (end - begin) * inner, columns});
 }
 
-/// Rows [r * ceil(n/R), (r + 1) * ceil(n/R)), as far as there are any.
-Slice fsdp_rows(const TensorInfo& info, std::uint64_t trainers, std::uint64_t rank) noexcept {
-  auto slice = all_of(info);
-  const auto rows = slice.rows, each = rows / trainers + (rows % trainers == 0 ? 0 : 1);
-  slice.row = std::min(rank * each, rows);
-  slice.rows = std::min(each, rows - slice.row);
-  return slice;
+/// As a trainer of that many tensor-parallel ranks has it, which knows nothing of groups that own experts.
+Slice tp_part(ParameterRule rule, std::uint64_t trainers, std::uint64_t rank) {
+  rule.ep = 1;
+  return shard_of(rule, trainers, rank);
+}
+
+/// Of each parameter of a quantised model that has scales, the matrix that they are of.
+std::vector<std::optional<std::size_t>> matrices_of_scales(const Model& model) {
+  std::vector<std::optional<std::size_t>> matrices(model.parameters.size());
+  for (std::size_t p = 0; p < matrices.size(); ++p) {
+    if (const auto scales = scales_parameter(model, p)) matrices[*scales] = p;
+  }
+  return matrices;
+}
+
+/// Scales as those have them who have what they scale; false when one of these pieces cuts what shares a scale.
+bool take_scales(const Model& model, const TensorInfo& matrix, std::vector<Slice>& pieces) {
+  for (auto& piece : pieces) {
+    if (piece.empty()) continue;
+    const auto scales = scales_of(model.format.quantization, matrix, piece);
+    if (!scales) return false;
+    piece = *scales;
+  }
+  return true;
+}
+
+/// Every rank has `part(rule, rank)` of every parameter, and the scales of what it has, unless that cuts them.
+template <typename Part>
+SourceLayout cut_layout(const Model& model, std::uint64_t trainers, const Part& part) {
+  auto layout = regions(trainers);
+  const auto matrices = matrices_of_scales(model);
+  std::vector<Slice> pieces(trainers);
+  const auto cut = [&](std::size_t p) {
+    for (std::uint64_t rank = 0; rank < trainers; ++rank) pieces[rank] = part(model.parameters[p], rank);
+  };
+  for (std::size_t p = 0; p < model.parameters.size(); ++p) {
+    cut(matrices[p].value_or(p));
+    if (matrices[p] && !take_scales(model, model.parameters[*matrices[p]].info, pieces)) cut(p);
+    for (std::uint64_t rank = 0; rank < trainers; ++rank) append(layout.ranks[rank], model, p, pieces[rank]);
+  }
+  return layout;
+}
+
+bool inside(const Slice& slice, const Slice& whole) noexcept {
+  return intersection(slice, whole) == slice;
 }
 
 auto place_of(const Piece& piece) noexcept {
@@ -65,32 +109,24 @@ std::span<const Piece> SourceRegion::pieces_of(std::size_t parameter) const noex
 SourceLayout whole_layout(const Model& model, std::uint64_t trainers) {
   auto layout = regions(trainers);
   for (std::size_t p = 0; p < model.parameters.size(); ++p)
-    append(layout.ranks[0], model, p, all_of(model.parameters[p].info));
+    append(layout.ranks[0], model, p, section_of(model.parameters[p]));
   return layout;
 }
 
 SourceLayout fsdp_layout(const Model& model, std::uint64_t trainers) {
-  auto layout = regions(trainers);
-  for (std::uint64_t rank = 0; rank < trainers; ++rank) {
-    for (std::size_t p = 0; p < model.parameters.size(); ++p)
-      append(layout.ranks[rank], model, p, fsdp_rows(model.parameters[p].info, trainers, rank));
-  }
-  return layout;
+  return cut_layout(model, trainers,
+                    [&](const ParameterRule& rule, std::uint64_t rank) { return fsdp_rows(rule, trainers, rank); });
 }
 
 SourceLayout tp_layout(const Model& model, std::uint64_t trainers) {
-  auto layout = regions(trainers);
   try {
-    for (std::uint64_t rank = 0; rank < trainers; ++rank) {
-      for (std::size_t p = 0; p < model.parameters.size(); ++p)
-        append(layout.ranks[rank], model, p, shard_of(model.parameters[p], trainers, rank));
-    }
+    return cut_layout(model, trainers,
+                      [&](const ParameterRule& rule, std::uint64_t rank) { return tp_part(rule, trainers, rank); });
   } catch (const Error& error) {
     throw Error(error.code(), fmt::format("trainer ranks cannot hold what an engine's would: {}", error.what()),
                 fmt::format("this model can be cut for tp {}; fsdp takes any number of trainer ranks",
                             fmt::join(possible_tp(model), ", ")));
   }
-  return layout;
 }
 
 SourceLayout make_layout(LayoutKind kind, const Model& model, std::uint64_t trainers) {
@@ -113,10 +149,12 @@ SourceLayout custom_layout(const Model& model, std::uint64_t trainers, std::span
       problems.push_back(fmt::format("trainer rank {} of {}", from, trainers));
     } else if (parameter >= model.parameters.size()) {
       problems.push_back(fmt::format("parameter {} of {}", parameter, model.parameters.size()));
-    } else if (const auto& info = model.parameters[parameter].info; !slice.within(matrix_of(info))) {
-      problems.push_back(fmt::format("{}: trainer rank {} has rows {} + {} and columns {} + {} of {} x {}", info.name,
-                                     from, slice.row, slice.rows, slice.column, slice.columns, matrix_of(info).rows,
-                                     matrix_of(info).columns));
+    } else if (const auto& rule = model.parameters[parameter];
+               !slice.within(matrix_of(rule.info)) || !(slice.empty() || inside(slice, section_of(rule)))) {
+      const auto matrix = matrix_of(rule.info);
+      problems.push_back(fmt::format("{}: trainer rank {} has rows {} + {} and columns {} + {} of {} x {}",
+                                     rule.info.name, from, slice.row, slice.rows, slice.column, slice.columns,
+                                     matrix.rows, matrix.columns));
     } else {
       held.push_back(rectangle);
     }

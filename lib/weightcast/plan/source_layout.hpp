@@ -51,7 +51,8 @@ struct SourceLayout {
 
 // Layouts of `trainers` ranks. A region's pieces lie in packed rows one behind the other, in the order of the model and
 // then of first row and column, so that a trainer rank's memory for a version is about what it has. Error(config)
-// without a rank. Of one rank all but custom layouts are the same.
+// without a rank. Of one rank all but custom layouts are the same. Of a quantised model a rank has the scales of what it
+// has of a matrix; where one of its pieces has only a part of what shares a scale, scales are cut as other parameters.
 
 SourceLayout whole_layout(const Model& model, std::uint64_t trainers = 1);
 SourceLayout fsdp_layout(const Model& model, std::uint64_t trainers);

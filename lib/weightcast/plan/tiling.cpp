@@ -79,9 +79,8 @@ bool ranges_fit(std::vector<ByteRange> ranges, std::uint64_t region_bytes) {
 }
 
 std::uint64_t row_bytes_of(const TensorInfo& info) {
-  std::uint64_t bytes = static_cast<std::uint64_t>(bits(info.dtype)) / 8;
-  for (std::size_t i = 1; i < info.shape.size(); ++i) bytes *= info.shape[i];
-  return bytes;
+  const std::uint64_t bytes = static_cast<std::uint64_t>(bits(info.dtype)) / 8;
+  return info.shape.size() < 2 ? bytes : bytes * info.shape.back();
 }
 
 }  // namespace weightcast

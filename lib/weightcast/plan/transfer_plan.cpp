@@ -26,13 +26,20 @@ void require_divides(const Model& model, std::uint64_t tp) {
   }
 }
 
-/// Lays out the slot: parts of one engine tensor are neighbours in the model, so one pass is enough.
+/// Lays out the slot: parts of one engine tensor are neighbours in the model, so one pass is enough. Sizes are those of
+/// rank 0: where ranks own different experts, each owns as many.
 void place_engine_tensors(TransferPlan& plan) {
   for (std::size_t i = 0; i < plan.model.parameters.size(); ++i) {
     const ParameterRule& rule = plan.model.parameters[i];
-    const MatrixShape extent = shard_extent(rule, plan.tp);
+    const MatrixShape extent = shard_extent(rule, plan.tp, 0);
     if (rule.part == 0) {
-      plan.engine_tensors.push_back({rule.engine_tensor, rule.info.dtype, {0, extent.columns}, plan.slot_bytes, 0, {}});
+      plan.engine_tensors.push_back({.name = rule.engine_tensor,
+                                     .dtype = rule.info.dtype,
+                                     .shape = {0, extent.columns},
+                                     .experts = rule.experts / rule.ep,
+                                     .offset = plan.slot_bytes,
+                                     .size_bytes = 0,
+                                     .parameters = {}});
     }
     EngineTensor& tensor = plan.engine_tensors.back();
     WEIGHTCAST_EXPECTS(tensor.name == rule.engine_tensor && tensor.shape.columns == extent.columns);
@@ -54,7 +61,7 @@ RankPlan place_shards(const TransferPlan& plan, std::uint64_t t) {
       const std::uint64_t element = element_bytes(rule.info.dtype), pitch = matrix_of(rule.info).columns * element;
       const std::uint64_t destination_pitch = tensor.shape.columns * element;
       const Slice slice = shard_of(rule, plan.tp, t);
-      const std::uint64_t extent_bytes = shard_extent(rule, plan.tp).rows * destination_pitch;
+      const std::uint64_t extent_bytes = shard_extent(rule, plan.tp, t).rows * destination_pitch;
       const std::uint64_t held_bytes = slice.rows * destination_pitch;
       Shard& shard = rank.shards[i];
       shard.parameter_index = i;
@@ -167,6 +174,16 @@ std::uint64_t TransferPlan::replication_bytes() const noexcept {
 
 bool TransferPlan::copy(std::size_t tp_rank, std::size_t parameter) const noexcept {
   return is_copy(model.parameters[parameter], tp, tp_rank);
+}
+
+std::vector<std::uint64_t> shape_of(const TransferPlan& plan, const EngineTensor& tensor) {
+  const auto first = tensor.parameters.front();
+  const auto rank = plan.model.parameters[first].info.shape.size();
+  const auto [rows, columns] = tensor.shape;
+  if (tensor.experts == 0) return rank < 2 ? std::vector{rows} : std::vector{rows, columns};
+  const bool stacked = plan.model.tensor_end(first) > first + 1;  // in the checkpoint, too
+  if (stacked && rank == 2) return {tensor.experts, columns};
+  return {tensor.experts, rows / tensor.experts, columns};
 }
 
 Segment segment_of(const TransferPlan& plan, std::size_t tp_rank, const Piece& piece) {

@@ -22,16 +22,17 @@ struct ByteRange {
 struct EngineTensor {
   std::string name;
   DType dtype = DType::BF16;
-  MatrixShape shape;         ///< rows x columns in elements, padding included
-  std::uint64_t offset = 0;  ///< in the slot, a multiple of `alignment_bytes`
+  MatrixShape shape;          ///< rows x columns in elements, padding included
+  std::uint64_t experts = 0;  ///< that it is stacked of: [experts, rows / experts, columns]; 0: a matrix or a vector
+  std::uint64_t offset = 0;   ///< in the slot, a multiple of `alignment_bytes`
   std::uint64_t size_bytes = 0;
   std::vector<std::size_t> parameters;  ///< indices of the parameters fused into it, by part
 };
 
 /// What one tensor-parallel rank holds, and how it gets there.
 struct RankPlan {
-  /// What it holds of each parameter, indexed like Model::parameters, in rows of its matrix view (a norm of n elements
-  /// is n rows of one element); rows = 0 where the rank holds nothing of it.
+  /// What it holds of each parameter, indexed like Model::parameters, in rows of its tensor's matrix view (a norm of n
+  /// elements is n rows of one element); rows = 0 where the rank holds nothing of it.
   std::vector<Shard> shards;
   /// From the trainer: where pieces and shards meet.
   Schedule schedule;
@@ -89,6 +90,10 @@ struct TransferPlan {
 TransferPlan make_plan(const Model& model, std::uint64_t tp, std::uint64_t dp, SourceLayout sources);
 TransferPlan make_plan(const Model& model, std::uint64_t tp, std::uint64_t dp);
 
+/// The shape of an engine tensor on each rank, as engines have it: [rows], [rows, columns], or of experts
+/// [experts, rows, columns].
+std::vector<std::uint64_t> shape_of(const TransferPlan& plan, const EngineTensor& tensor);
+
 /// What a tp rank holds of a piece, wherever that lies: offsets from where the piece's are counted. rows = 0 when
 /// nothing.
 Segment segment_of(const TransferPlan& plan, std::size_t tp_rank, const Piece& piece);
@@ -109,7 +114,8 @@ std::string prove_coverage(const TransferPlan& plan);
 std::string prove_schedule(const Schedule& schedule, std::size_t parameter_count, std::uint64_t pack_bytes);
 
 /// The table of `weightcast plan`: a row per engine tensor, then bytes per rank (of trainer ranks when there are
-/// several), trainer egress, what replication adds (itemised), and the verdict of prove_coverage().
+/// several), trainer egress, what replication adds (itemised), and the verdict of prove_coverage(), or the one given.
 std::string describe(const TransferPlan& plan);
+std::string describe(const TransferPlan& plan, const std::string& violation);
 
 }  // namespace weightcast

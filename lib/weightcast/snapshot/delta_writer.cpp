@@ -166,7 +166,7 @@ class DeltaWriter {
   /// Makes the file with all that is known before the data.
   Hdf5Id create(const std::string& file_name, const std::string& base_file, const Digest& digest,
                 const std::string& path) const {
-    Hdf5Id file = snapshot_layout::create_file(file_name, snapshot_layout::delta_format_name, model_.config, path);
+    Hdf5Id file = snapshot_layout::create_file(file_name, snapshot_layout::delta_format_name, model_, path);
     snapshot_layout::add_text(file.get(), "digest", digest.hex());
     snapshot_layout::add_text(file.get(), "base", base_file);
     snapshot_layout::add_text(file.get(), "base_digest", base_.claimed_digest().hex());

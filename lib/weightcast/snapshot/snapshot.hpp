@@ -39,10 +39,10 @@ void write_snapshot(const std::string& path, const Communicator& replica, const 
                     std::span<const std::byte> slot, const SnapshotInfo& info, Deadline deadline,
                     const std::optional<OutputName>& name = {}, FunctionRef<void()> between = {});
 
-/// Writes the same file with one process and without MPI. `content(index, offset, destination)` supplies bytes of
-/// parameter `index`, whole rows, each byte once, in ascending order. `info.digests` is not used: the digests of what
-/// was written are returned. `progress(bytes)` is called after each block. Error(cant_create), Error(io_error), or what
-/// `content` and `progress` throw.
+/// Writes the same file with one process and without MPI. `model`: tensors_of() one, a parameter for each tensor.
+/// `content(index, offset, destination)` supplies bytes of parameter `index`, whole rows, each byte once, in ascending
+/// order. `info.digests` is not used: the digests of what was written are returned. `progress(bytes)` is called after
+/// each block. Error(cant_create), Error(io_error), or what `content` and `progress` throw.
 std::vector<Digest> write_snapshot(
     const OutputName& name, const Model& model,
     FunctionRef<void(std::size_t index, std::uint64_t offset, std::span<std::byte> destination)> content,

@@ -45,6 +45,36 @@ Hdf5Id make_space(const std::vector<Integer>& shape) {
                   "make a dataspace");
 }
 
+/// Rows of the matrix view that one row of a tensor's first dimension is.
+std::uint64_t inner_rows(const TensorInfo& info) {
+  return info.shape.size() < 3 ? 1 : matrix_of(info).rows / std::max<std::uint64_t>(info.shape[0], 1);
+}
+
+/// How many of so many rows from `row` on are a block of the tensor: whole ones of its first dimension, or some of one.
+std::uint64_t rows_of_block(const TensorInfo& info, std::uint64_t row, std::uint64_t rows) {
+  const auto inner = inner_rows(info), within = row % inner;
+  return within == 0 && rows >= inner ? rows / inner * inner : std::min(rows, inner - within);
+}
+
+/// Where such a block begins in the tensor's dimensions, of which there are three at most, and its extents.
+std::pair<std::vector<hsize_t>, std::vector<hsize_t>> block_of(const TensorInfo& info, const Slice& slice) {
+  std::vector<hsize_t> start(info.shape.size(), 0), count(info.shape.begin(), info.shape.end());
+  if (start.empty()) return {start, count};
+  const auto inner = inner_rows(info);
+  WEIGHTCAST_EXPECTS(start.size() <= 3);
+  start[0] = slice.row / inner;
+  count[0] = std::max<std::uint64_t>(slice.rows / inner, 1);
+  if (start.size() == 3) {
+    start[1] = slice.row % inner;
+    count[1] = std::min(slice.rows, inner);
+  }
+  if (start.size() > 1) {
+    start.back() = slice.column;
+    count.back() = slice.columns;
+  }
+  return {start, count};
+}
+
 class UserBlockHandler : public JsonHandler {
  public:
   void begin_object(std::size_t /*near*/) override { ++depth_; }
@@ -107,8 +137,7 @@ std::uint64_t most_bytes(const Model& model) {
   return bytes;
 }
 
-Hdf5Id create_file(const std::string& file_name, const char* format, const ModelConfig& config,
-                   const std::string& path) {
+Hdf5Id create_file(const std::string& file_name, const char* format, const Model& model, const std::string& path) {
   const Hdf5Id creation = own_hdf5(H5Pcreate(H5P_FILE_CREATE), internal, "make properties");
   const Hdf5Id access = lock_free_access();
   for (const herr_t status :
@@ -122,7 +151,7 @@ Hdf5Id create_file(const std::string& file_name, const char* format, const Model
                          ExitCode::cant_create, fmt::format("create {}", path));
   add_text(file.get(), "format", format);
   add_attribute(file.get(), "format_version", H5T_NATIVE_UINT32, &format_version);
-  add_text(file.get(), "config", to_config_json(config));
+  add_text(file.get(), "config", to_config_json(model.config, model.format));
   return file;
 }
 
@@ -150,7 +179,7 @@ void add_text(hid_t object, const char* name, const std::string& text) {
 }
 
 Hdf5Id create(const std::string& file_name, const Model& model, const std::string& path) {
-  Hdf5Id file = create_file(file_name, format_name, model.config, path);
+  Hdf5Id file = create_file(file_name, format_name, model, path);
   add_text(file.get(), "digest", std::string(digest_digits, '0'));
   const Hdf5Id parameters = create_group(file.get(), "parameters");
   for (const ParameterRule& rule : model.parameters) {
@@ -186,12 +215,10 @@ void write(hid_t file, const TensorInfo& info, const Slice& slice, const std::by
                                   fmt::format("open the dataset {}", info.name));
   const std::uint64_t row_bytes = slice.columns * element_bytes(info.dtype);
   const std::uint64_t step = std::max<std::uint64_t>(1, write_limit_bytes / std::max<std::uint64_t>(1, row_bytes));
-  for (std::uint64_t done = 0; done < slice.rows; done += step) {
+  for (std::uint64_t done = 0, rows = 0; done < slice.rows; done += rows) {
     if (between) between();
-    const std::uint64_t rows = std::min(step, slice.rows - done);
-    std::vector<hsize_t> start(info.shape.size(), 0), count(info.shape.begin(), info.shape.end());
-    if (!start.empty()) start[0] = slice.row + done, count[0] = rows;
-    if (start.size() == 2) start[1] = slice.column, count[1] = slice.columns;
+    rows = rows_of_block(info, slice.row + done, std::min(step, slice.rows - done));
+    const auto [start, count] = block_of(info, {slice.row + done, slice.column, rows, slice.columns});
     const Hdf5Id space = own_hdf5(H5Dget_space(dataset.get()), ExitCode::io_error, "read a dataspace");
     if (!start.empty()) {
       check_hdf5(H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr),

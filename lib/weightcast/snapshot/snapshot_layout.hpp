@@ -37,8 +37,7 @@ std::uint64_t most_bytes_of_empty() noexcept;
 /// meeting a full disk: after a failed close HDF5 1.10 crashes when the process ends.
 std::uint64_t most_bytes(const Model& model);
 /// A new file of that format with these attributes and no digest. `path` is only for messages. Error(cant_create).
-Hdf5Id create_file(const std::string& file_name, const char* format, const ModelConfig& config,
-                   const std::string& path);
+Hdf5Id create_file(const std::string& file_name, const char* format, const Model& model, const std::string& path);
 Hdf5Id create_group(hid_t place, const std::string& name);
 /// A dataset whose bytes are set aside in the file, at once, and not filled.
 Hdf5Id create_dataset(hid_t place, const std::string& name, hid_t type, const std::vector<std::uint64_t>& shape);
@@ -54,7 +53,7 @@ void reserve(const std::string& file_name, const std::string& path);
 
 /// A rectangle of a parameter, in elements of its matrix view, written from dense rows at `data`. Cut into pieces of
 /// 16 MiB: the MPI-IO driver fails on 2 GiB, and a signal waits until a piece is written. `between` is called before
-/// each and may throw. `slice` may cut columns only where the shape has two dimensions.
+/// each and may throw. Shapes of three dimensions at most.
 void write(hid_t file, const TensorInfo& info, const Slice& slice, const std::byte* data,
            FunctionRef<void()> between = {});
 /// `count` numbers from `first` on of a dataset of one dimension.

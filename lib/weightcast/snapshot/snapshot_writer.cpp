@@ -41,14 +41,17 @@ std::uint64_t row_bytes_of(const TensorInfo& info) {
 
 /// True when the shards of this parameter are less wide than its rows.
 bool cut_in_columns(const TransferPlan& plan, std::size_t parameter) {
-  const Shard& shard = plan.ranks[0].shards[parameter];
-  return shard.rows > 0 && shard.row_bytes < row_bytes_of(plan.model.parameters[parameter].info);
+  for (const RankPlan& rank : plan.ranks) {  // of an expert's only those of one group have any
+    const Shard& shard = rank.shards[parameter];
+    if (shard.rows > 0) return shard.row_bytes < row_bytes_of(plan.model.parameters[parameter].info);
+  }
+  return false;
 }
 
 // Written as they are held, such parameters would be millions of runs of a few KiB. Their rows are put together in
 // memory, some at a time, on the ranks in turn.
 
-/// Some rows of a parameter, which one rank puts together and writes.
+/// Some rows of a parameter, counted from its first, which one rank puts together and writes.
 struct Task {
   std::size_t parameter = 0;
   std::uint64_t row = 0, rows = 0;
@@ -59,7 +62,7 @@ std::vector<Task> make_tasks(const TransferPlan& plan) {
   for (std::size_t i = 0; i < plan.model.parameters.size(); ++i) {
     if (!cut_in_columns(plan, i)) continue;
     const TensorInfo& info = plan.model.parameters[i].info;
-    const std::uint64_t rows = matrix_of(info).rows,
+    const std::uint64_t rows = plan.model.parameters[i].rows,
                         step = std::max<std::uint64_t>(1, staging_bytes / row_bytes_of(info));
     for (std::uint64_t row = 0; row < rows; row += step) tasks.push_back({i, row, std::min(step, rows - row)});
   }
@@ -137,10 +140,11 @@ void write_column_shards(hid_t file, const Communicator& replica, const Transfer
       exchange(replica, plan, round, slot, pieces, deadline);
       if (rank >= round.size() || failure) continue;
       try {
-        const TensorInfo& info = plan.model.parameters[round[rank].parameter].info;
+        const auto& [parameter, row, rows] = round[rank];
+        const auto& rule = plan.model.parameters[parameter];
         assemble(plan, round[rank], pieces, whole);
-        snapshot_layout::write(file, info, {round[rank].row, 0, round[rank].rows, matrix_of(info).columns},
-                               whole.data(), between);
+        snapshot_layout::write(file, rule.info, {rule.row + row, 0, rows, matrix_of(rule.info).columns}, whole.data(),
+                               between);
       } catch (...) {
         failure = std::current_exception();
       }
@@ -176,10 +180,11 @@ void write_snapshot(const std::string& path, const Communicator& replica, const 
   std::optional<OutputFile> output;
   agree(replica, "snapshot: create", deadline, [&] {
     if (rank != 0) return;
+    const Model tensors = tensors_of(plan.model);
     user_block = snapshot_layout::make_user_block(info);
-    output.emplace(name ? *name : OutputName(path), snapshot_layout::most_bytes(plan.model));
-    Hdf5Id file = snapshot_layout::create(output->temporary_path(), plan.model, path);
-    snapshot_layout::set_digests(file.get(), plan.model, info.digests);
+    output.emplace(name ? *name : OutputName(path), snapshot_layout::most_bytes(tensors));
+    Hdf5Id file = snapshot_layout::create(output->temporary_path(), tensors, path);
+    snapshot_layout::set_digests(file.get(), tensors, tensor_digests(plan.model, info.digests));
     close_hdf5(file, ExitCode::io_error, fmt::format("write {}", path));
     snapshot_layout::reserve(output->temporary_path(), path);
   });

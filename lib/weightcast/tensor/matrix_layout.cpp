@@ -15,6 +15,11 @@ std::uint64_t magnitude(std::int64_t stride) noexcept {
   return stride < 0 ? 0 - static_cast<std::uint64_t>(stride) : static_cast<std::uint64_t>(stride);
 }
 
+struct Dimension {
+  std::uint64_t extent = 0;
+  std::int64_t stride = 0;  // bytes
+};
+
 /// Elements at equal distances, ascending.
 struct Line {
   std::uint64_t begin = 0, end = 0;  // bytes
@@ -124,15 +129,22 @@ std::optional<MatrixLayout> layout_of(const TensorInfo& info, std::span<const st
   if (strides_bytes.empty()) return dense;
   if (strides_bytes.size() != info.shape.size() || !reach_of(info.shape, strides_bytes, width)) return std::nullopt;
   if (*elements <= 1) return dense;
-  if (info.shape.size() > 2) return std::nullopt;
-  const auto rows = info.shape.front(), columns = info.shape.size() > 1 ? info.shape[1] : 1;
-  const auto row_stride = strides_bytes.front(), column_stride = strides_bytes.back();
-  if (columns == 1) return MatrixLayout{1, rows, 0, row_stride, width};
-  std::int64_t row_end = 0;
-  const bool one_row =
-      rows == 1 || (!__builtin_mul_overflow(columns, column_stride, &row_end) && row_stride == row_end);
-  if (one_row) return MatrixLayout{1, *elements, 0, column_stride, width};
-  return MatrixLayout{rows, columns, row_stride, column_stride, width};
+  std::vector<Dimension> dimensions;  // outermost first, as few as reach the same
+  for (std::size_t i = 0; i < info.shape.size(); ++i) {
+    if (info.shape[i] == 1) continue;
+    const Dimension inner{info.shape[i], strides_bytes[i]};
+    std::int64_t end = 0;
+    if (!dimensions.empty() && !__builtin_mul_overflow(inner.extent, inner.stride, &end) &&
+        dimensions.back().stride == end) {
+      dimensions.back() = {dimensions.back().extent * inner.extent, inner.stride};
+    } else {
+      dimensions.push_back(inner);
+    }
+  }
+  if (dimensions.size() > 2) return std::nullopt;
+  const auto& columns = dimensions.back();
+  if (dimensions.size() == 1) return MatrixLayout{1, columns.extent, 0, columns.stride, width};
+  return MatrixLayout{dimensions[0].extent, columns.extent, dimensions[0].stride, columns.stride, width};
 }
 
 std::vector<std::pair<std::size_t, std::size_t>> overlapping(std::span<const PlacedMatrix> matrices) {

@@ -38,7 +38,8 @@ struct MatrixLayout {
 };
 
 /// Of a tensor of whole bytes; no strides: dense, in row-major order. Nothing when there is not a stride for each
-/// dimension, when it reaches too far (see reach_of()), or for strides of more than two dimensions.
+/// dimension, when it reaches too far (see reach_of()), or when it takes more than two strides to say where its
+/// elements are: of three dimensions one must continue where its neighbour ends.
 std::optional<MatrixLayout> layout_of(const TensorInfo& info, std::span<const std::int64_t> strides_bytes) noexcept;
 
 /// A matrix in memory; aligned, and its elements are apart.

@@ -5,8 +5,8 @@
 
 namespace weightcast {
 
-/// A tensor seen as a matrix: the first dimension is rows, all others together are columns ([n] is n rows of 1 column,
-/// a scalar 1 x 1). Sharding rules cut matrices only.
+/// A tensor seen as a matrix: the last dimension is columns, all others together are rows ([n] is n rows of 1 column, a
+/// scalar 1 x 1, [experts, out, in] is experts x out rows of `in` columns). Sharding rules cut matrices only.
 struct MatrixShape {
   std::uint64_t rows = 1, columns = 1;
   bool operator==(const MatrixShape&) const = default;

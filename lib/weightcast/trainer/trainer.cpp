@@ -121,7 +121,8 @@ UpdateResult Trainer::update_parameter(std::size_t source_index, std::uint64_t v
                                        bool empty_cache) {
   const auto index = plan_->model.find(name);
   if (index < 0) fail(ExitCode::usage, "the model has no parameter {}", printable(name));
-  const auto result = update(source_index, version, static_cast<std::size_t>(index), 1);
+  const auto first = static_cast<std::size_t>(index);
+  const auto result = update(source_index, version, first, plan_->model.tensor_end(first) - first);
   if (empty_cache) group().release_cache();
   return result;
 }

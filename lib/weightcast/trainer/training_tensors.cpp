@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <exception>
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
@@ -14,30 +13,14 @@ namespace {
 
 constexpr std::uint64_t step_bytes = 512 * kibibyte;
 
-const std::byte* bytes_of(const TrainingTensor& tensor) noexcept {
-  return static_cast<const std::byte*>(tensor.data);
-}
-
-bool on_gpu(const TrainingTensor& tensor) noexcept {
-  return tensor.placement.kind == MemoryKind::cuda;
-}
-
-/// Of a tensor that check_memory() has seen.
-MatrixLayout layout_of(const TrainingTensor& tensor) {
-  return *layout_of(tensor.info, tensor.strides_bytes);
-}
-
-StridedElements elements_of(const MatrixLayout& layout, std::uint64_t first, std::uint64_t count) {
-  return {layout.columns, first, count, layout.row_stride, layout.column_stride, layout.element_bytes};
-}
-
 bool same_memory(const TrainingTensor& a, const TrainingTensor& b) {
   return a.data == b.data && a.info.dtype == b.info.dtype && layout_of(a) == layout_of(b);
 }
 
 }  // namespace
 
-SourceFill::SourceFill(const TransferPlan& plan, std::size_t trainer_rank) : plan_(&plan), trainer_rank_(trainer_rank) {
+SourceFill::SourceFill(const TransferPlan& plan, std::size_t trainer_rank)
+    : plan_(&plan), trainer_rank_(trainer_rank), staging_(threads_.count()), quantized_(plan, trainer_rank) {
   for (const auto& chunk : chunks_held(plan, trainer_rank, step_bytes)) {
     const auto of_parameter = plan.sources.ranks[trainer_rank].pieces_of(chunk.staged.parameter_index);
     const auto* const piece = &*(std::ranges::upper_bound(of_parameter, chunk.source_offset, {}, &Piece::offset) - 1);
@@ -46,6 +29,7 @@ SourceFill::SourceFill(const TransferPlan& plan, std::size_t trainer_rank) : pla
                       (slice.row - piece->slice.row) * slice.columns, slice.rows * slice.columns});
     step_elements_ = std::max(step_elements_, steps_.back().count);
   }
+  reader_.emplace(step_elements_);
 }
 
 void SourceFill::match(std::span<const TrainingTensor> tensors) {
@@ -89,38 +73,8 @@ void SourceFill::check_memory(std::span<const TrainingTensor> tensors, const Reg
 }
 
 void SourceFill::bring(const Step& step, const TrainingTensor& tensor, std::byte* to, Staging& staging) {
-  const auto wire = parameter_of(step.piece_index).dtype;
-  const auto rounding = rounding_of(tensor.info.dtype, wire);
-  const auto layout = layout_of(tensor);
-  const auto given_bytes = step.count * layout.element_bytes, sent_bytes = step.count * element_bytes(wire);
-  if (on_gpu(tensor) && !layout.dense()) {
-    const Placement placement(MemoryKind::cuda, tensor.placement.gpu);
-    const std::scoped_lock turn(gatherer_.mutex);
-    if (gatherer_.stream.gpu() != placement.gpu) {
-      gatherer_.memory = Buffer::allocate(placement, 8 * step_elements_, false, "bringing strided tensors together");
-      gatherer_.stream = gpu::Stream(placement.gpu);
-    }
-    auto* const dense = gatherer_.memory.region().data;
-    gpu::gather(elements_of(layout, step.first, step.count), rounding, dense, bytes_of(tensor), gatherer_.stream);
-    gatherer_.stream.synchronize(gatherer_.deadline, "bringing a strided tensor together");
-    return gpu::download(placement.gpu, to, dense, sent_bytes);
-  }
-  const std::byte* from = layout.dense() ? bytes_of(tensor) + step.first * layout.element_bytes : bytes_of(tensor);
-  std::byte* given = to;
-  if (rounding && (on_gpu(tensor) || !layout.dense())) {
-    staging.given.resize(4 * step_elements_);
-    given = staging.given.data();
-  }
-  if (on_gpu(tensor)) {
-    gpu::download(tensor.placement.gpu, given, from, given_bytes);
-  } else if (!layout.dense()) {
-    gather(elements_of(layout, step.first, step.count), given, from);
-  } else if (rounding) {
-    given = const_cast<std::byte*>(from);  // only read from here on
-  } else {
-    std::memcpy(to, from, given_bytes);
-  }
-  if (rounding) narrow(rounding->to, to, given, step.count, rounding->from);
+  reader_->read(tensor, match_.first_element[step.piece_index] + step.first, step.count,
+                rounding_of(tensor.info.dtype, parameter_of(step.piece_index).dtype), to, staging.given);
 }
 
 void SourceFill::fill_by_host(const Step& step, const TrainingTensor& tensor, const Region& region, SourceClaim& claim,
@@ -130,7 +84,7 @@ void SourceFill::fill_by_host(const Step& step, const TrainingTensor& tensor, co
   if (on_gpu(tensor) && to_gpu) return;  // fill_by_gpu()'s
   const std::byte* given = nullptr;
   if (to_gpu && tensor.info.dtype == wire && layout_of(tensor).dense()) {
-    given = bytes_of(tensor) + step.first * element_bytes(wire);
+    given = bytes_of(tensor) + (match_.first_element[step.piece_index] + step.first) * element_bytes(wire);
   } else {
     const bool staged = to_gpu || marks != nullptr;
     if (staged) staging.sent.resize(8 * step_elements_);
@@ -147,6 +101,7 @@ void SourceFill::fill_by_host(const Step& step, const TrainingTensor& tensor, co
 }
 
 bool SourceFill::by_one_kernel(std::size_t piece_index, const TrainingTensor& tensor) const {
+  if (match_.by_quantizing[piece_index]) return false;
   const auto rounding = rounding_of(tensor.info.dtype, parameter_of(piece_index).dtype);
   return layout_of(tensor).dense() && (!rounding || rounding->from == WideFloat::f32);
 }
@@ -157,21 +112,34 @@ void SourceFill::fill_by_gpu(std::span<const TrainingTensor> tensors, const Regi
   if (!digests_ || digests_->target().stream->gpu() != region.gpu)
     digests_ = GpuDigests::of_pieces(*plan_, region.gpu, trainer_rank_);
   digests_->begin(region.data);
+  const auto& stream = *digests_->target().stream;
+  for (const auto& piece : match_.quantized) {
+    const auto& tensor = *tensor_of(piece.piece_index, tensors);
+    if (on_gpu(tensor)) quantized_.by_gpu(piece, tensor, match_.first_element[piece.piece_index], region, stream);
+  }
   std::vector<std::size_t> filled;  // parameters, ascending
   for (std::size_t i = 0; i < pieces().size(); ++i) {
     const auto* const tensor = tensor_of(i, tensors);
     if (tensor == nullptr || !on_gpu(*tensor)) continue;
     const auto offset = pieces()[i].offset;
     if (const auto p = pieces()[i].parameter_index; filled.empty() || filled.back() != p) filled.push_back(p);
+    if (match_.by_quantizing[i]) {
+      digests_->queue({i, 1}, gpu::Share::all, nullptr);
+      continue;
+    }
     const auto layout = layout_of(*tensor);
     const auto rounding = rounding_of(tensor->info.dtype, parameter_of(i).dtype);
+    const auto first = match_.first_element[i];
     if (by_one_kernel(i, *tensor)) {
-      digests_->fill(i, {bytes_of(*tensor), offset, rounding ? std::optional(rounding->to) : std::nullopt, marks},
+      digests_->fill(i,
+                     {bytes_of(*tensor) + first * layout.element_bytes, offset,
+                      rounding ? std::optional(rounding->to) : std::nullopt, marks},
                      region.data);
       continue;
     }
-    gpu::gather(elements_of(layout, 0, *tensor->info.elements()), rounding, region.data + offset, bytes_of(*tensor),
-                *digests_->target().stream);
+    const auto& slice = pieces()[i].slice;
+    gpu::gather(elements_of(layout, first, slice.rows * slice.columns), rounding, region.data + offset,
+                bytes_of(*tensor), stream);
     digests_->queue({i, 1}, gpu::Share::all, nullptr);
   }
   const auto results = digests_->finish(deadline);
@@ -185,13 +153,11 @@ void SourceFill::run(std::span<const TrainingTensor> tensors, const Region& regi
 }
 
 std::optional<std::size_t> SourceFill::match_one(const TrainingTensor& tensor) {
-  const auto index = piece_of(*plan_, trainer_rank_, tensor);
-  if (!index) return index;
   matched_.clear();
-  match_ = {};
-  match_.tensor_index.assign(pieces().size(), -1);
-  match_.tensor_index[*index] = 0;
-  return index;
+  match_ = match_piece(*plan_, trainer_rank_, tensor);
+  const auto piece = std::ranges::find(match_.tensor_index, 0);
+  if (piece == match_.tensor_index.end()) return std::nullopt;
+  return static_cast<std::size_t>(piece - match_.tensor_index.begin());
 }
 
 std::optional<std::size_t> SourceFill::put(const TrainingTensor& tensor, const Region& region, SourceClaim& claim,
@@ -205,7 +171,7 @@ void SourceFill::expect_held(const TrainingTensor& tensor, std::string_view othe
                              Deadline deadline) {
   const auto index = match_one(tensor);
   if (!index) return;
-  gatherer_.deadline = deadline;
+  reader_->set_deadline(deadline);
   check_memory({&tensor, 1}, region);
   expect_tied(*index, tensor, other, [&](const Step& step, std::span<std::byte> held, Staging&) {
     read_region(region, step.source_offset, held);
@@ -232,7 +198,7 @@ void SourceFill::expect_tied(std::size_t piece_index, const TrainingTensor& tens
 void SourceFill::fill(std::span<const TrainingTensor> tensors, const Region& region, SourceClaim& claim,
                       SourceChanges& changes, Deadline deadline) {
   check_memory(tensors, region);
-  gatherer_.deadline = deadline;
+  reader_->set_deadline(deadline);
   for (const auto& alias : match_.aliases) {
     const auto& head = tensors[alias.tensor_index];
     const auto& embedding = *tensor_of(alias.piece_index, tensors);
@@ -251,8 +217,10 @@ void SourceFill::fill(std::span<const TrainingTensor> tensors, const Region& reg
   auto* const marks = changes.marks();
   for_each_step([&](const Step& step, Staging& staging) {
     const auto* const tensor = tensor_of(step.piece_index, tensors);
-    if (tensor != nullptr) fill_by_host(step, *tensor, region, claim, marks, staging);
+    if (tensor == nullptr || match_.by_quantizing[step.piece_index]) return;
+    fill_by_host(step, *tensor, region, claim, marks, staging);
   });
+  quantized_.by_host(tensors, match_, region, claim, marks, deadline, threads_);
   fill_by_gpu(tensors, region, claim, marks, deadline);
   complete(tensors, claim);
 }
@@ -267,24 +235,7 @@ void SourceFill::complete(std::span<const TrainingTensor> tensors, SourceClaim& 
 }
 
 void SourceFill::for_each_step(FunctionRef<void(const Step&, Staging&)> work) {
-  if (!workers_) {
-    staging_.resize(available_cores());
-    workers_.emplace(staging_.size() - 1);
-  }
-  std::atomic<std::size_t> next_step{0}, next_staging{0};
-  std::exception_ptr first;
-  std::mutex mutex;
-  workers_->run([&] {
-    try {
-      auto& staging = staging_[next_staging++];
-      for (auto i = next_step++; i < steps_.size(); i = next_step++) work(steps_[i], staging);
-    } catch (...) {
-      next_step = steps_.size();
-      const std::scoped_lock lock(mutex);
-      if (!first) first = std::current_exception();
-    }
-  });
-  if (first) std::rethrow_exception(first);
+  threads_.run(steps_.size(), [&](std::size_t index, std::size_t thread) { work(steps_[index], staging_[thread]); });
 }
 
 }  // namespace weightcast

@@ -170,7 +170,8 @@ ModelConfig config_of(const Checkpoint& checkpoint, std::vector<std::string>& no
                 fmt::format("{} has no config.json, so its model is unknown", printable(checkpoint.folder())),
                 "put the config.json of its model there, or (of update) name the shape with --model");
   }
-  return load_model_config(path, {dtype_of_weights(checkpoint.tensors()), &notes});
+  return load_model_config(path,
+                           {dtype_of_weights(checkpoint.tensors()), &notes, has_wide_routers(checkpoint.tensors())});
 }
 
 std::unique_ptr<WeightSource> make_synthetic_source(const Model& model, std::uint64_t seed, double changed_share) {

@@ -19,6 +19,8 @@ Manifest make_manifest(const TransferPlan& plan, const GroupOptions& options) {
   manifest.plan_digest = plan.digest;
   for (const auto& rule : plan.model.parameters) manifest.parameters.push_back(rule.info);
   manifest.settings = {{"tp", std::to_string(options.tp)},
+                       {"ep", std::to_string(plan.model.format.ep)},
+                       {"quantize", std::string(name(plan.model.format.quantization))},
                        {"dp", std::to_string(options.dp)},
                        {"trainers", std::to_string(plan.sources.ranks.size())},
                        {"transport", options.transport},

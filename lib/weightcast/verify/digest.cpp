@@ -141,15 +141,29 @@ Digest digest_of_model(const Model& model, std::span<const Digest> digests) {
   return ModelDigest(model).of(digests);
 }
 
-ModelDigest::ModelDigest(const Model& model) {
-  text_ = describe_set(
-      model.parameters.size(), [&](std::size_t i) -> const TensorInfo& { return model.parameters[i].info; },
-      digests_at_);
+std::vector<Digest> tensor_digests(const Model& model, std::span<const Digest> parameters) {
+  WEIGHTCAST_EXPECTS(parameters.size() == model.parameters.size());
+  std::vector<Digest> digests;
+  for (std::size_t p = 0; p < parameters.size(); ++p) {
+    if (model.parameters[p].row == 0) digests.emplace_back();
+    digests.back() += parameters[p];
+  }
+  return digests;
 }
 
-Digest ModelDigest::of(std::span<const Digest> digests) noexcept {
-  WEIGHTCAST_EXPECTS(digests.size() == digests_at_.size());
-  return hash_set(text_, digests_at_, digests);
+ModelDigest::ModelDigest(const Model& model) : first_(model.tensors()), digests_(first_.size()) {
+  text_ = describe_set(
+      first_.size(), [&](std::size_t i) -> const TensorInfo& { return model.parameters[first_[i]].info; }, digests_at_);
+  first_.push_back(model.parameters.size());
+}
+
+Digest ModelDigest::of(std::span<const Digest> parameters) noexcept {
+  WEIGHTCAST_EXPECTS(parameters.size() == first_.back());
+  for (std::size_t i = 0; i < digests_.size(); ++i) {
+    digests_[i] = {};
+    for (auto p = first_[i]; p < first_[i + 1]; ++p) digests_[i] += parameters[p];
+  }
+  return hash_set(text_, digests_at_, digests_);
 }
 
 }  // namespace weightcast

@@ -29,18 +29,23 @@ Digest digest_rows(const std::byte* data, std::uint64_t pitch, std::uint64_t row
 /// One digest for a set of named tensors: independent of their order in memory, sensitive to names, dtypes and shapes.
 /// `digests[i]` belongs to `tensors[i]`.
 Digest digest_of_set(std::span<const TensorInfo> tensors, std::span<const Digest> digests);
-Digest digest_of_model(const Model& model, std::span<const Digest> digests);
+/// Of all tensors of a model; `parameters[i]` belongs to parameter i.
+Digest digest_of_model(const Model& model, std::span<const Digest> parameters);
+/// The digests of a model's tensors, from those of its parameters.
+std::vector<Digest> tensor_digests(const Model& model, std::span<const Digest> parameters);
 
 /// digest_of_model() for one model again and again: what does not change is prepared once.
 class ModelDigest {
  public:
   explicit ModelDigest(const Model& model);
-  /// `digests[i]` belongs to parameter i. Allocates nothing; not thread-safe.
-  Digest of(std::span<const Digest> digests) noexcept;
+  /// `parameters[i]` belongs to parameter i. Allocates nothing; not thread-safe.
+  Digest of(std::span<const Digest> parameters) noexcept;
 
  private:
+  std::vector<std::size_t> first_;       // parameter of each tensor, and the end
+  std::vector<Digest> digests_;          // of the tensors
   std::string text_;                     // what is hashed
-  std::vector<std::size_t> digests_at_;  // in text_, by parameter
+  std::vector<std::size_t> digests_at_;  // in text_, by tensor
 };
 
 }  // namespace weightcast
