@@ -55,6 +55,14 @@ def joined(blocks):
     return [row for block in blocks for row in block]
 
 
+Parameter = collections.namedtuple("Parameter", "name rows columns element cut")  # columns: none of a vector
+BIASES_BY_CONFIG = ("llama", "qwen3", "smollm3", "granite", "helium", "gemma2", "gemma3_text", "olmo2", "glm", "glm4", "qwen3_moe",
+                    "glm4_moe")
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "ministral", "ministral3", "smollm3", "granite", "helium", "cwm", "gemma2",
+            "gemma3_text", "olmo2", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "glm4_moe")
+FAMILIES_WITH_EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "glm4_moe")
+
+
 class Shape:
     """A model by its config.json, with what the families' code adds to it."""
 
@@ -67,28 +75,44 @@ class Shape:
         self.vocabulary = config["vocab_size"]
         self.heads = config["num_attention_heads"]
         self.kv_heads = config.get("num_key_value_heads", self.heads)
-        self.head_dim = config.get("head_dim", self.hidden // self.heads)
-        self.tied = config.get("tie_word_embeddings", family == "smollm3")
-        asked = config.get("attention_bias", False) and family not in ("mistral", "ministral", "ministral3", "cwm")
-        self.qkv_bias = family == "qwen2" or asked
-        self.o_bias = family not in ("qwen2", "helium") and asked
-        self.mlp_bias = family in ("llama", "smollm3", "granite", "helium", "cwm") and config.get("mlp_bias", False)
+        self.head_dim = config.get("head_dim", 256 if family.startswith("gemma") else self.hidden // self.heads)
+        self.tied = config.get("tie_word_embeddings", family in ("smollm3", "gemma2", "gemma3_text"))
+        asked = config.get("attention_bias", family in ("glm", "glm4")) and family in BIASES_BY_CONFIG
+        self.qkv_bias = family == "qwen2" or asked or (family == "qwen2_moe" and config.get("qkv_bias", True))
+        self.o_bias = asked and family not in ("helium", "glm", "glm4", "glm4_moe")
+        self.mlp_bias = config.get("mlp_bias", False) and family in ("llama", "smollm3", "granite", "helium", "cwm", "deepseek_v2")
+        self.head_norms = family in ("qwen3", "qwen3_moe", "gemma3_text") or (family == "glm4_moe" and config.get("use_qk_norm"))
         self.element = ELEMENT_BYTES[config.get("torch_dtype", "bfloat16")]
+        self.config = config
+        self.has_experts = any(map(self.experts, range(self.layers)))
+
+    def experts(self, layer):
+        """How many the layer has; 0: it is dense."""
+        config = self.config
+        if self.family not in FAMILIES_WITH_EXPERTS:
+            return 0
+        if self.family == "mixtral":
+            return config["num_local_experts"]
+        if self.family in ("qwen2_moe", "qwen3_moe"):
+            sparse = layer not in config.get("mlp_only_layers", []) and (layer + 1) % config.get("decoder_sparse_step", 1) == 0
+            return sparse and config.get("num_experts", config.get("num_local_experts"))
+        first = config.get("first_k_dense_replace", {"deepseek_v2": 0, "deepseek_v3": 3, "glm4_moe": 1}[self.family])
+        return layer >= first and config["n_routed_experts"]
 
     # How it is cut: each of these takes all rows, and returns those of tp rank t.
 
-    def everything(self, rows, tp, t):
+    def everything(self, rows, tp, t, ep):
         return rows
 
-    def heads_by_rows(self, rows, tp, t):
+    def heads_by_rows(self, rows, tp, t, ep):
         """ColumnParallelLinear of whole heads."""
         return joined(split(split(rows, self.heads), tp)[t])
 
-    def heads_by_columns(self, rows, tp, t):
+    def heads_by_columns(self, rows, tp, t, ep):
         """RowParallelLinear: what the rank's own heads have computed."""
         return [b"".join(split(split(row, self.heads), tp)[t]) for row in rows]
 
-    def heads_attended(self, rows, tp, t):
+    def heads_attended(self, rows, tp, t, ep):
         """The key/value heads that the rank's query heads look at: whole groups of them, or a part of one group."""
         queries, group = split(range(self.heads), tp)[t], self.heads // self.kv_heads
         if len(queries) % group and group % len(queries):
@@ -96,59 +120,152 @@ class Shape:
         heads = split(rows, self.kv_heads)
         return joined(heads[head] for head in sorted({query // group for query in queries}))
 
-    def by_rows(self, rows, tp, t):
+    def by_rows(self, rows, tp, t, ep):
         return split(rows, tp)[t]
 
-    def by_columns(self, rows, tp, t):
-        columns = split(range(self.intermediate), tp)[t]
+    def by_columns(self, rows, tp, t, ep):
+        columns = split(range(len(rows[0]) // self.element), tp)[t]
         return [row[columns.start * self.element:columns.stop * self.element] for row in rows]
 
-    def by_vocabulary(self, rows, tp, t):
+    def by_vocabulary(self, rows, tp, t, ep):
         """VocabParallelEmbedding: padded to a multiple of 64 before it is cut."""
         return split(rows + [None] * (-len(rows) % 64), tp)[t]
 
-    def engine_tensors(self):
-        """(name, [(parameter, rows, columns or none, how it is cut)]) in the order of the model."""
-        def one(name, *shape_and_cut):
-            return name, [(name, *shape_and_cut)]
+    def of_expert(self, expert, count, cut):
+        """Whole experts by groups of ranks; each is cut for the ranks of its group."""
+        def cut_expert(rows, tp, t, ep):
+            if tp % ep:
+                raise Uneven
+            inner, mine = tp // ep, split(range(count), ep)[t // (tp // ep)]
+            held = cut(rows, inner, t % inner, 1)
+            return held if expert in mine else []
+        return cut_expert
 
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+    def part(self, first, count, cut):
+        """Some rows of a parameter that is fused in the checkpoint."""
+        return lambda rows, tp, t, ep: cut(rows[first:first + count], tp, t, ep)
+
+    def engine_tensors(self):
+        """(name, [parameter and how it is cut]) in the order of the model."""
+        def parameter(name, rows, columns, cut, element=self.element):
+            return Parameter(name, rows, columns, element, cut)
+
+        def one(name, *rest):
+            return name, [parameter(name, *rest)]
+
+        def norm(name, size=self.hidden):
+            return one(f"{name}.weight", size, None, self.everything)
+
         yield one("model.embed_tokens.weight", self.vocabulary, self.hidden, self.by_vocabulary)
         for layer in range(self.layers):
             at = f"model.layers.{layer}."
-            yield one(at + "input_layernorm.weight", self.hidden, None, self.everything)
-            for kind, columns in (("weight", self.hidden), ("bias", None)):
-                if kind == "weight" or self.qkv_bias:
-                    yield f"{at}self_attn.qkv_proj.{kind}", [
-                        (f"{at}self_attn.q_proj.{kind}", q, columns, self.heads_by_rows),
-                        (f"{at}self_attn.k_proj.{kind}", kv, columns, self.heads_attended),
-                        (f"{at}self_attn.v_proj.{kind}", kv, columns, self.heads_attended)]
-            if self.family == "qwen3":
-                yield one(at + "self_attn.q_norm.weight", self.head_dim, None, self.everything)
-                yield one(at + "self_attn.k_norm.weight", self.head_dim, None, self.everything)
-            yield one(at + "self_attn.o_proj.weight", self.hidden, q, self.heads_by_columns)
-            if self.o_bias:
-                yield one(at + "self_attn.o_proj.bias", self.hidden, None, self.everything)
-            yield one(at + "post_attention_layernorm.weight", self.hidden, None, self.everything)
-            for kind, columns in (("weight", self.hidden), ("bias", None)):
-                if kind == "weight" or self.mlp_bias:
-                    yield f"{at}mlp.gate_up_proj.{kind}", [
-                        (f"{at}mlp.gate_proj.{kind}", self.intermediate, columns, self.by_rows),
-                        (f"{at}mlp.up_proj.{kind}", self.intermediate, columns, self.by_rows)]
-            yield one(at + "mlp.down_proj.weight", self.hidden, self.intermediate, self.by_columns)
-            if self.mlp_bias:
-                yield one(at + "mlp.down_proj.bias", self.hidden, None, self.everything)
-        yield one("model.norm.weight", self.hidden, None, self.everything)
+            if self.family != "olmo2":
+                yield norm(at + "input_layernorm")
+            yield from (self.latent_attention if self.family.startswith("deepseek") else self.attention)(at + "self_attn.",
+                                                                                                      parameter, one, norm)
+            if self.family == "glm4":
+                yield norm(at + "post_self_attn_layernorm")
+            yield norm(at + "post_attention_layernorm")
+            if self.family.startswith("gemma"):
+                yield norm(at + "pre_feedforward_layernorm")
+            if self.experts(layer):
+                yield from self.sparse(at, self.experts(layer), parameter, one)
+            else:
+                yield from self.dense(at + "mlp.", self.intermediate, parameter, one)
+            if self.family.startswith(("gemma", "olmo2")):
+                yield norm(at + "post_feedforward_layernorm")
+            if self.family == "glm4":
+                yield norm(at + "post_mlp_layernorm")
+        yield norm("model.norm")
         if not self.tied:
             yield one("lm_head.weight", self.vocabulary, self.hidden, self.by_vocabulary)
 
-    def parameters(self):
-        return [parameter for _, parts in self.engine_tensors() for parameter in parts]
+    def attention(self, at, parameter, one, norm):
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        for kind, columns in (("weight", self.hidden), ("bias", None)):
+            if self.family == "phi3" and kind == "weight":
+                name = at + "qkv_proj.weight"
+                yield name, [parameter(name, q + 2 * kv, columns, self.part(first, count, cut)) for first, count, cut in
+                             ((0, q, self.heads_by_rows), (q, kv, self.heads_attended), (q + kv, kv, self.heads_attended))]
+            elif kind == "weight" or self.qkv_bias:
+                yield f"{at}qkv_proj.{kind}", [parameter(f"{at}q_proj.{kind}", q, columns, self.heads_by_rows),
+                                               parameter(f"{at}k_proj.{kind}", kv, columns, self.heads_attended),
+                                               parameter(f"{at}v_proj.{kind}", kv, columns, self.heads_attended)]
+        if self.head_norms or self.family == "olmo2":
+            yield norm(at + "q_norm", self.head_dim if self.head_norms else q)
+            yield norm(at + "k_norm", self.head_dim if self.head_norms else kv)
+        yield one(at + "o_proj.weight", self.hidden, q, self.heads_by_columns)
+        if self.o_bias:
+            yield one(at + "o_proj.bias", self.hidden, None, self.everything)
 
-    def can_be_cut(self, tp):
+    def latent_attention(self, at, parameter, one, norm):
+        """DeepSeek's: low-rank matrices that all heads share are on every rank, what belongs to heads is cut by heads."""
+        config, bias = self.config, self.config.get("attention_bias", False)
+        rank, rotary, query_rank = config["kv_lora_rank"], config["qk_rope_head_dim"], config["q_lora_rank"]
+        queries = self.heads * (config["qk_nope_head_dim"] + rotary)
+        shared = [("kv_a_proj_with_mqa", rank + rotary)]
+        if query_rank:
+            shared.insert(0, ("q_a_proj", query_rank))
+        else:
+            yield one(at + "q_proj.weight", queries, self.hidden, self.heads_by_rows)
+        for kind, columns in (("weight", self.hidden), ("bias", None)):
+            if kind == "weight" or bias:
+                name = "fused_qkv_a_proj_with_mqa" if query_rank else "kv_a_proj_with_mqa"
+                yield f"{at}{name}.{kind}", [parameter(f"{at}{part}.{kind}", rows, columns, self.everything) for part, rows in shared]
+        if query_rank:
+            yield norm(at + "q_a_layernorm", query_rank)
+            yield one(at + "q_b_proj.weight", queries, query_rank, self.heads_by_rows)
+        yield norm(at + "kv_a_layernorm", rank)
+        values = config["v_head_dim"]
+        yield one(at + "kv_b_proj.weight", self.heads * (config["qk_nope_head_dim"] + values), rank, self.heads_by_rows)
+        yield one(at + "o_proj.weight", self.hidden, self.heads * values, self.heads_by_columns)
+        if bias:
+            yield one(at + "o_proj.bias", self.hidden, None, self.everything)
+
+    def dense(self, at, size, parameter, one):
+        for kind, columns in (("weight", self.hidden), ("bias", None)):
+            name = f"{at}gate_up_proj.{kind}"
+            if self.family in ("phi3", "glm", "glm4") and kind == "weight":
+                yield name, [parameter(name, 2 * size, columns, self.part(first, size, self.by_rows)) for first in (0, size)]
+            elif kind == "weight" or self.mlp_bias:
+                yield name, [parameter(f"{at}{part}_proj.{kind}", size, columns, self.by_rows) for part in ("gate", "up")]
+        yield one(at + "down_proj.weight", self.hidden, size, self.by_columns)
+        if self.mlp_bias:
+            yield one(at + "down_proj.bias", self.hidden, None, self.everything)
+
+    def sparse(self, at, count, parameter, one):
+        config = self.config
+        at += "block_sparse_moe." if self.family == "mixtral" else "mlp."
+        yield one(at + "gate.weight", count, self.hidden, self.everything)
+        if self.family in ("deepseek_v3", "glm4_moe"):
+            yield one(at + "gate.e_score_correction_bias", count, None, self.everything, 4)
+        gate, up, down = ("w1", "w3", "w2") if self.family == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+        size = self.intermediate if self.family == "mixtral" else config["moe_intermediate_size"]
+        yield at + "experts.w13_weight", [
+            parameter(f"{at}experts.{e}.{name}.weight", size, self.hidden, self.of_expert(e, count, self.by_rows))
+            for e in range(count) for name in (gate, up)]
+        yield at + "experts.w2_weight", [
+            parameter(f"{at}experts.{e}.{down}.weight", self.hidden, size, self.of_expert(e, count, self.by_columns))
+            for e in range(count)]
+        if self.family == "qwen2_moe":
+            yield from self.dense(at + "shared_expert.", config["shared_expert_intermediate_size"], parameter, one)
+            yield one(at + "shared_expert_gate.weight", 1, self.hidden, self.everything)
+        elif self.family in ("deepseek_v2", "deepseek_v3", "glm4_moe"):
+            yield from self.dense(at + "shared_experts.", size * config["n_shared_experts"], parameter, one)
+
+    def parameters(self):
+        """{name: [its parts, of which there are several where the checkpoint has them fused]}"""
+        parts = {}
+        for _, held in self.engine_tensors():
+            for part in held:
+                parts.setdefault(part.name, []).append(part)
+        return parts
+
+    def can_be_cut(self, tp, ep=1):
         try:
-            for _, rows, columns, cut in self.parameters():
-                cut([bytes((columns or 1) * self.element)] * rows, tp, 0)
+            for parts in self.parameters().values():
+                for part in parts:
+                    part.cut([bytes((part.columns or 1) * part.element)] * part.rows, tp, 0, ep)
         except Uneven:
             return False
         return True
@@ -158,23 +275,23 @@ def make_weights(shape, choose):
     """{parameter: its matrix}"""
     def row(size):
         return choose.getrandbits(8 * size).to_bytes(size, "little")
-    return {name: [row((columns or 1) * shape.element) for _ in range(rows)]
-            for name, rows, columns, _ in shape.parameters()}
+    return {name: [row((part.columns or 1) * part.element) for _ in range(part.rows)]
+            for name, (part, *_) in shape.parameters().items()}
 
 
 Slot = collections.namedtuple("Slot", "tensors content wanted padding")  # wanted: 1 where a weight belongs
 
 
-def make_slot(shape, weights, tp, t):
+def make_slot(shape, weights, tp, t, ep):
     """Engine tensors one behind the other, the parts of each in turn, as matrices without gaps."""
     tensors, padding, content, wanted = [], [], bytearray(), bytearray()
     for name, parts in shape.engine_tensors():
         begin = align(len(content))
         content.extend(bytes(begin - len(content)))
         wanted.extend(bytes(begin - len(wanted)))
-        for parameter, _, columns, cut in parts:
-            held = cut(weights[parameter], tp, t)
-            nothing = bytes((columns or 1) * shape.element)
+        for part in parts:
+            held = part.cut(weights[part.name], tp, t, ep)
+            nothing = bytes(len(held[0] or weights[part.name][0])) if held else b""
             if None in held:
                 first = held.index(None)
                 padding.append([len(content) + first * len(nothing), (len(held) - first) * len(nothing)])
@@ -204,15 +321,15 @@ def within(rows, element, rectangle):
 def held_blocks(shape, weights, request, rank):
     """(parameter, block of it) in the order in which they lie in the trainer rank's region."""
     layout, trainers = request["layout"], request["trainers"]
-    for name, _, _, cut in shape.parameters():
+    for name, parts in shape.parameters().items():
         rows = weights[name]
         if layout == "custom":
             mine = sorted(r[2:] for r in request["rectangles"] if r[0] == rank and r[1] == name)
-            blocks = [within(rows, shape.element, rectangle) for rectangle in mine]
+            blocks = [within(rows, parts[0].element, rectangle) for rectangle in mine]
         elif layout == "fsdp":
             blocks = [chunks(rows, trainers)[rank]]
         elif layout == "tp":
-            blocks = [[row for row in cut(rows, trainers, rank) if row is not None]]
+            blocks = [[row for row in part.cut(rows, trainers, rank, 1) if row is not None] for part in parts]
         else:
             blocks = [rows if rank == 0 else []]
         for block in blocks:
@@ -230,7 +347,7 @@ def make_region(shape, weights, request, rank, said, choose):
         piece = next(pieces, None)
         agree(piece is not None, "trainer rank", rank, "has", name, "too")
         agree(piece[0] == name, "trainer rank", rank, "has", name, "where", piece, "is said to be")
-        said_block = within(weights[name], shape.element, piece[1:5])
+        said_block = within(weights[name], shape.parameters()[name][0].element, piece[1:5])
         agree(said_block == block, "trainer rank", rank, "has another part than", piece)
         agree(piece[5:] == [len(content), len(block[0])], "trainer rank", rank, piece, "begins at", len(content))
         content.extend(b"".join(block))
@@ -286,17 +403,18 @@ def check_shares(answer):
 
 def check(request, answer, choose):
     """Raises Disagreement unless the program's plan is one that the oracle understands and expects."""
-    shape, tp, trainers = Shape(request["config"]), request["tp"], request["trainers"]
+    shape, tp, ep, trainers = Shape(request["config"]), request["tp"], request.get("ep", 1), request["trainers"]
     weights = make_weights(shape, choose)
     agree("refused" not in answer, "refused:", answer)
     agree(answer["violation"] == "", "its own proof fails:", answer["violation"])
-    expected = [[name, [rows, columns] if columns else [rows]] for name, rows, columns, _ in shape.parameters()]
+    expected = [[name, [part.rows, part.columns] if part.columns else [part.rows]]
+                for name, (part, *_) in shape.parameters().items()]
     agree(answer["parameters"] == expected, "other parameters")
     agree((len(answer["ranks"]), len(answer["regions"])) == (tp, trainers), "other ranks")
     regions = [make_region(shape, weights, request, rank, said, choose) for rank, said in enumerate(answer["regions"])]
     whole = [Region(b"".join(rows), b"\1" * sum(map(len, rows))) for rows in weights.values()]
     for t, said in enumerate(answer["ranks"]):
-        slot, rank = make_slot(shape, weights, tp, t), f"tp rank {t}:"
+        slot, rank = make_slot(shape, weights, tp, t, ep), f"tp rank {t}:"
         agree(answer["engine_tensors"] == slot.tensors, rank, "other engine tensors, or elsewhere:", slot.tensors)
         agree(answer["slot_bytes"] == len(slot.content), rank, "another size of slots:", len(slot.content))
         agree(said["padding"] == slot.padding, rank, "other padding:", said["padding"], slot.padding)
@@ -339,8 +457,7 @@ def plant(answer, element, choose):
 # What it is asked.
 
 def random_config(choose):
-    family = choose.choice(("llama", "qwen2", "qwen3", "mistral", "ministral", "ministral3", "smollm3", "granite", "helium",
-                            "cwm"))
+    family = choose.choice(FAMILIES)
     kv_heads = choose.randint(1, 5)
     heads = kv_heads * choose.randint(1, 4)
     hidden, head_dim = choose.randint(32, 128), choose.choice((1, 2, 3, 4, 5, 8, 16))
@@ -355,9 +472,30 @@ def random_config(choose):
         config["head_dim"] = head_dim
     if kv_heads != heads or choose.random() < 0.5:
         config["num_key_value_heads"] = kv_heads
-    for key in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+    for key in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_qk_norm", "qkv_bias"):
         if choose.random() < 0.7:
             config[key] = choose.random() < 0.5
+    if family in FAMILIES_WITH_EXPERTS:
+        config |= random_experts(choose, family, heads)
+    return config
+
+
+def random_experts(choose, family, heads):
+    """What the configs of families with experts say besides."""
+    count = choose.choice((1, 2, 3, 4, 6, 8))
+    config = {"moe_intermediate_size": heads * choose.randint(1, 4),
+              {"mixtral": "num_local_experts", "qwen2_moe": "num_experts", "qwen3_moe": choose.choice(
+                  ("num_experts", "num_local_experts"))}.get(family, "n_routed_experts"): count}
+    if family == "qwen2_moe":
+        config["shared_expert_intermediate_size"] = heads * choose.randint(1, 4)
+    if family in ("qwen2_moe", "qwen3_moe"):
+        config |= choose.choice(({}, {"decoder_sparse_step": 2}, {"mlp_only_layers": [0]}))
+    elif family != "mixtral":
+        config |= {"n_shared_experts": choose.randint(1, 2), "first_k_dense_replace": choose.randint(0, 2)}
+    if family.startswith("deepseek"):
+        config |= {"q_lora_rank": choose.choice((None, choose.randint(1, 24))), "kv_lora_rank": choose.randint(1, 24),
+                   "qk_nope_head_dim": choose.randint(1, 8), "qk_rope_head_dim": choose.choice((2, 4)),
+                   "v_head_dim": choose.randint(1, 8)}
     return config
 
 
@@ -387,9 +525,9 @@ def grid(choose, rows, columns):
 def random_rectangles(choose, shape, trainers):
     """Of every parameter; some are held by several trainer ranks. In any order."""
     result = []
-    for name, rows, columns, _ in shape.parameters():
-        parts = choose.choice((lambda: cut_in_two(choose, (0, 0, rows, columns or 1), 3),
-                               lambda: grid(choose, rows, columns or 1)))()
+    for name, (whole, *_) in shape.parameters().items():
+        rows, columns = whole.rows, whole.columns or 1
+        parts = choose.choice((lambda: cut_in_two(choose, (0, 0, rows, columns), 3), lambda: grid(choose, rows, columns)))()
         for part in parts:
             holders = choose.sample(range(trainers), choose.randint(1, trainers) if choose.random() < 0.25 else 1)
             result += [[rank, name, *part] for rank in holders]
@@ -407,6 +545,9 @@ def random_request(number, choose):
     mostly = possible[1:] if len(possible) > 1 and choose.random() < 0.9 else possible
     request = {"config": config, "layout": layout, "tp": choose.choice(mostly), "dp": choose.choice((1, 1, 2, 3)),
                "trainers": choose.choice(mostly) if layout == "tp" else choose.randint(1, 8)}
+    groups = [ep for ep in range(2, request["tp"] + 1) if shape.has_experts and shape.can_be_cut(request["tp"], ep)]
+    if groups and choose.random() < 0.6:
+        request["ep"] = choose.choice(groups)
     if layout == "custom":
         request["rectangles"] = random_rectangles(choose, shape, request["trainers"])
     if choose.random() < 0.1:
@@ -426,8 +567,8 @@ def chosen_requests():
               "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 570, "tie_word_embeddings": True}
     shared = {"model_type": "qwen3", "num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 64, "head_dim": 2,
               "num_attention_heads": 16, "num_key_value_heads": 2, "vocab_size": 65}
-    fifths = [[rank, name, row, 0, min(116, rows - row), columns or 1] for name, rows, columns, _ in
-              Shape(smollm).parameters() for rank, row in enumerate(range(0, rows, 116))]
+    fifths = [[rank, name, row, 0, min(116, part.rows - row), part.columns or 1] for name, (part, *_) in
+              Shape(smollm).parameters().items() for rank, row in enumerate(range(0, part.rows, 116))]
     for config, layout, trainers, tp, refused in (
             (smollm, "fsdp", 5, 3, None), (smollm, "custom", 5, 9, None), (smollm, "tp", 3, 3, None),
             (smollm, "fsdp", 5, 2, CONFIG), (smollm, "tp", 2, 3, CONFIG), (shared, "fsdp", 7, 16, None),

@@ -1,5 +1,6 @@
 // The C++ side of plan_oracle.py: for every line of the standard input, a request in JSON, a line with the plan.
 //   {"config": a config.json, "layout": "whole" | "fsdp" | "tp" | "custom", "trainers": R, "tp": T, "dp": D,
+//    "ep": G,    1 where it is left out
 //    "rectangles": [[trainer rank, parameter, row, column, rows, columns], ...]}    the last for custom layouts only
 // What moves is [trainer rank, source offset and pitch, destination offset and pitch, bytes of a row, rows]. What is
 // refused is {"refused": exit code, "message": ...}.
@@ -100,7 +101,8 @@ json show(const TransferPlan& plan) {
 json answer(const std::string& line) {
   const auto request = json::parse(line);
   try {
-    const auto model = build_model(parse_model_config(request.at("config").dump(), "config"));
+    const auto model = build_model(parse_model_config(request.at("config").dump(), "config"),
+                                   {.ep = request.value("ep", std::uint64_t{1})});
     return show(make_plan(model, request.at("tp").get<std::uint64_t>(), request.at("dp").get<std::uint64_t>(),
                           layout_of(request, model)));
   } catch (const Error& error) {
