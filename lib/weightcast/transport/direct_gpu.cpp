@@ -72,15 +72,31 @@ class DirectGpu final : public BoundTransport {
     const bool watched = upstream_.next() >= 0 || std::ranges::count(pushing, true) != 0;
     pushed_ = Pushed(upstream_, std::move(pushing));
     const auto& schedule = upstream_.schedule();
+    by_tasks_ = many_small_copies(schedule);
     for (const auto& segment : schedule.segments) {
       first_task_.push_back(tasks_.count());
-      if (!segment.contiguous()) tasks_.add(segment);
+      if (!segment.contiguous() || by_tasks_[segment.from]) tasks_.add(segment);
     }
     first_task_.push_back(tasks_.count());
     tasks_.upload({MemoryKind::cuda, gpu}, "the copy plan");
     copies_ = CopyBatch(schedule.copies.size() + schedule.halves.size());
     for (std::size_t i = 0; watched && i < std::max(schedule.single.size(), schedule.whole.size()); ++i)
       arrivals_.emplace_back(gpu);
+  }
+
+  /// By trainer rank: what is from it lies in small pieces on this GPU, of which a copy engine takes each by itself, 6
+  /// us for 32 KiB, and a kernel all together.
+  std::vector<bool> many_small_copies(const Schedule& schedule) const {
+    std::vector<bool> result(beside_.size());
+    for (const auto& supply : schedule.supplies) {
+      std::uint64_t bytes = 0, count = 0;
+      for (const auto& part : supply.parts.of(schedule.whole)) {
+        for (const auto& copy : part.copies.of(schedule.copies)) bytes += copy.size_bytes;
+        count += part.copies.count;
+      }
+      result[supply.from] = beside_[supply.from] && bytes < count * copy_block_bytes;
+    }
+    return result;
   }
 
   void move(const Batch& batch, Deadline deadline) override {
@@ -155,8 +171,10 @@ class DirectGpu final : public BoundTransport {
     if (!digests_copy(batch, part.from)) {
       const std::byte* const source = upstream_.base(batch, part);
       const auto& schedule = upstream_.schedule();
-      copies_.queue(half ? part.pulled.of(schedule.halves) : part.copies.of(schedule.copies), source, sink(batch),
-                    stream);
+      if (!by_tasks_[part.from]) {
+        copies_.queue(half ? part.pulled.of(schedule.halves) : part.copies.of(schedule.copies), source, sink(batch),
+                      stream);
+      }
       const auto task = first_task_[part.segments.first];
       tasks_.queue({task, first_task_[part.segments.end()] - task}, source, sink(batch), stream);
     }
@@ -211,10 +229,11 @@ class DirectGpu final : public BoundTransport {
   std::vector<bool> beside_;             // by trainer rank: what is from it comes from the same GPU
   gpu::Share share_ = gpu::Share::all;   // of the GPU for what is copied within it
   bool watched_ = false;                 // in this run somebody waits for the arrival of parts
-  CopyTasks tasks_;                      // of what is strided
+  std::vector<bool> by_tasks_;           // by trainer rank: nothing of what is from it is left to copy engines
+  CopyTasks tasks_;                      // of what is strided, or so left
   std::vector<std::size_t> first_task_;  // of each segment, and the end
   std::vector<gpu::Event> arrivals_;     // of parts, for when they are watched
-  CopyBatch copies_;                     // of what is contiguous
+  CopyBatch copies_;                     // of all else
   gpu::Stream stream_, beside_stream_;   // across links, and within the GPU
   gpu::Stream landed_;                   // nothing is queued on it: what is announced by it is there
 };
