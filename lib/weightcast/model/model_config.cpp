@@ -16,8 +16,6 @@
 namespace weightcast {
 namespace {
 
-using Strings = std::vector<std::string>;
-
 struct DTypeNames {
   DType dtype;
   std::string_view torch;
@@ -28,12 +26,9 @@ constexpr std::array<DTypeNames, 3> dtypes{
 /// `names` says by which of its names a family may be meant.
 [[noreturn]] void unsupported_family(const std::string& what, const std::string& key, std::string_view value,
                                      std::string_view FamilySpec::*names) {
-  Strings known;
+  std::vector<std::string_view> known;
   std::set<std::string> all;
-  for (const auto& spec : families()) {
-    known.push_back(fmt::format("{} ({})", spec.model_type, spec.architecture));
-    all.emplace(spec.*names);
-  }
+  for (const auto& spec : families()) all.emplace(known.emplace_back(spec.*names));
   throw Error(
       ExitCode::config, fmt::format("{}: \"{}\" is \"{}\", which is not supported", what, key, printable(value)),
       did_you_mean(value, all, "",
