@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Engine tensors of every family, byte by byte: rank 0 publishes a checkpoint that transformers has written, and every engine
-rank holds what engine_oracle.py says of it, padding included. First and second version; tp 1, 2 and 4.
+rank holds what engine_oracle.py says of it, padding included. First and second version; tp 1, 2 and 4, and
+ranks that own experts.
 Exit code 77: a package is not there.
 
 usage: mpiexec -n 5 python3 family_engines.py [VARIANT ...]
@@ -46,7 +47,7 @@ def exchange(folder, config, tp, ep):
     if group == MPI.COMM_NULL:
         return []
     problems, at = [], f"tp {tp}, ep {ep}, " + ("trainer" if TRAINER else f"rank {group.rank - 1}")
-    options = {"comm": group, "timeout_s": 30} | ({"ep": ep} if ep > 1 else {})
+    options = {"comm": group, "timeout_s": 30} | {"expert_parallel": ep > 1}
     try:
         with (weightcast.Trainer if TRAINER else weightcast.Engine)(folder / "1" / "config.json", **options) as end:
             for version in (1, 2):
@@ -74,7 +75,7 @@ def check(variant, form):
             for version in (1, 2):
                 config = models.make_checkpoint(variant, version, form, folder / str(version))
         config = COMM.bcast(config)
-        problems, runs = [], [(1, 1), (2, 1), (4, 1)]  # the C interface has no experts in groups: family_plans.py has
+        problems, runs = [], [(1, 1), (2, 1), (4, 1)] + [(2, 2), (4, 4)] * (variant in models.EXPERTS)
         for tp, ep in runs:
             problems += exchange(folder, config, tp, ep)
         COMM.barrier()
