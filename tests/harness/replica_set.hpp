@@ -67,6 +67,17 @@ inline Model small_model(Family family = Family::llama) {
   return build_model(config);
 }
 
+/// A layer of experts that are cut into more than a thousand pieces of 1 KiB and less by tp 2, 4 and 8.
+inline Model many_pieces_model() {
+  auto config = load_model_config("tiny");
+  config.family = Family::mixtral;
+  config.layers = 1;
+  config.head_dim = 16;
+  config.intermediate = 16;
+  config.experts = {.count = 400, .intermediate = 16};
+  return build_model(config);
+}
+
 /// Holds a slot's bytes against the source by the sharding rule itself, element by element: shares no code with
 /// transports.
 inline testing::AssertionResult slot_equals(const TransferPlan& plan, std::size_t tp_rank,

@@ -67,7 +67,8 @@ class TransportTest : public testing::TestWithParam<Case> {
     const auto world = static_cast<std::uint64_t>(testing_harness::world_size());
     const auto engines = world < param.trainers ? 0 : world - param.trainers;
     if (engines == 0 || engines % param.dp != 0) GTEST_SKIP() << "needs a multiple of " << param.dp << " engine ranks";
-    const auto model = testing_harness::small_model(param.family);
+    const auto model = param.family == Family::mixtral ? testing_harness::many_pieces_model()
+                                                       : testing_harness::small_model(param.family);
     const auto cuts = possible_tp(model);
     const auto can_cut = [&](std::uint64_t tp) { return std::ranges::find(cuts, tp) != cuts.end(); };
     if (!can_cut(engines / param.dp)) GTEST_SKIP() << "the model cannot be cut so";
@@ -275,6 +276,14 @@ std::vector<Case> cases(MemoryKind memory) {
         result.push_back({memory == MemoryKind::cuda ? "nccl" : "mpi", method, dp, family, memory});
       if (memory == MemoryKind::cuda)
         result.push_back({"direct", Method::sharded, dp, family, memory, 1, LayoutKind::whole, MemoryKind::host});
+    }
+  }
+  for (const std::uint64_t trainers : {1, 2}) {
+    const auto layout = trainers == 1 ? LayoutKind::whole : LayoutKind::fsdp;
+    for (const std::uint64_t dp : {1, 2}) {
+      result.push_back({"direct", Method::sharded, dp, Family::mixtral, memory, trainers, layout});
+      if (memory == MemoryKind::host)
+        result.push_back({"mpi", Method::sharded, dp, Family::mixtral, memory, trainers, layout});
     }
   }
   for (const std::uint64_t trainers : {2, 3, 5}) {

@@ -12,6 +12,8 @@ namespace {
 /// Digest tasks in one kernel: 128 MiB, 0.1 ms. So long the engine's other kernels wait for one that fills the GPU. Two
 /// streams take turns, so that one begins while another ends.
 constexpr std::size_t digests_at_once = 1024;
+/// What copy engines take one by one in any case: a millisecond at most.
+constexpr std::uint64_t many_copies = 512;
 
 class DirectGpu final : public BoundTransport {
  public:
@@ -25,17 +27,29 @@ class DirectGpu final : public BoundTransport {
     return peers.roster.trainer(rank) || BoundTransport::takes(peers, rank);
   }
 
-  /// Whether the first pushes half of what the second receives from it: across a link between GPUs.
-  bool linked(int from, int to) const {
-    return peers_->place(from).placement.kind == MemoryKind::cuda &&
-           !same_gpu(peers_->place(from), peers_->place(to)) && !upstream_.sinks_of(to).empty();
+  /// Whether a rank's copies are so many and so small that it brings them by a kernel, all together: a copy engine
+  /// takes each by itself, 1 us across a link and 6 us on one GPU for 32 KiB.
+  static bool in_small_pieces(const Schedule& schedule) noexcept {
+    std::uint64_t bytes = 0, count = 0;
+    for (const auto& part : schedule.whole) {
+      for (const auto& copy : part.copies.of(schedule.copies)) bytes += copy.size_bytes;
+      count += part.copies.count;
+    }
+    return count > many_copies && bytes < count * copy_block_bytes;
+  }
+  bool on_gpu(int rank) const { return peers_->place(rank).placement.kind == MemoryKind::cuda; }
+
+  /// Whether the first pushes half of what the second receives from it by this schedule: across a link between GPUs.
+  bool linked(int from, int to, const Schedule& schedule) const {
+    return on_gpu(from) && !same_gpu(peers_->place(from), peers_->place(to)) && !upstream_.sinks_of(to).empty() &&
+           !in_small_pieces(schedule);
   }
 
   void bind(Deadline deadline) override {
     upstream_.attach(*peers_, *plan_, *endpoints_, deadline);
     const int gpu = peers_->placement().gpu;
     const auto push_to = [&](int rank, const Schedule& schedule, std::optional<std::size_t> from) {
-      if (linked(peers_->rank(), rank))
+      if (linked(peers_->rank(), rank, schedule))
         pushes_.emplace_back(upstream_.comm(), rank, schedule, from, upstream_.sinks_of(rank), gpu);
     };
     if (peers_->trainer()) {
@@ -51,10 +65,13 @@ class DirectGpu final : public BoundTransport {
     stream_ = gpu::Stream(gpu);
     beside_stream_ = gpu::Stream(gpu);
     landed_ = gpu::Stream(gpu);
+    const auto& schedule = upstream_.schedule();
+    const bool small = in_small_pieces(schedule);
     std::vector<bool> pushing;
     for (std::size_t from = 0; from < plan_->sources.ranks.size(); ++from) {
       const int sender = upstream_.sender({from, {}});
-      pushing.push_back(linked(sender, peers_->rank()));
+      pushing.push_back(linked(sender, peers_->rank(), schedule));
+      by_tasks_.push_back(small && on_gpu(sender));
       beside_.push_back(same_gpu(peers_->place(sender), peers_->place(peers_->rank())));
     }
     // Where links carry at least as much from this GPU as is copied within it, the copy has time, and takes less of the
@@ -71,8 +88,6 @@ class DirectGpu final : public BoundTransport {
     share_ = out < within ? gpu::Share::all : gpu::Share::half;
     const bool watched = upstream_.next() >= 0 || std::ranges::count(pushing, true) != 0;
     pushed_ = Pushed(upstream_, std::move(pushing));
-    const auto& schedule = upstream_.schedule();
-    by_tasks_ = many_small_copies(schedule);
     for (const auto& segment : schedule.segments) {
       first_task_.push_back(tasks_.count());
       if (!segment.contiguous() || by_tasks_[segment.from]) tasks_.add(segment);
@@ -82,21 +97,6 @@ class DirectGpu final : public BoundTransport {
     copies_ = CopyBatch(schedule.copies.size() + schedule.halves.size());
     for (std::size_t i = 0; watched && i < std::max(schedule.single.size(), schedule.whole.size()); ++i)
       arrivals_.emplace_back(gpu);
-  }
-
-  /// By trainer rank: what is from it lies in small pieces on this GPU, of which a copy engine takes each by itself, 6
-  /// us for 32 KiB, and a kernel all together.
-  std::vector<bool> many_small_copies(const Schedule& schedule) const {
-    std::vector<bool> result(beside_.size());
-    for (const auto& supply : schedule.supplies) {
-      std::uint64_t bytes = 0, count = 0;
-      for (const auto& part : supply.parts.of(schedule.whole)) {
-        for (const auto& copy : part.copies.of(schedule.copies)) bytes += copy.size_bytes;
-        count += part.copies.count;
-      }
-      result[supply.from] = beside_[supply.from] && bytes < count * copy_block_bytes;
-    }
-    return result;
   }
 
   void move(const Batch& batch, Deadline deadline) override {

@@ -1,6 +1,7 @@
 #include "weightcast/verify/gpu_digests.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace weightcast {
 namespace {
@@ -61,7 +62,9 @@ GpuDigests GpuDigests::of_pieces(const TransferPlan& plan, int gpu, std::size_t 
   std::vector<std::vector<gpu::DigestTask>> tasks(pieces.size());
   append_source(
       plan, trainer_rank, [&](const Piece& piece) -> auto& {
-        return tasks[static_cast<std::size_t>(std::ranges::find(pieces, piece) - pieces.begin())];
+        const auto place = [](const Piece& p) { return std::pair(p.parameter_index, p.offset); };
+        return tasks[static_cast<std::size_t>(std::ranges::lower_bound(pieces, place(piece), {}, place) -
+                                              pieces.begin())];
       });
   return {(plan.tp + 1) * plan.model.parameters.size(), tasks, gpu};
 }
