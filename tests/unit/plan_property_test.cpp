@@ -410,7 +410,7 @@ RC_GTEST_PROP(PlanProperty, ADefectInAScheduleIsFound, ()) {
 RC_GTEST_PROP(PlanProperty, ADefectInTheLayoutIsFound, ()) {
   TransferPlan plan = random_plan();
   RankPlan& rank = plan.ranks.back();
-  const auto defect = number(0, 8);
+  const auto defect = number(0, 9);
   RC_TAG(defect);
   switch (defect) {
     case 0: plan.slot_bytes -= TransferPlan::alignment_bytes; break;
@@ -427,6 +427,12 @@ RC_GTEST_PROP(PlanProperty, ADefectInTheLayoutIsFound, ()) {
     case 4: rank.padding.push_back({number(0, plan.slot_bytes - 1), 1}); break;
     case 5: plan.sources.ranks[0].pieces.back().offset = 0; break;
     case 6: plan.engine_tensors.back().offset = plan.engine_tensors.front().offset; break;
+    case 9: {
+      const auto p = number(0, rank.copies.size() - 1);
+      RC_PRE(rank.shards[p].rows > 0);
+      rank.copies[p] = !rank.copies[p];
+      break;
+    }
     default: plan.ranks.pop_back();
   }
   RC_ASSERT(prove_coverage(plan) != std::string());

@@ -44,7 +44,7 @@ std::string prove_placement(const TransferPlan& plan) {
   }
   if (!ranges_fit(std::move(ranges), plan.slot_bytes)) return "engine tensors overlap or leave the slot";
   for (std::size_t t = 0; t < plan.ranks.size(); ++t) {
-    if (plan.ranks[t].shards.size() != parameters.size())
+    if (plan.ranks[t].shards.size() != parameters.size() || plan.ranks[t].copies.size() != parameters.size())
       return fmt::format("tp rank {}: not a shard per parameter", t);
   }
   return {};
@@ -93,13 +93,16 @@ std::string prove_shards(const TransferPlan& plan) {
     const ParameterRule& rule = plan.model.parameters[i];
     const std::uint64_t row_bytes = row_bytes_of(rule.info), times = multiplicity(rule, plan.tp);
     const Matrix matrix{rule.row * row_bytes, rule.rows, row_bytes};
-    std::vector<Rectangle> all, distinct;
+    std::vector<Rectangle> all, distinct, originals;
     for (std::size_t t = 0; t < plan.ranks.size(); ++t) {
       const Shard& s = plan.ranks[t].shards[i];
+      const auto before = all.size();
       if (s.rows != 0 &&
           !append_rectangles(matrix, {s.parameter_offset, s.row_bytes, s.rows, s.parameter_pitch}, all)) {
         return fmt::format("tp rank {}: {} is read outside of its bytes", t, rule.info.name);
       }
+      if (!plan.copy(t, i))
+        originals.insert(originals.end(), all.begin() + static_cast<std::ptrdiff_t>(before), all.end());
     }
     std::sort(all.begin(), all.end());
     for (auto first = all.begin(); first != all.end();) {
@@ -112,6 +115,8 @@ std::string prove_shards(const TransferPlan& plan) {
     }
     const std::string defect = tiling_defect(distinct, matrix.rows, matrix.row_bytes);
     if (!defect.empty()) return fmt::format("reads of {}: {}", rule.info.name, defect);
+    std::sort(originals.begin(), originals.end());
+    if (originals != distinct) return fmt::format("{}: copies are not told from what they copy", rule.info.name);
   }
   return {};
 }

@@ -43,6 +43,7 @@ class PlanHasher {
 
   void update(const void* data, std::size_t size) { XXH3_128bits_update(state_.get(), data, size); }
   void add(std::uint64_t value) { integers(value); }
+  void add(bool value) { integers(value ? 1 : 0); }
   void add(const Shard& s) {
     integers(s.parameter_index, s.parameter_offset, s.parameter_pitch, s.destination_offset, s.destination_pitch,
              s.row_bytes, s.rows);
@@ -99,6 +100,7 @@ class PlanHasher {
   }
   void add(const RankPlan& rank) {
     list(rank.shards);
+    list(rank.copies);
     add(rank.schedule);
     add(rank.relay);
     list(rank.padding);

@@ -54,6 +54,7 @@ void place_engine_tensors(TransferPlan& plan) {
 RankPlan place_shards(const TransferPlan& plan, std::uint64_t t) {
   RankPlan rank;
   rank.shards.resize(plan.model.parameters.size());
+  for (const auto& rule : plan.model.parameters) rank.copies.push_back(is_copy(rule, plan.tp, t));
   for (const auto& tensor : plan.engine_tensors) {
     std::uint64_t destination = tensor.offset;
     for (const auto i : tensor.parameters) {
@@ -173,7 +174,7 @@ std::uint64_t TransferPlan::replication_bytes() const noexcept {
 }
 
 bool TransferPlan::copy(std::size_t tp_rank, std::size_t parameter) const noexcept {
-  return is_copy(model.parameters[parameter], tp, tp_rank);
+  return ranks[tp_rank].copies[parameter];
 }
 
 std::vector<std::uint64_t> shape_of(const TransferPlan& plan, const EngineTensor& tensor) {

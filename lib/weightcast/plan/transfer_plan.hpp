@@ -34,6 +34,7 @@ struct RankPlan {
   /// What it holds of each parameter, indexed like Model::parameters, in rows of its tensor's matrix view (a norm of n
   /// elements is n rows of one element); rows = 0 where the rank holds nothing of it.
   std::vector<Shard> shards;
+  std::vector<bool> copies;  ///< by parameter: TransferPlan::copy()
   /// From the trainer: where pieces and shards meet.
   Schedule schedule;
   /// From the same tp rank of the replica before, whose slot is laid out alike: the same segments in the same parts,
