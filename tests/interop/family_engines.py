@@ -12,8 +12,9 @@ import sys
 import tempfile
 import traceback
 
+import family_models as models  # first: it says so when a package is missing
+
 import engine_oracle
-import family_models as models
 
 try:
     from mpi4py import MPI

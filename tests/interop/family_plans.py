@@ -13,8 +13,9 @@ import subprocess
 import sys
 import tempfile
 
+import family_models as models  # first: it says so when a package is missing
+
 import engine_oracle
-import family_models as models
 
 import numpy as np
 
