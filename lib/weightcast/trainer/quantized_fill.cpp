@@ -58,7 +58,7 @@ QuantizedFill::QuantizedFill(const TransferPlan& plan, std::size_t trainer_rank)
   const auto& model = plan.model;
   const auto quantization = model.format.quantization;
   if (quantization == Quantization::none) return;
-  kind_ = quantization == Quantization::fp8_block ? ScaleKind::block : ScaleKind::channel;
+  kind_ = scale_kind(quantization);
   const auto chunks = chunks_held(plan, trainer_rank, std::numeric_limits<std::uint64_t>::max());  // whole pieces
   const auto& pieces = plan.sources.ranks[trainer_rank].pieces;
   for (std::size_t i = 0; i < pieces.size(); ++i) {
@@ -106,10 +106,8 @@ void QuantizedFill::fill(const Band& band, const TrainingTensor& tensor, std::ui
     reader_->read(tensor, first, count, std::nullopt, staging.given.data(), staging.given);
     given = dense_rows(tensor, staging.given.data(), slice.rows, slice.columns);
   }
-  staging.scales.resize(most_scales_);
-  const bool staged = region.kind == MemoryKind::cuda || marks != nullptr;
-  if (staged) staging.elements.resize(most_elements_);
-  auto* const elements = staged ? staging.elements.data() : region.data + band.elements.source_offset;
+  auto* const elements =
+      !staging.elements.empty() ? staging.elements.data() : region.data + band.elements.source_offset;
   quantize(kind_, *given, {elements, slice.columns, staging.scales.data(), scale_columns(kind_, slice.columns)});
   const auto* const scales = std::as_bytes(std::span<const float>(staging.scales)).data();
   claim.add(band.elements, elements);
@@ -121,7 +119,13 @@ void QuantizedFill::fill(const Band& band, const TrainingTensor& tensor, std::ui
 void QuantizedFill::by_host(std::span<const TrainingTensor> tensors, const PieceMatch& match, const Region& region,
                             SourceClaim& claim, std::uint32_t* marks, Deadline deadline, FillThreads& threads) {
   if (match.quantized.empty()) return;
+  // Of all threads, also of those that come too late to work this time: then no later run takes any.
+  const bool staged = region.kind == MemoryKind::cuda || marks != nullptr;
   staging_.resize(threads.count());
+  for (auto& staging : staging_) {
+    staging.scales.resize(most_scales_);
+    staging.elements.resize(staged ? most_elements_ : 0);
+  }
   reader_->set_deadline(deadline);
   threads.run(bands_.size(), [&](std::size_t index, std::size_t thread) {
     const auto& band = bands_[index];
