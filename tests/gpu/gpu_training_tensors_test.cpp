@@ -249,16 +249,7 @@ TEST_F(GpuFill, PiecesOfSeveralTrainerRanks) {
 
 /// Blocks and rows, edges included; the hidden size is odd in vectors of 16 bytes.
 Model quantized_model(Quantization quantization) {
-  ModelConfig config;
-  config.layers = 1;
-  config.hidden = 328;
-  config.heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 64;
-  config.intermediate = 640;
-  config.vocabulary = 100;
-  config.dtype = DType::BF16;
-  return build_model(config, {.ep = 1, .quantization = quantization});
+  return build_model(harness::training_config(1, 328, 64, 640, 100), {.ep = 1, .quantization = quantization});
 }
 
 /// The first tensor that is quantised, column after column on the GPU.

@@ -12,7 +12,7 @@
 namespace weightcast::harness {
 
 inline ScaleKind kind_of(const Model& model) {
-  return model.format.quantization == Quantization::fp8_block ? ScaleKind::block : ScaleKind::channel;
+  return scale_kind(model.format.quantization);
 }
 
 /// By parameter, whether it has a matrix's scales.

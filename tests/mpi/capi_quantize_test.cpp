@@ -13,6 +13,7 @@
 
 #include "harness/capi_table.hpp"
 #include "harness/quantized_loop.hpp"
+#include "harness/training_plan.hpp"
 #include "weightcast/capi/weightcast.h"
 
 namespace weightcast {
@@ -31,17 +32,8 @@ class CapiQuantize : public testing::TestWithParam<Quantization> {
   void SetUp() override {
     if (world_size() < 2) GTEST_SKIP() << "needs an engine rank";
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);  // as weightcast.h asks
-    ModelConfig config;
-    config.layers = 2;
-    config.hidden = 256;
-    config.heads = 4;
-    config.kv_heads = 2;
-    config.head_dim = 128;
-    config.intermediate = 512;
-    config.vocabulary = 200;
-    config.dtype = DType::BF16;
     path = fmt::format("{}/quantized_{}_{}.json", testing::TempDir(), getpid(), world_rank());
-    std::ofstream(path) << to_config_json(config);
+    std::ofstream(path) << to_config_json(harness::training_config(2, 256, 128, 512, 200));
     plan = make_plan(build_model(load_model_config(path), {.ep = 1, .quantization = GetParam()}),
                      static_cast<std::uint64_t>(world_size()) - 1, 1);
     quantize = name(GetParam());

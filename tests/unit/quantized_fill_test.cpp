@@ -7,6 +7,7 @@
 #include "harness/error_of.hpp"
 #include "harness/quantized_loop.hpp"
 #include "harness/random_layout.hpp"
+#include "harness/training_plan.hpp"
 #include "weightcast/delta/source_changes.hpp"
 #include "weightcast/trainer/trainer.hpp"
 
@@ -112,16 +113,8 @@ RC_GTEST_PROP(QuantizedFill, OfAnyLayoutIsWhatTheWholeMatrixWouldBe, ()) {
 }
 
 ModelConfig blocks_config(Family family = Family::llama) {
-  ModelConfig config;
+  auto config = harness::training_config(1, 256, 64, 320, 100);
   config.family = family;
-  config.layers = 1;
-  config.hidden = 256;
-  config.heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 64;
-  config.intermediate = 320;
-  config.vocabulary = 100;
-  config.dtype = DType::BF16;
   return config;
 }
 Model llama_of(Quantization quantization, std::uint64_t intermediate, std::uint64_t hidden = 256) {

@@ -26,7 +26,7 @@ class QuantizedSource final : public WeightSource {
       for (auto s = scale; s < quantized.tensor_end(scale); ++s)
         given_[s] = {static_cast<std::size_t>(index), Part::scales};
     }
-    kind_ = quantization == Quantization::fp8_block ? ScaleKind::block : ScaleKind::channel;
+    kind_ = scale_kind(quantization);
   }
 
   void read(std::size_t parameter, std::uint64_t offset, std::span<std::byte> destination) const override {

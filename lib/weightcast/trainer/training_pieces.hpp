@@ -9,6 +9,7 @@
 
 #include "weightcast/device/elements.hpp"
 #include "weightcast/device/memory.hpp"
+#include "weightcast/device/quantize.hpp"
 #include "weightcast/plan/transfer_plan.hpp"
 
 /// Which of a trainer rank's pieces the tensors of its training loop are: the names, extents and places of a table,
@@ -30,6 +31,10 @@ struct TrainingTensor {
 std::optional<Rounding> rounding_of(DType given, DType wire) noexcept;
 /// What fp8 is made of: F32, BF16 or F16.
 std::optional<WideFloat> wide_of(DType dtype) noexcept;
+/// What has a scale of its own in engines of that format, which has scales.
+inline ScaleKind scale_kind(Quantization quantization) noexcept {
+  return quantization == Quantization::fp8_block ? ScaleKind::block : ScaleKind::channel;
+}
 
 /// The rectangle of a parameter's matrix view that a tensor is, an empty one of a tensor without elements. Nothing when
 /// it does not fit the parameter: other extents, places beyond it, or a cut that is no rectangle of the matrix.
