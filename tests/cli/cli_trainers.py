@@ -108,13 +108,6 @@ class Layouts(cli_update.Workplace):
         self.assertIn("2 trainer ranks + 1 x tp 2 engine ranks", text)
         self.assertEqual(report["verify"]["parameters"], 12)
 
-    def test_a_trace_has_a_line_for_each_trainer_rank(self):
-        self.update(3, "--repeat=2", "--trainers=2", "--trace", self.path("trace.json"))
-        with open(self.path("trace.json"), encoding="utf-8") as file:
-            events = json.load(file)["traceEvents"]
-        for name in ("update 1", "update 2", "stage", "commit"):
-            self.assertEqual({e["tid"] for e in events if e["name"] == name}, {0, 1})
-
     def test_preflight_and_bench_know_them(self):
         done = mpirun(4, "update", "--preflight", "--trainers=3")
         self.assertEqual(done.returncode, 0, done.stderr)

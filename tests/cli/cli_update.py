@@ -19,6 +19,7 @@ import tempfile
 import time
 import unittest
 
+import trace_checks
 import workplace
 from workplace import data_of, header_of, read_safetensors, run, write_safetensors
 
@@ -193,17 +194,6 @@ class Success(Workplace):
         self.assertRegex(text, r"(?m)^# sample: 12 parameters x 10 rows equal to .*one before the update, and initial and target differ")
         self.assertRegex(text, r"(?m)^# sample: 12 parameters x 10 rows equal to .*two after the update$")
         self.assertEqual((report["verify"]["mode"], report["verify"]["parameters"]), ("sample", 12))
-
-    def test_trace_is_a_timeline(self):
-        self.update(2, "--repeat=2", "--trace", self.path("trace.json"))
-        with open(self.path("trace.json"), encoding="utf-8") as file:
-            events = json.load(file)["traceEvents"]
-        names = [e["name"] for e in events]
-        for name in ("update 1", "update 2", "prepare", "stage", "verify", "vote", "commit"):
-            self.assertIn(name, names)
-        for event in events:
-            self.assertEqual(event["ph"], "X")
-            self.assertGreaterEqual(event["dur"], 0)
 
     def test_preflight_moves_nothing(self):
         done = mpirun(3, "update", "--preflight")
@@ -486,6 +476,12 @@ class Faults(Workplace):
         with open(self.path(name), encoding="utf-8") as file:
             return file.read()
 
+    def trace(self):
+        """What --trace=trace.json has written."""
+        trace = json.loads(self.text("trace.json"))
+        self.assertEqual(trace_checks.problems_of(trace), [])
+        return trace
+
     def processes(self):
         """{rank: pid} of this test's ranks that live; mpirun itself has the rank None."""
         found = {}
@@ -557,13 +553,18 @@ class Faults(Workplace):
         # direct digests each block as it writes it: what changes after that, only a scrub sees. mpi digests what has arrived
         # in VERIFY, which then finds most flips, before the commit.
         while "scrub" not in stages and len(stages) < 10:
-            job = self.begin("--scrub=1", "--transport=direct")
+            job = self.begin("--scrub=1", "--transport=direct", "--trace", self.path("trace.json"))
             self.flip_bits_of(2, pattern, job)
             self.assertEqual(job.wait(timeout=30), MISMATCH, self.text("stderr"))
             report = self.report(self.path("report.json"))
             self.assertEqual((report["error"]["code"], report["error"]["rank"]), (MISMATCH, 2))
             stages.append(report["error"]["stage"])
             self.assertEqual(self.text("stderr").count("weightcast: error: "), 1)
+            self.assertEqual(sorted(trace_checks.names_of(self.trace(), "process_name")), [0, 1, 2])
+            for tracks in trace_checks.tracks_of(self.trace()).values():  # an update that failed in the last calls
+                calls = [e for name, spans in tracks.items() if trace_checks.plain(name) in trace_checks.PATH for e in spans]
+                self.assertEqual({e["args"]["update"] for e in calls if "failed" in e["args"]},
+                                 {len(report["updates"])} if stages[-1] == "verify" else set())
         self.assertIn("scrub", stages)
         self.assertRegex(report["error"]["message"], rf"{name} of version \d+ is not what was committed")
         self.assertIn("publish a whole version", self.text("stderr"))
@@ -574,7 +575,7 @@ class Faults(Workplace):
             with self.subTest(rank=rank, transport=transport, trainers=trainers):
                 if os.path.exists(self.path("report.json")):
                     os.remove(self.path("report.json"))
-                job = self.begin("--timeout=2s", "--transport", transport, trainers=trainers)
+                job = self.begin("--timeout=2s", "--transport", transport, "--trace", self.path("trace.json"), trainers=trainers)
                 os.kill(self.processes()[rank], signal.SIGSTOP)
                 self.assertEqual(job.wait(timeout=60), DEADLINE, self.text("stderr"))
                 block = self.text("stderr")
@@ -589,6 +590,9 @@ class Faults(Workplace):
                     error = self.report(self.report_path)["error"]
                     self.assertEqual((error["code"], error["rank"]), (DEADLINE, rank))
                     self.no_leftovers()
+                    trace = self.trace()  # what the trainer knows itself
+                    self.assertEqual(list(trace_checks.names_of(trace, "process_name")), [0])
+                    self.assertIn("trainer", map(trace_checks.plain, trace_checks.tracks_of(trace)[0]))
                 elif os.path.exists(self.report_path):  # mpirun woke the trainer before it killed it
                     self.report(self.report_path)
 

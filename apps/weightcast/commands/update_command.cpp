@@ -10,7 +10,6 @@
 #include "commands/sample.hpp"
 #include "options/update_options.hpp"
 #include "output/progress.hpp"
-#include "output/trace.hpp"
 #include "output/update_table.hpp"
 #include "output/versions.hpp"
 #include "weightcast/core/bytes.hpp"
@@ -20,6 +19,7 @@
 #include "weightcast/job/readers.hpp"
 #include "weightcast/job/side.hpp"
 #include "weightcast/job/stop.hpp"
+#include "weightcast/job/timeline.hpp"
 #include "weightcast/snapshot/snapshot.hpp"
 #include "weightcast/telemetry/stopwatch.hpp"
 #include "weightcast/trainer/quantized_source.hpp"
@@ -34,8 +34,8 @@ struct Outputs {
 /// One job: the values that its stages share, in the order in which they come to be.
 class Update {
  public:
-  Update(const UpdateOptions& options, const Outputs& outputs, Job& job, Report& report, Trace& trace)
-      : options_(options), outputs_(outputs), job_(job), report_(report), trace_(trace) {}
+  Update(const UpdateOptions& options, const Outputs& outputs, Job& job, Report& report, Timeline& timeline)
+      : options_(options), outputs_(outputs), job_(job), report_(report), timeline_(timeline) {}
 
   void run() {
     auto& phases = report_.phases;
@@ -44,7 +44,9 @@ class Update {
     timed(phases.load_s, [&] { load(); });
     timed(phases.group_s, [&] { form_group(); });
     timed(phases.updates_s, [&] {
-      while_serving(job_, side_->engine(), [&](const Communicator& callers) { serve_and_update(callers); });
+      timeline_.record(job_, *side_, report_.ranks, options_.granularity, [&] {
+        while_serving(job_, side_->engine(), [&](const Communicator& callers) { serve_and_update(callers); });
+      });
       show_load();
     });
     if (options_.verify == VerifyChoice::all) timed(phases.check_s, [&] { check_reference(); });
@@ -216,10 +218,7 @@ class Update {
     const auto result = update_or_note_failure(index);
     auto row = row_of(index, result);
     const auto all = side_->results(callers, result);
-    for (const auto& one : all.trainers) {
-      trace_.add(row_of(index, one), row.trainer_egress_bytes.size());
-      row.trainer_egress_bytes.push_back(one.egress_bytes);
-    }
+    for (const auto& one : all.trainers) row.trainer_egress_bytes.push_back(one.egress_bytes);
     row.egress_bytes = all.egress_bytes;
     row.staging_bytes = all.staging_bytes;
     row.sent = all.sent;
@@ -306,7 +305,7 @@ class Update {
   const Outputs& outputs_;
   Job& job_;
   Report& report_;
-  Trace& trace_;
+  Timeline& timeline_;
   Stopwatch begun_, watch_;
   Roster roster_;
   Placement placement_;
@@ -324,7 +323,7 @@ int run_update(const UpdateOptions& options) {
   const Outputs outputs{EarlyName(options.json), EarlyName(options.trace),
                         EarlyName(options.snapshot, options.force ? Existing::replace : Existing::refuse)};
   Report report;
-  Trace trace;
+  Timeline timeline(!options.trace.empty());
   const auto finish = [&](const std::optional<Error>& error) {
     if (options.preflight) return;
     if (error) {
@@ -334,7 +333,7 @@ int run_update(const UpdateOptions& options) {
     report.summary = summarize(report.updates, report.model.bytes);
     const auto deadline = reader_deadline(options.timeout_s);
     if (outputs.json) write_report(outputs.json.get(), report, deadline);
-    if (outputs.trace) write_text_file(outputs.trace.get(), trace.to_json(), deadline);
+    if (outputs.trace) write_text_file(outputs.trace.get(), timeline.to_json(), deadline);
   };
   report.command = "update";
   report.versions = versions();
@@ -343,7 +342,7 @@ int run_update(const UpdateOptions& options) {
       options.timeout_s, finish, [&](const Error& error) { write_late_report(outputs.json, nothing_yet, error); },
       options.trainers);
   if (options.preflight) return run_preflight(options, job);
-  Update update(options, outputs, job, report, trace);
+  Update update(options, outputs, job, report, timeline);
   return job.run([&] { update.run(); });
 }
 

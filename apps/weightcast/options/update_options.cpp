@@ -43,7 +43,7 @@ CommandSpec update_command() {
                    "threads that read on each engine at full rate during the updates, and check what they get", "0"},
                   {"timeout", "DURATION", "the longest that any wait may take", "60s"},
                   {"json", "FILE", "write a report"},
-                  {"trace", "FILE", "write a timeline of the updates, as each trainer rank saw them"},
+                  {"trace", "FILE", "write a timeline of all ranks and layers, for Perfetto or chrome://tracing"},
                   {"preflight", "",
                    "show ranks, hosts, devices and transports, check that --transport can be used, then stop"}},
       .parallel = true,

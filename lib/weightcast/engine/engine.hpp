@@ -110,8 +110,8 @@ class Engine {
   std::array<const LayerTimes*, 4> scrub_layers() const {
     return {&scrub_times_, &scheduler_.scrub_times, &worker_.scrub_times, &runner_.scrub_times};
   }
-  /// What the model runner's part of an update consists of: prepare, stage, verify, vote, commit.
-  const std::array<LayerTimes, 5>& stages() const noexcept { return runner_.stages; }
+  /// What the model runner's part of an update consists of.
+  const StageTimes& stages() const noexcept { return runner_.stages; }
 
  private:
   Answer answer(std::string_view verb, std::uint64_t version, bool empty_cache, CheckClaim check);

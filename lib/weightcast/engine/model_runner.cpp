@@ -35,9 +35,7 @@ std::optional<UpdateResult> ModelRunner::update(UpdateGroup& group, UpdateWait w
     const auto result =
         group.receive(wait.until.value_or(Deadline::after(group.options().timeout_s)), check, wait.give_up);
     if (!result) return result;
-    std::size_t i = 0;
-    for (const auto seconds : {result->prepare_s, result->stage_s, result->verify_s, result->vote_s, result->commit_s})
-      stages[i++].note(seconds);
+    stages.note(*result);
     if (empty_cache) group.release_cache();
     return result;
   });

@@ -1,14 +1,14 @@
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <optional>
 #include <vector>
 
-#include "weightcast/engine/layers.hpp"
 #include "weightcast/store/parameter_store.hpp"
+#include "weightcast/telemetry/layer_times.hpp"
+#include "weightcast/update/stage_times.hpp"
 #include "weightcast/update/update_group.hpp"
 #include "weightcast/verify/gpu_digests.hpp"
 #include "weightcast/verify/reference_check.hpp"
@@ -47,9 +47,7 @@ class ModelRunner {
   std::size_t tp_rank() const noexcept { return tp_rank_; }
   LayerTimes times{"model_runner"}, read_times{"model_runner"};  // of updates, of reads
   LayerTimes scrub_times{"model_runner"};
-  /// What update() consists of.
-  std::array<LayerTimes, 5> stages{LayerTimes("prepare"), LayerTimes("stage"), LayerTimes("verify"), LayerTimes("vote"),
-                                   LayerTimes("commit")};
+  StageTimes stages;  // of updates
 
  private:
   const TransferPlan* plan_;

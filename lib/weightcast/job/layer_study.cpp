@@ -8,8 +8,6 @@
 namespace weightcast {
 namespace {
 
-constexpr std::array<const char*, 5> stage_names{"prepare", "stage", "verify", "vote", "commit"};
-
 void print_seconds(std::initializer_list<double> list) {
   for (const double seconds : list) fmt::print(" {:>9.1f}", seconds * 1e6);
 }
@@ -31,7 +29,7 @@ std::vector<ReportCalls> LayerStudy::summarize(const Engine& engine, std::uint64
   for (const auto* layer : engine.layers()) seconds.push_back(layer->last(calls));
   std::vector<double> all_stages(seconds.back().size());
   std::vector<ReportCalls> stages;
-  for (const auto& stage : engine.stages()) {
+  for (const auto& stage : engine.stages().times()) {
     const auto times = stage.last(calls);
     for (std::size_t i = 0; i < all_stages.size(); ++i) all_stages[i] += times.at(i);
     stages.push_back(summarize_calls(times, std::vector<double>(times.size()), calls_per_update_));
@@ -45,7 +43,7 @@ std::vector<ReportCalls> LayerStudy::summarize(const Engine& engine, std::uint64
 }
 
 ReportPath LayerStudy::gather(const Communicator& world, const Roster& roster, Deadline deadline) const {
-  constexpr auto size = request_layers.size() + stage_names.size();
+  constexpr auto size = request_layers.size() + StageTimes::names.size();
   std::vector<ReportCalls> mine(2 * size);
   std::copy(cold_.begin(), cold_.end(), mine.begin());
   std::copy(warm_.begin(), warm_.end(), mine.begin() + size);
@@ -54,7 +52,7 @@ ReportPath LayerStudy::gather(const Communicator& world, const Roster& roster, D
   ReportPath path;
   std::size_t i = 0;
   for (const auto* name : request_layers) path.layers.push_back({name, theirs[i], theirs[size + i]}), ++i;
-  for (const auto* name : stage_names) path.stages.push_back({name, theirs[i], theirs[size + i]}), ++i;
+  for (const auto* name : StageTimes::names) path.stages.push_back({name, theirs[i], theirs[size + i]}), ++i;
   return path;
 }
 

@@ -51,7 +51,7 @@ void Readers::read(const std::stop_token& stop, std::size_t reader) {
       }
       if (refused) waited_s = since_refusal.elapsed_s();
       refused = false;
-      note(watch.elapsed_s(), waited_s, updating || updating_, version < served);
+      note(watch, waited_s, updating || updating_, version < served);
     } catch (const Error& error) {
       if (error.code() == ExitCode::busy) {  // one slot, and it is being overwritten
         if (!refused) since_refusal.lap();
@@ -72,8 +72,8 @@ void Readers::check(const Key& key, const Digest& digest) {
   if (!fresh && seen->second != digest) ++mixed_;
 }
 
-void Readers::note(double seconds, double waited_s, bool updating, bool stale) {
-  (updating ? updating_times_ : idle_).note(seconds);
+void Readers::note(const Stopwatch& watch, double waited_s, bool updating, bool stale) {
+  (updating ? updating_times_ : idle_).note(watch);
   const std::scoped_lock lock(mutex_);
   longest_wait_s_ = std::max(longest_wait_s_, waited_s);
   ++reads_;

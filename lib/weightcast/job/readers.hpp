@@ -53,7 +53,7 @@ class Readers {
   void read(const std::stop_token& stop, std::size_t reader);
   /// Holds an answer against the others of the same version.
   void check(const Key& key, const Digest& digest);
-  void note(double seconds, double waited_s, bool updating, bool stale);
+  void note(const Stopwatch& watch, double waited_s, bool updating, bool stale);
 
   Engine& engine_;
   const Model& model_;

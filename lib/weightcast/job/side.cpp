@@ -33,6 +33,7 @@ Side::Side(const Job& job, const TransferPlan& plan, Placement placement, Commit
 void Side::create() {
   if (plan_->roster().trainer(job_->world().rank())) {
     trainer_ = std::make_unique<Trainer>(*plan_, placement_, static_cast<std::size_t>(job_->world().rank()));
+    publishing_ = std::make_unique<Publishing>();
   } else {
     engine_ = std::make_unique<Engine>(*plan_, tp_rank(), commit_, placement_);
   }
@@ -64,16 +65,22 @@ void Side::form_group(GroupOptions options, std::uint64_t served_version) {
   if (engine_) engine_->init_parameter_update_group(job_->world(), options);
 }
 
+UpdateResult Side::publish(FunctionRef<UpdateResult()> call) {
+  const auto result = publishing_->times.timed(call);
+  publishing_->stages.note(result);
+  return result;
+}
+
 UpdateResult Side::update(std::size_t source_index, std::uint64_t version, Granularity granularity) {
   if (granularity == Granularity::model) {
-    if (trainer_) return trainer_->update_weights(source_index, version);
+    if (trainer_) return publish([&] { return trainer_->update_weights(source_index, version); });
     return engine_->update_weights(version).throw_if_refused();
   }
   UpdateResult total;
   for (const auto first : plan_->model.tensors()) {
     const auto& info = plan_->model.parameters[first].info;
     auto call = trainer_
-                    ? trainer_->update_parameter(source_index, version, info.name)
+                    ? publish([&] { return trainer_->update_parameter(source_index, version, info.name); })
                     : engine_->update_parameter_from_distributed(info.name, info.dtype, info.shape).throw_if_refused();
     call.prepare_s += total.prepare_s;
     call.stage_s += total.stage_s;

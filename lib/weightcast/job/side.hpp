@@ -64,6 +64,12 @@ class Side {
   /// nullptr on the ranks that are the other.
   Trainer* trainer() const noexcept { return trainer_.get(); }
   Engine* engine() const noexcept { return engine_.get(); }
+  /// What update() took on a trainer rank: its calls, and their stages. nullptr on engine ranks, which note more.
+  struct Publishing {
+    LayerTimes times{"trainer"};
+    StageTimes stages;
+  };
+  const Publishing* publishing() const noexcept { return publishing_.get(); }
   /// Of memory that deltas take on this rank.
   std::uint64_t delta_bytes() const { return trainer_ ? trainer_->delta_bytes() : engine_->group().delta_bytes(); }
   UpdateGroup& group() const { return trainer_ ? trainer_->group() : engine_->group(); }
@@ -72,11 +78,15 @@ class Side {
   const TransferPlan& plan() const noexcept { return *plan_; }
 
  private:
+  /// A call of the trainer, noted.
+  UpdateResult publish(FunctionRef<UpdateResult()> call);
+
   const Job* job_;
   const TransferPlan* plan_;
   Placement placement_;
   CommitMode commit_;
   std::unique_ptr<Trainer> trainer_;
+  std::unique_ptr<Publishing> publishing_;  // with the trainer
   std::unique_ptr<Engine> engine_;
 };
 

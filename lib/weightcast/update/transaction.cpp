@@ -66,6 +66,7 @@ void UpdateGroup::State::abort() noexcept {
 UpdateResult UpdateGroup::State::run(const UpdateClaim& claim, const SourceClaim* claimed, Stopwatch& watch) {
   UpdateResult result;
   result.version = claim.version;
+  result.begin_ns = watch.begin_ns();
   result.prepare_s = watch.lap();
   switch (claim.kind) {
     case UpdateKind::unchanged: result.committed = result.no_op = true; break;

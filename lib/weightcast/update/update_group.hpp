@@ -69,6 +69,7 @@ struct UpdateResult {
   bool committed = false;        ///< false: parameters are still missing
   bool no_op = false;            ///< the engines held this version already
   std::optional<Digest> digest;  ///< of the whole model once committed; nothing without proof
+  std::int64_t begin_ns = 0;     ///< of PREPARE on this rank, on the clock of Stopwatch; the stages follow each other
   double prepare_s = 0, stage_s = 0, verify_s = 0, vote_s = 0, commit_s = 0;
   double total_s() const noexcept { return prepare_s + stage_s + verify_s + vote_s + commit_s; }
   std::uint64_t egress_bytes = 0, staging_bytes = 0;
