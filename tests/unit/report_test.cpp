@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <string>
@@ -85,6 +86,7 @@ TEST(Report, SaysWhatWasSent) {
   update.result = "committed";
   update.sent = {"delta", 3000, 700, 0.125, 0.0625};
   report.updates = {update, ReportUpdate()};
+  report.updates[1].result = "aborted";
   EXPECT_EQ(check("weightcast_report_delta.json", report), 0);
   EXPECT_THAT(to_json(report), AllOf(HasSubstr("\"payload\": \"delta\""), HasSubstr("\"shipped_bytes\": 3000"),
                                      HasSubstr("\"changed_elements\": 700"), HasSubstr("\"diff_s\": 0.125"),
@@ -141,6 +143,43 @@ TEST(Report, CallsAreSummarizedWithAndWithoutTheLayersBelow) {
   EXPECT_EQ(only_cold.calls(), 3u);
   EXPECT_EQ(only_cold.median_s(), 4);
   EXPECT_EQ((ReportLayer{"engine", calls, summarize_calls({1}, {0}, 1)}).median_s(), 1);
+}
+
+TEST(Report, NumbersAreAsExactAsTheyWereMeasured) {
+  Report report = sample("update");
+  ReportUpdate update;
+  update.result = "committed", update.total_s = 0.1 + 0.2, update.prepare_s = 1234.00000000049, update.vote_s = 4e-9;
+  update.stage_s = 1.9999999996, update.verify_s = 1.0 / 3, update.commit_s = 0;
+  report.updates.push_back(update);
+  report.summary.model_GBps = 398.123456, report.summary.ratio_to_ceiling = 0.98765432;
+  report.model.bytes = 16'060'522'496;
+  report.readers.emplace();
+  report.readers->reads_per_s = 21'922.987654;
+  const auto text = to_json(report);
+  for (const auto* part :
+       {"\"total_s\": 0.3,", "\"prepare_s\": 1234.0,", "\"stage_s\": 2.0,", "\"verify_s\": 0.333333333,",
+        "\"vote_s\": 4e-09,", "\"commit_s\": 0.0,", "\"model_GBps\": 398.12,", "\"ratio_to_ceiling\": 0.9877}",
+        "\"bytes\": 16060522496}", "\"reads_per_s\": 21923.0,", "\"idle_p50_s\": null,"})
+    EXPECT_THAT(text, HasSubstr(part));
+  report = sample("bench");
+  report.rows.push_back({});
+  report.rows.back().changed = 0.0123456789;  // asked for, not measured
+  EXPECT_THAT(to_json(report), HasSubstr("\"changed\": 0.0123456789,"));
+}
+
+TEST(Report, EachObjectOfAListHasALine) {
+  Report report = sample("bench");
+  report.rows.resize(2);
+  report.rows[0].trainer_egress_bytes = {1, 2};
+  report.rows[1].path = {{{"engine", {}, {}}, {"scheduler", {}, {}}}, {}};
+  const auto text = to_json(report);
+  EXPECT_THAT(
+      text, AllOf(HasSubstr("{\n  \"schema\": \"weightcast.report/1\",\n  \"command\": \"bench\",\n"),
+                  HasSubstr("\n  \"rows\": [\n    {\"model\": "), HasSubstr("\"trainer_egress_bytes\": [1, 2], "),
+                  HasSubstr("},\n    {\"model\": "), HasSubstr("\"layers\": [\n      {\"layer\": \"engine\", "),
+                  HasSubstr("}},\n      {\"layer\": \"scheduler\", "), HasSubstr("}}\n    ], \"stages\": []}\n  ],\n"),
+                  HasSubstr("\n    {\"rank\": 1, "), HasSubstr("\n  \"error\": null\n}\n")));
+  EXPECT_EQ(std::ranges::count(text, '\n'), 19);
 }
 
 TEST(Report, TheSchemaCheckCanFail) {

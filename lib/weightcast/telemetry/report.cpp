@@ -1,6 +1,10 @@
 #include "weightcast/telemetry/report.hpp"
 
+#include <fmt/format.h>
+
+#include <cmath>
 #include <nlohmann/json.hpp>
+#include <string_view>
 #include <utility>
 
 namespace weightcast {
@@ -139,6 +143,42 @@ Json to_value(const ReportError& e) {
           {"message", e.message}};
 }
 
+/// What was measured of a number, by the name that it has: seconds to the nanosecond, rates to five digits and ratios
+/// to four. Everything else is exact.
+double rounded(std::string_view key, double value) {
+  if (!std::isfinite(value)) return value;
+  if (key.ends_with("_per_s") || key.ends_with("_GBps")) return std::stod(fmt::format("{:.5g}", value));
+  if (key.starts_with("ratio_")) return std::stod(fmt::format("{:.4g}", value));
+  return key.ends_with("_s") ? std::round(value * 1e9) / 1e9 : value;
+}
+
+std::string text_of(const Json& value) {
+  return value.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+std::string layout(std::string_view key, const Json& value, std::size_t indent);
+
+/// Members as `"key": value`, or elements, with `separator` between them.
+std::string joined(const Json& values, std::string_view separator, std::size_t indent) {
+  std::string text;
+  for (const auto& item : values.items()) {
+    if (!text.empty()) text += separator;
+    if (values.is_object()) text += text_of(item.key()) + ": ";
+    text += layout(values.is_object() ? item.key() : "", item.value(), indent);
+  }
+  return text;
+}
+
+/// On one line, but for lists of objects: each of these has its own.
+std::string layout(std::string_view key, const Json& value, std::size_t indent) {
+  if (value.is_number_float()) return text_of(rounded(key, value.get<double>()));
+  if (value.is_object()) return fmt::format("{{{}}}", joined(value, ", ", indent));
+  if (!value.is_array()) return text_of(value);
+  if (value.empty() || !value.front().is_object()) return fmt::format("[{}]", joined(value, ", ", indent));
+  const auto line = fmt::format("\n{:{}}", "", indent + 2);
+  return fmt::format("[{}{}\n{:{}}]", line, joined(value, "," + line, indent + 2), "", indent);
+}
+
 template <typename T>
 Json to_array(const std::vector<T>& items) {
   Json array = Json::array();
@@ -190,7 +230,7 @@ std::string to_json(const Report& r) {
   }
   json["ranks"] = to_array(r.ranks);
   json["error"] = r.error ? to_value(*r.error) : Json(nullptr);
-  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  return fmt::format("{{\n  {}\n}}\n", joined(json, ",\n  ", 2));
 }
 
 void write_report(const OutputName& name, const Report& report, Deadline deadline) {

@@ -9,9 +9,9 @@
 #include "weightcast/core/file.hpp"
 #include "weightcast/telemetry/statistics.hpp"
 
-/// What `update` and `bench` write with --json: the schema weightcast.report/1, as plain values. Members carry the
-/// names of the JSON keys; times are seconds, rates 10^9 bytes per second. What is not known is NaN here and null in
-/// the file, or an empty string.
+/// What `update` and `bench` write with --json: the schema weightcast.report/1 (report.md), as plain values. Members
+/// carry the names of the JSON keys; times are seconds, rates 10^9 bytes per second. What is not known is NaN here and
+/// null in the file, or an empty string.
 namespace weightcast {
 
 struct ReportVersions {
@@ -165,7 +165,8 @@ struct Report {
   std::vector<ReportRow> rows;
 };
 
-/// The report as JSON text, indented, with a final newline. Bytes that are not UTF-8 are replaced.
+/// The report as JSON text with a final newline, as report.md describes it: a line for each key and for each object of
+/// a list; numbers as exact as they were measured. Bytes that are not UTF-8 are replaced.
 std::string to_json(const Report& report);
 
 /// Writes the report: under a temporary name, then renamed, or into a pipe (write_text_file()). Error(cant_create),
