@@ -23,7 +23,7 @@ build_packages=(
   python3 python3-venv ca-certificates
 )
 test_packages=(
-  hdf5-tools help2man python3-numpy python3-mpi4py tcl
+  hdf5-tools help2man python3-jsonschema python3-numpy python3-mpi4py tcl
   environment-modules slurmctld slurmd slurm-client munge # their services are not started
 )
 
