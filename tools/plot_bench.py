@@ -6,8 +6,9 @@ usage: tools/plot_bench.py [--markdown] [--readme FILE] [--output PREFIX] REPORT
   --markdown       print a Markdown table (what happens without any option, too)
   --readme FILE    put the table between the lines <!-- bench:begin --> and <!-- bench:end --> of FILE
   --output PREFIX  draw PREFIX.png and PREFIX.svg: a panel per model and placement, a bar per way to update it (median;
-                   whiskers from the fastest to the slowest update), a line where one plain copy of the same size is.
-                   Needs matplotlib. With --readme the table is followed by the picture.
+                   whiskers from the fastest to the slowest update; one that leaves the panel ends in an arrow and its
+                   ms), a line where one plain copy of the same size is. Needs matplotlib. With --readme the table is
+                   followed by the picture.
 
 Where the engines are is read from the GPUs of the ranks. Rows of one placement are gathered from all reports; the same
 row in two reports: the later file counts. The ceiling of a panel is the median of those that its rows were measured
@@ -189,14 +190,20 @@ def put_into_readme(path, table):
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 def draw_panel(axes, place, rows):
+    """The rows whose whiskers leave the panel."""
     ceiling = ceiling_s(place, rows)
     times = [row["median_s"] * 1e3 for row in rows]
     longest = max(times + [ceiling * 1e3 if ceiling else 0])
-    limit = 1.02 * max(longest, *(min(row["max_s"] * 1e3, 1.2 * longest) for row in rows))  # a whisker may leave the panel
+    limit = 1.02 * max(longest, *(min(row["max_s"] * 1e3, 1.2 * longest) for row in rows))
+    cut = [row for row in rows if row["max_s"] * 1e3 > limit]
     for y, (row, median) in enumerate(zip(rows, times)):
         axes.barh(y, median, height=0.68, color=COLOURS[row["transport"]][row["verify"] != "all"])
         ends = [[max(median - row["min_s"] * 1e3, 0)], [max(row["max_s"] * 1e3 - median, 0)]]
         axes.errorbar(median, y, xerr=ends, color="#333333", linewidth=1, capsize=2.5)
+        if row in cut:
+            axes.plot(limit, y, marker=">", markersize=5, color="#333333", clip_on=False)
+            axes.annotate(milliseconds(row["max_s"]), (limit, y), xytext=(-6, 0), textcoords="offset points", ha="right", va="center",
+                          fontsize=7, bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"})
         for text, points, weight in ((f"{milliseconds(row['median_s'])} ms", 62, "bold"),
                                      (f"{rate(row['model_GBps'])} GB/s", 132, "normal")):
             axes.annotate(text, (1, y), xycoords=("axes fraction", "data"), xytext=(points, 0),
@@ -216,6 +223,7 @@ def draw_panel(axes, place, rows):
         axes.annotate(f"one plain copy: {milliseconds(ceiling)} ms, {rate(place.model_bytes / ceiling / 1e9)} GB/s",
                       (ceiling * 1e3, 1), xycoords=("data", "axes fraction"), xytext=(4 if right else -4, 4),
                       textcoords="offset points", ha="right" if right else "left", va="bottom", fontsize=8.5)
+    return cut
 
 
 def draw(places, gpus, prefix):
@@ -230,9 +238,9 @@ def draw(places, gpus, prefix):
     bars = [len(rows) for rows in places.values()]
     figure, panels = pyplot.subplots(len(places), 1, figsize=(9.5, 0.25 * sum(bars) + 0.8 * len(bars) + 0.3), squeeze=False,
                                      height_ratios=[0.2 + count for count in bars], layout="constrained")
-    for axes, (place, rows) in zip(panels[:, 0], places.items()):
-        draw_panel(axes, place, rows)
-    panels[-1, 0].set_xlabel(f"ms of one update of the whole model: median, and fastest to slowest ({', '.join(gpus)})")
+    cut = [draw_panel(axes, place, rows) for axes, (place, rows) in zip(panels[:, 0], places.items())]
+    panels[-1, 0].set_xlabel(f"ms of one update of the whole model: median, and fastest to slowest ({', '.join(gpus)})" +
+                             ("\n\u25b6 leaves the panel: the slowest took the ms that stand before it" if any(cut) else ""))
     try:
         figure.savefig(f"{prefix}.png", dpi=160, bbox_inches="tight")
         figure.savefig(f"{prefix}.svg", bbox_inches="tight", metadata={"Date": None})

@@ -157,6 +157,19 @@ class Tables(InFolder):
         with open(prefix + ".svg", encoding="utf-8") as file:
             self.assertIn("</svg>", file.read())
 
+    def test_a_whisker_that_leaves_the_picture_is_marked(self):
+        if importlib.util.find_spec("matplotlib") is None:
+            self.skipTest(f"{sys.executable} has no matplotlib")
+        legend = "leaves the panel"
+        for slowest_ms, marks in ((9.0, 0), (250.0, 1)):  # of a panel that ends near 10 ms
+            prefix = os.path.join(self.folder, f"{slowest_ms}")
+            path = self.write("report.json", report([row(6.4), row(8.0, transport="nccl", max_s=1e-3 * slowest_ms)], [0, 1]))
+            done = self.plot("--output", prefix, path)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            with open(prefix + ".svg", encoding="utf-8") as file:
+                picture = file.read()  # which has its texts as comments, too
+            self.assertEqual((picture.count("<!-- 250.0 -->"), picture.count(legend)), (marks, marks))
+
 
 class Cuts(InFolder):
     """The baseline cuts and fuses what `weightcast plan` does."""
