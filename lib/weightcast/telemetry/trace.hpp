@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-/// What the ranks of a job did, and when, as the trace event format of Perfetto and chrome://tracing has it: a process
-/// for each rank, a thread for each track.
+/// What the ranks of a job did, and when, as trace events for Perfetto and chrome://tracing (trace.md): a process for
+/// each rank, threads for each track.
 namespace weightcast {
 
 /// Something that a rank did. Times are those of the rank that writes, from the beginning of the job.
