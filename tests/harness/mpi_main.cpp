@@ -1,18 +1,23 @@
 // main() of every test under mpiexec. Rank 0 prints what GoogleTest prints; other ranks print their failures. The exit
-// status is the same on all ranks: 1 if any test failed on any rank, 77 if every test was skipped on every rank.
+// status is the same on all ranks: 1 if any test failed on any rank, 77 if every test was skipped on every rank; then
+// rank 0 prints why.
 #include <gtest/gtest.h>
 #include <mpi.h>
 
 #include <cstdio>
 #include <memory>
+#include <set>
+#include <string>
 
 namespace {
 
 class RankListener : public testing::EmptyTestEventListener {
  public:
-  explicit RankListener(int rank) : rank_(rank) {}
+  RankListener(int rank, std::set<std::string>& skip_reasons) : rank_(rank), skip_reasons_(skip_reasons) {}
 
   void OnTestPartResult(const testing::TestPartResult& result) override {
+    const std::string text = result.message() != nullptr ? result.message() : "";
+    if (result.skipped()) skip_reasons_.insert(text.substr(0, text.find('\n')));
     if (rank_ == 0 || !result.failed()) return;
     std::fprintf(stderr, "[rank %d] %s:%d: %s\n", rank_, result.file_name() != nullptr ? result.file_name() : "?",
                  result.line_number(), result.message());
@@ -26,6 +31,7 @@ class RankListener : public testing::EmptyTestEventListener {
 
  private:
   int rank_;
+  std::set<std::string>& skip_reasons_;
 };
 
 }  // namespace
@@ -40,7 +46,8 @@ int main(int argc, char** argv) {
     delete listeners.Release(listeners.default_result_printer());
     delete listeners.Release(listeners.default_xml_generator());
   }
-  listeners.Append(new RankListener(rank));  // NOLINT: GoogleTest takes ownership
+  std::set<std::string> skip_reasons;
+  listeners.Append(new RankListener(rank, skip_reasons));  // NOLINT: GoogleTest takes ownership
   const int failed = RUN_ALL_TESTS() != 0 ? 1 : 0;
   const auto& unit = *testing::UnitTest::GetInstance();
   const int ran = unit.test_to_run_count() - unit.skipped_test_count();
@@ -49,5 +56,9 @@ int main(int argc, char** argv) {
   MPI_Allreduce(&ran, &most_ran, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
   MPI_Finalize();
   if (any_failed != 0) return 1;
-  return most_ran == 0 ? 77 : 0;
+  if (most_ran != 0) return 0;
+  for (const auto& reason : skip_reasons) {
+    if (rank == 0) std::printf("skipped: %s\n", reason.c_str());
+  }
+  return 77;
 }

@@ -302,5 +302,6 @@ if __name__ == "__main__":
     PROGRAM, MPIEXEC = (os.path.abspath(path) for path in sys.argv[1:3])
     ran = unittest.main(argv=[sys.argv[0], *sys.argv[3:]], exit=False, verbosity=2).result
     if ran.wasSuccessful() and ran.testsRun and len(ran.skipped) == ran.testsRun:
+        print("skipped:", ran.skipped[0][1])
         sys.exit(77)
     sys.exit(not ran.wasSuccessful())

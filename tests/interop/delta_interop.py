@@ -17,10 +17,10 @@ try:
     import h5py
     import numpy
 except ImportError as error:
-    print("skipped: %s" % error)
+    print(f"skipped: {error} (pip install numpy safetensors h5py ml_dtypes)")
     sys.exit(77)
 if not shutil.which("h5dump"):
-    print("skipped: no h5dump")
+    print("skipped: no h5dump (Debian: hdf5-tools)")
     sys.exit(77)
 
 BLOCK = 4096

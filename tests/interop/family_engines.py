@@ -19,7 +19,7 @@ import engine_oracle
 try:
     from mpi4py import MPI
 except ImportError as error:
-    print(f"skipped: {error}")
+    print(f"skipped: {error} (WEIGHTCAST_TORCH_PYTHON in tests/README.md names a Python that has it)")
     sys.exit(77)
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools/python"))

@@ -11,7 +11,7 @@ try:
     from safetensors import safe_open
     from safetensors.torch import save_file
 except ImportError as error:
-    print(f"skipped: {error}; this needs torch, transformers, safetensors and h5py")
+    print(f"skipped: {error} (WEIGHTCAST_TORCH_PYTHON in tests/README.md names a Python that has it)")
     sys.exit(77)
 
 transformers.logging.set_verbosity_error()

@@ -22,7 +22,7 @@ try:
     import torch
     import transformers
 except ImportError as error:
-    print(f"skipped: {error}; this test needs torch, transformers, safetensors and mpi4py")
+    print(f"skipped: {error} (WEIGHTCAST_TORCH_PYTHON in tests/README.md names a Python that has it)")
     raise SystemExit(77) from error
 
 import weightcast

@@ -237,7 +237,7 @@ if __name__ == "__main__":
         import safetensors
         import safetensors.numpy
     except ImportError as error:
-        print(f"skipped: {error}")
+        print(f"skipped: {error} (pip install numpy safetensors h5py ml_dtypes)")
         sys.exit(77)
     with tempfile.TemporaryDirectory() as temporary:
         they_write_we_read(sys.argv[1], temporary)

@@ -15,10 +15,10 @@ try:
     import h5py
     import numpy
 except ImportError as error:
-    print("skipped: %s" % error)
+    print(f"skipped: {error} (pip install numpy safetensors h5py ml_dtypes)")
     sys.exit(77)
 if not shutil.which("h5dump") or not shutil.which("h5diff"):
-    print("skipped: no h5dump or h5diff")
+    print("skipped: no h5dump or h5diff (Debian: hdf5-tools)")
     sys.exit(77)
 
 KINDS = {"BF16": "f", "F16": "f", "F32": "f", "F64": "f", "BOOL": "u", "F8_E4M3": "u"}

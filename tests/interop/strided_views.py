@@ -22,7 +22,7 @@ if KIND == "torch":
     try:
         import torch
     except ImportError as error:
-        print(f"skipped: {error}")
+        print(f"skipped: {error} (WEIGHTCAST_TORCH_PYTHON in tests/README.md names a Python that has it)")
         sys.exit(77)
     torch.set_num_threads(1)
 

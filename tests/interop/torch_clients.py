@@ -18,7 +18,7 @@ try:
     import torch
     import transformers
 except ImportError as error:
-    print(f"skipped: {error}; the examples need torch, transformers, safetensors and mpi4py")
+    print(f"skipped: {error} (WEIGHTCAST_TORCH_PYTHON in tests/README.md names a Python that has it)")
     sys.exit(77)
 
 EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "apps/examples"

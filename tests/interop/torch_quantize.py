@@ -17,7 +17,7 @@ try:
     import torch
     import torch.nn.functional as functional
 except ImportError as error:
-    print("skipped: %s" % error)
+    print(f"skipped: {error} (WEIGHTCAST_TORCH_PYTHON in tests/README.md names a Python that has it)")
     sys.exit(77)
 
 BLOCK = 128
