@@ -29,7 +29,10 @@ while (($#)); do
     *) echo "run: unknown argument $1" >&2; usage >&2; exit 64 ;;
   esac
 done
+from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+elsewhere=
+[[ $PWD == "$from" ]] || printf -v elsewhere 'cd %q && ' "$PWD" # what is printed can be pasted
 
 say() { echo "run: $*" >&2; }
 
@@ -48,15 +51,13 @@ if ! python3 tools/get_demo_model.py "$target"; then
   [[ -e $target/config.json ]] || "$program" synth --model smollm2-135m --seed 2 --output "$target"
 fi
 
-# More ranks than cores are fine here, and all of them are on this machine.
-export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_mpi_yield_when_idle=1
-export OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,vader
-if ((EUID == 0)); then
-  export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-fi
+# More ranks than cores are fine here, all of them are on this machine, and root may be the only user of a container.
+mpirun=(mpirun)
+((EUID != 0)) || mpirun+=(--allow-run-as-root)
+mpirun+=(--oversubscribe --bind-to none --mca pml ob1 --mca btl self,vader)
 mkdir -p build/demo
-command=(mpirun -n $((tp + 1)) "$program" update --initial synth:1 --target "$target" --tp "$tp" --device host
+command=("${mpirun[@]}" -n $((tp + 1)) "$program" update --initial synth:1 --target "$target" --tp "$tp" --device host
   --snapshot build/demo/weights.h5 --force --json build/demo/report.json)
-say "${command[*]}"
+say "${elsewhere}${command[*]}"
 "${command[@]}"
 say "the verified weights are in build/demo/weights.h5, the report in build/demo/report.json"
