@@ -22,7 +22,7 @@ TRANSPORTS = ("mpi", "direct")
 
 
 def environment(**extra):
-    # A rank that is stopped while it holds the lock of PMIx's shared memory keeps mpirun itself waiting: see README.
+    # A rank that is stopped while it holds the lock of PMIx's shared memory keeps mpirun itself waiting: see engine/serving.md.
     return {**{name: value for name, value in os.environ.items() if not name.startswith("WEIGHTCAST_")}, "PMIX_MCA_gds": "hash", **extra}
 
 

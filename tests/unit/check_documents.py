@@ -4,8 +4,8 @@
 In lib/DESIGN.md and tests/README.md every backticked word that looks like a name is looked up: a path (`plan/schedule.hpp`,
 also when it is the end of a longer one), a type (`Schedule`: declared), a function (`make_plan()`: followed by a parenthesis),
 a member (`Offers::accept()`: in a file that declares the class, or in its definition), an option (`--timeout`), or any other
-word (`core`, `WC_BUSY`: in the sources, comments left out). In README.md and jobs/README.md only paths are, of folders of the
-tree. The rooms of lib/DESIGN.md are those of lib/CMakeLists.txt, in that order. What contains a space is a command, and so is a block that is indented or fenced: neither is looked at, nor is build/.
+word (`core`, `WC_BUSY`: in the sources, comments left out). In README.md and the documents of jobs/ and lib/ only paths are, of folders
+of the tree. Links, [text](path#heading), lead to a file and to one of its headings, in all of them. The rooms of lib/DESIGN.md are those of lib/CMakeLists.txt, in that order. What contains a space is a command, and so is a block that is indented or fenced: neither is looked at, nor is build/.
 Prints file:line of each name that is nowhere and exits with 1, or exits with 0.
 
 Usage: check_documents.py [--root DIR] | --self-test
@@ -111,6 +111,21 @@ def problem_of(word, tree, paths_only):
     return None
 
 
+def headings(text):
+    """The anchors of a document's headings, as GitHub makes them."""
+    lines = re.findall(r"^#+ (.*)$", re.sub(r"(?ms)^```.*?^```", "", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.strip().lower()).replace(" ", "-") for line in lines}
+
+
+def link_problem(document, target, tree):
+    """What is wrong with a link in a document, or nothing."""
+    path, _, heading = target.partition("#")
+    path = os.path.normpath(os.path.join(os.path.dirname(document), path)) if path else document
+    if path not in tree.paths:
+        return "leads nowhere"
+    return "no such heading" if heading and heading not in headings((tree.root / path).read_text()) else None
+
+
 def rooms_problem(root):
     """What is wrong with the list of rooms, or nothing."""
     built = re.findall(r"^weightcast_room\((\w+)", (root / "lib/CMakeLists.txt").read_text(), re.MULTILINE)
@@ -125,13 +140,18 @@ def check(root):
     problems = []
     if {"lib/DESIGN.md", "lib/CMakeLists.txt"} <= tree.paths and (problem := rooms_problem(root)):
         problems.append(problem)
-    for document in EVERY_NAME + PATHS_ONLY:
+    others = {path for path in tree.paths if re.fullmatch(r"(jobs|lib)/.*\.md", path)}
+    for document in [*EVERY_NAME, *PATHS_ONLY, *sorted(others.difference(EVERY_NAME, PATHS_ONLY))]:
         if document not in tree.paths:
             problems.append(f"{document}: is missing")
             continue
-        for number, word in backticked((root / document).read_text()):
-            if problem := problem_of(word, tree, document in PATHS_ONLY):
+        text = (root / document).read_text()
+        for number, word in backticked(text):
+            if problem := problem_of(word, tree, document not in EVERY_NAME):
                 problems.append(f"{document}:{number}: {word}: {problem}")
+        for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+            if problem := link_problem(document, target, tree):
+                problems.append(f"{document}: link to {target}: {problem}")
     return problems
 
 
@@ -140,8 +160,9 @@ GOOD = {
                      "`--timeout`, `WC_BUSY`, `a command --nowhere`, `build/x`\n\n    `no_name_at_all()`\n\n## Rooms\n\n- `core`: c.\n- `plan`: p.\n",
     "lib/CMakeLists.txt": "weightcast_room(core)\nweightcast_room(plan USES core)\n",
     "tests/README.md": "`unit`, `TEST_SEEDS`, `tests/unit/`, `agree()`\n",
-    "README.md": "`lib/weightcast/plan/plan.hpp`, `build/host/nothing`, `no_name()`\n",
+    "README.md": "`lib/weightcast/plan/plan.hpp`, `build/host/nothing`, `no_name()`, [limits](jobs/limits.md#what-is-not), [p](https://x.y/z)\n",
     "jobs/README.md": "`job.sh`\n",
+    "jobs/limits.md": "# Limits\n[up](../README.md)\n\n## What is *not*?\n[here](#limits), `no_name()`\n",
     "lib/weightcast/core/error.hpp": "class Error {\n  enum class Reach { local };\n};\ntemplate <typename T>\nvoid agree(T t);\n",
     "lib/weightcast/plan/plan.hpp": "struct Plan {};\nPlan make_plan();  // forgotten_plan()\nnamespace gpu {\nvoid narrow();\n}\n",
     "lib/weightcast/update/offer.cpp": "bool Offers::accept(int) { return commands.find(\"timeout\"); }\n",
@@ -170,6 +191,11 @@ BAD = [
     ("tests/README.md", "`TEST_SEED`", "tests/README.md:2: TEST_SEED: no such name"),
     ("README.md", "`lib/weightcast/plan/old.hpp`", "README.md:2: lib/weightcast/plan/old.hpp: no such path"),
     ("jobs/README.md", "`jobs/old.sh`", "jobs/old.sh: no such path"),
+    ("jobs/limits.md", "`jobs/old.sh`", "jobs/limits.md:6: jobs/old.sh: no such path"),
+    ("jobs/limits.md", "[x](README.md#what)", "jobs/limits.md: link to README.md#what: no such heading"),
+    ("jobs/limits.md", "[x](limit.md)", "jobs/limits.md: link to limit.md: leads nowhere"),
+    ("README.md", "![x](jobs/old.svg)", "README.md: link to jobs/old.svg: leads nowhere"),
+    ("README.md", "[x](#none)", "README.md: link to #none: no such heading"),
 ]
 
 

@@ -46,7 +46,7 @@ configure_file(${CMAKE_CURRENT_LIST_DIR}/modulefile.in ${PROJECT_BINARY_DIR}/mod
 install(FILES ${PROJECT_BINARY_DIR}/modulefile DESTINATION share/modulefiles/weightcast RENAME ${PROJECT_VERSION})
 install(FILES ${PROJECT_SOURCE_DIR}/tools/completion.bash DESTINATION share/bash-completion/completions RENAME weightcast)
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/jobs DESTINATION share/weightcast
-        FILES_MATCHING PATTERN *.sbatch PATTERN job.sh PATTERN README.md PATTERN results EXCLUDE)
+        FILES_MATCHING PATTERN *.sbatch PATTERN job.sh PATTERN *.md PATTERN results EXCLUDE PATTERN container EXCLUDE)
 find_program(HELP2MAN help2man)
 if(HELP2MAN)
   set(pages)
