@@ -23,7 +23,7 @@ if [[ -z ${WEIGHTCAST_LIBRARY:-} ]]; then
   done
   if [[ -z ${WEIGHTCAST_LIBRARY:-} ]]; then
     echo "no libweightcast.so.1 in build/${builds[0]}/lib: cmake --preset ${builds[0]} && cmake --build --preset" \
-      "${builds[0]}" >&2
+      "${builds[0]} --target weightcast_capi weightcast-example-engine" >&2
     exit 66
   fi
 fi
