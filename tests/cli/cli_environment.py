@@ -228,6 +228,34 @@ os.execv(sys.argv[1], sys.argv[1:])
             self.assertEqual(self.with_shm("10m", other, env={"OMPI_MCA_btl_vader_backing_directory": folder}), [])
 
 
+class Leaving(unittest.TestCase):
+    # Rank 1 is late to remove the names of its shared memory.
+    LATE = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+int unlink(const char* path) {
+  int (*const real)(const char*) = (int (*)(const char*))dlsym(RTLD_NEXT, "unlink");
+  const char* const rank = getenv("OMPI_COMM_WORLD_RANK");
+  if (rank != NULL && strcmp(rank, "1") == 0 && strstr(path, "/vader_segment.") != NULL) usleep(500000);
+  return real(path);
+}
+"""
+
+    def test_a_rank_that_is_late_finds_its_own(self):
+        with tempfile.TemporaryDirectory() as folder:
+            library = os.path.join(folder, "late.so")
+            built = subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", library, "-ldl"], input=self.LATE, text=True, timeout=60,
+                                   capture_output=True, check=False)
+            self.assertEqual(built.returncode, 0, built.stderr)
+            for _ in range(3):
+                done = run(MPIEXEC, "-n", 3, "-x", f"LD_PRELOAD={library}", PROGRAM, *UPDATE, "--model", "tiny")
+                self.assertEqual(done.returncode, 0, done.stderr)
+                self.assertNotIn("shared memory initialization", done.stderr)
+
+
 class Memory(unittest.TestCase):
     COMMAND = [*UPDATE, "--model", "smollm2-135m", "--tp", "3"]  # 2 x 269 MB on the trainer, 6 x 90 MB on the engines
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <mutex>
 #include <utility>
@@ -62,7 +63,10 @@ void SharedNames::remove() {
 }
 
 void SharedNames::restore() {
+  const char* const local_rank = std::getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+  const auto own_end = local_rank == nullptr ? std::string() : fmt::format(".{}", local_rank);
   for (const auto& path : paths_) {
+    if (!path.ends_with(own_end)) continue;
     restored_.push_back(std::make_unique<Unfinished>(path, false));
     UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
   }

@@ -44,8 +44,9 @@ class SharedNames {
  public:
   /// Removes the names. Every rank must have been in a barrier of all: by then each has mapped what the others share.
   void remove();
-  /// Gives them back, empty, for MPI_Finalize, which complains when it does not find its own. A signal that ends the
-  /// process removes them, and so does the end of this object, which must come after MPI_Finalize.
+  /// Gives this rank's own back, empty, for MPI_Finalize, which complains when it does not find it (of a launcher that
+  /// does not say which rank of the machine this is: all). A signal that ends the process removes it, and so does the
+  /// end of this object, which must come after MPI_Finalize. Not others': they may still be on their way there.
   void restore();
 
  private:
