@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""`pip install` of tools/python into a fresh venv, used from elsewhere: with the library named, beside the module, and
-not there. Exit code 77: this Python makes no venv, or setuptools is neither on PyPI nor here.
+"""`pip install` of tools/python into a fresh venv, used from elsewhere: with the library named, inside the package, and
+not there; and what `python -m weightcast` says of each. Exit code 77: this Python makes no venv, or setuptools is neither on PyPI nor here.
 
 usage: pip_install.py LIBRARY MPIEXEC
 """
 
+import ctypes.util
 import os
 import pathlib
 import shutil
@@ -70,22 +71,39 @@ with tempfile.TemporaryDirectory(prefix="weightcast-pip-") as folder:
     expect("Successfully installed weightcast-", python, "-m", "pip", "install", *options, source)
     print(f"installed with {' '.join(options)}")
 
+    def says(status, texts, **environment):
+        """`python -m weightcast`"""
+        got, output = run(python, "-m", "weightcast", **environment)
+        assert got == status and all(text in output for text in texts), f"{environment}: {got}\n{output}"
+
+    has_mpi4py = run(python, "-c", "import mpi4py")[0] == 0
+    usable = (0, "\nusable") if has_mpi4py else (69, "pip install mpi4py")
     # Nowhere: what to do about it.
-    load = "import weightcast\ntry: print(weightcast._library().wc_version().decode(), weightcast.__file__)\n" \
-           "except weightcast.WeightcastError as error: print(error.code.name, error)"
-    expect("NO_INPUT libweightcast.so is not there", python, "-c", load)
-    expect("name it in WEIGHTCAST_LIBRARY", python, "-c", load)
-    expect("/no/such/file", python, "-c", load, WEIGHTCAST_LIBRARY="/no/such/file")
+    says(66, ["libweightcast  not usable", "libweightcast.so.1 is not there: looked for", "name it in WEIGHTCAST_LIBRARY"])
+    says(66, ["WEIGHTCAST_LIBRARY is /no/such/file, which is not there"], WEIGHTCAST_LIBRARY="/no/such/file")
+    says(66, [f"WEIGHTCAST_LIBRARY is {folder}, which is a folder"], WEIGHTCAST_LIBRARY=folder)
     broken = pathlib.Path(folder) / "broken.so"
     broken.write_bytes(b"not a library")
-    expect("UNAVAILABLE", python, "-c", load, WEIGHTCAST_LIBRARY=str(broken))
-    # Named; and the module is of the library's version.
+    says(69, [f"{broken} cannot be loaded"], WEIGHTCAST_LIBRARY="broken.so")  # from where it runs
+    libc = ctypes.util.find_library("c")
+    says(69, ["is another library than this package needs", "undefined symbol: wc_version"],
+         WEIGHTCAST_LIBRARY=next(line.split()[-1] for line in open("/proc/self/maps") if line.rstrip().endswith(libc)))
+    # Named; and the package is of the library's version.
     _, output = run(python, "-c", "import importlib.metadata as m; print(m.version('weightcast'))")
-    expect(f"{output.strip()} {venv}", python, "-c", load, WEIGHTCAST_LIBRARY=str(LIBRARY))
-    # Beside the module.
+    version = output.strip()
+    says(usable[0], [f"weightcast     {version}, {venv}", f"libweightcast  {version}, {LIBRARY} (named by WEIGHTCAST_LIBRARY)",
+                     "its MPI", "CUDA", usable[1]], WEIGHTCAST_LIBRARY=str(LIBRARY))
+    says(usable[0], [f"weightcast     {version}, {SOURCE}"], WEIGHTCAST_LIBRARY=str(LIBRARY), PYTHONPATH=str(SOURCE))
+    # With an mpi4py of another MPI.
+    other = pathlib.Path(folder) / "other/mpi4py"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("__version__ = '9.9'\nclass rc: pass\n")
+    (other / "MPI.py").write_text("def Get_library_version(): return 'MPICH Version: 4.2.0'\n")
+    says(78, ["mpi4py         9.9, MPICH", "use two MPI libraries"], WEIGHTCAST_LIBRARY=str(LIBRARY), PYTHONPATH=str(other.parent))
+    # Inside the package.
     _, output = run(python, "-c", "import weightcast; print(weightcast.__file__)")
     shutil.copy(LIBRARY, pathlib.Path(output.strip()).parent / "libweightcast.so.1")
-    expect(str(venv), python, "-c", load)
+    says(usable[0], [f"libweightcast  {version}, {venv}", "(inside the package)", usable[1]])
     if run(python, "-c", "import mpi4py, numpy")[0] != 0:
         print("mpi4py or numpy is not there (Debian: python3-mpi4py, python3-numpy): no update")
     else:

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""tools/python/weightcast.py with numpy and mpi4py, under mpiexec: rank 0 publishes the model `tiny`, the other ranks are
+"""tools/python/weightcast with numpy and mpi4py, under mpiexec: rank 0 publishes the model `tiny`, the other ranks are
 its engine. Exit code 77: numpy or mpi4py is not there.
 
 usage: mpiexec -n 2 python3 python_capi.py
 """
 
-from update_group import COMM, TRAINER, join, random_masters, refuses, run, shapes_of, to_bf16
+from update_group import COMM, MPI, TRAINER, join, random_masters, refuses, run, shapes_of, to_bf16
 
 import numpy as np
 import weightcast
+from weightcast._tensors import Table
 
 TP, TP_RANK = COMM.size - 1, COMM.rank - 1
 LAYERS = 3
@@ -131,7 +132,7 @@ def pieces():
             assert end.receive().version == 5
             return
         whole = masters(5)
-        refuses(weightcast.Code.CONFIG, "before wc_begin()", end.commit)
+        refuses(weightcast.Code.CONFIG, "commit() before begin()", end.commit)
         end.begin(4)
         end.put("model.norm.weight", whole["model.norm.weight"])
         end.abort()
@@ -172,7 +173,7 @@ def refusals():
     usage, name = weightcast.Code.USAGE, "model.norm.weight"
     with join("tiny") as end:
         if TRAINER:
-            for text, value in (("array of uint16", np.zeros(4, np.uint16)), ("is a list", [1.0]),
+            for text, value in (("array of uint16", np.zeros(4, np.uint16)), ("is of type list", [1.0]),
                                 ("not F32", (np.zeros(4, np.uint16), "F32")), ("<c8", np.zeros(4, np.complex64)),
                                 ("big-endian", np.zeros(4, ">f4")), ("big-endian", (np.zeros(4, ">u2"), "BF16")),
                                 ("not BF16", (np.zeros(4, np.float16), "BF16")), ("masked", np.ma.zeros(4, np.float32)),
@@ -186,13 +187,47 @@ def refusals():
         else:
             assert end.receive().version == 1
     end.close()
-    refuses(weightcast.Code.CONFIG, "closed", lambda: end.publish(1, {}) if TRAINER else end.receive())
+    end.close()
+    refuses(weightcast.Code.CONFIG, "closed: make another", lambda: end.publish(1, {}) if TRAINER else end.receive())
     refuses(usage, "no device", lambda: join("tiny", device="tpu"))
     refuses(usage, "no/such/model", lambda: join("no/such/model"))
     if not TRAINER:
         frozen = np.zeros(4, np.float32)
         frozen.flags.writeable = False
-        refuses(usage, "read-only", lambda: weightcast._Table({name: frozen}, write=True))
+        refuses(usage, "read-only", lambda: Table({name: frozen}, write=True))
 
 
-run(engines_own_memory, the_seeds_verbs, destinations, pieces, deltas, refusals)
+def mistakes():
+    """Arguments of another kind: refused with what they are, and the group goes on."""
+    usage, config = weightcast.Code.USAGE, weightcast.Code.CONFIG
+    for text, options in (("comm is of type int", {"comm": 3}), ("tp is -1", {"tp": -1}), ("dp is 0", {"dp": 0}),
+                          ("dp is of type float", {"dp": 1.0}), ("trainers is of type str", {"trainers": "2"}),
+                          ("transport is of type NoneType", {"transport": None}),
+                          ("tensors are of type list", {"sources" if TRAINER else "destinations": [1]})):
+        refuses(usage, text, lambda options=options: join("tiny", **options))
+    refuses(usage, "model is of type NoneType", lambda: join(None))
+    refuses(config, ("one rank", "mpirun -n 2 python3 -m mpi4py"), lambda: join("tiny", comm=MPI.COMM_SELF))
+    refuses(config, (f"start it with mpirun -n {TP + 2}", "change tp and dp"), lambda: join("tiny", tp=TP + 1))
+    swapped = weightcast.Engine if TRAINER else weightcast.Trainer
+    refuses(config, ("Engine() on rank 0", "Trainer() on rank 1"), lambda: swapped("tiny", timeout_s=20))
+    with join("tiny") as end:
+        if not TRAINER:
+            refuses(usage, "wait_s is 'long'", lambda: end.receive("long"))
+            refuses(usage, "shape is of type int", lambda: end.update_parameter_from_distributed("a", "BF16", 3))
+            refuses(usage, "truncate_size is -1", lambda: end.get_weights_by_parameter_name("model.norm.weight", -1))
+            assert end.receive().version == 1
+            with end.serving():
+                refuses(weightcast.Code.BUSY, "leave each `with engine.serving()`", end.close)
+            return
+        good = masters(1)
+        for text, tensors in (("of type list", [1, 2]), ("of type list", list(good.values())[:1]),
+                              ("of type object", object()), ("of type NoneType", None), ("name of a tensor is of type int", {1: 1}),
+                              ("model.module.state_dict()", {f"module.{name}": values for name, values in good.items()})):
+            refuses(usage, text, lambda tensors=tensors: end.publish(1, tensors))
+        for version in (0, -1, 1.0, "1", None, 1 << 64):
+            refuses(usage, "version is", lambda version=version: end.publish(version, good))
+        refuses(config, "put() before begin()", lambda: end.put("model.norm.weight", good["model.norm.weight"]))
+        assert end.publish(np.int64(1), good).version == 1
+
+
+run(engines_own_memory, the_seeds_verbs, destinations, pieces, deltas, refusals, mistakes)

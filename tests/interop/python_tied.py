@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """A tied head with memory of its own, what is judged when the engine is made, and tables of programs that know no strides:
-tools/python/weightcast.py with numpy and mpi4py, one trainer and one engine. Exit code 77: a package is not there.
+tools/python/weightcast with numpy and mpi4py, one trainer and one engine. Exit code 77: a package is not there.
 
 usage: mpiexec -n 2 python3 python_tied.py
 """
@@ -15,6 +15,8 @@ from update_group import EMBEDDING, HEAD, NORM, TRAINER, random_masters, refuses
 
 import numpy as np
 import weightcast
+from weightcast._library import Entry
+from weightcast._tensors import Table
 
 SHAPES = shapes_of(1, tied=True)
 Code = weightcast.Code
@@ -97,7 +99,7 @@ def programs_without_strides():
 
 def programs_that_lack(missing):
     class Old(ctypes.Structure):
-        _fields_ = weightcast._Tensor._fields_[:-missing]
+        _fields_ = Entry._fields_[:-missing]
 
     with join() as end:
         if not TRAINER:
@@ -105,11 +107,11 @@ def programs_that_lack(missing):
             with end.serving() as served:
                 assert np.array_equal(served[NORM].numpy().view(np.uint16), to_bf16(masters(1)[NORM]))
             return
-        table = weightcast._Table(masters(1), write=False)
+        table = Table(masters(1), write=False)
         old = (Old * table.count)(*(Old(ctypes.sizeof(Old), *(getattr(entry, name) for name, _ in Old._fields_[1:]))
                                     for entry in table.entries))
-        old[3].size = ctypes.sizeof(weightcast._Tensor)
-        entries = ctypes.cast(old, ctypes.POINTER(weightcast._Tensor))
+        old[3].size = ctypes.sizeof(Entry)
+        entries = ctypes.cast(old, ctypes.POINTER(Entry))
         refuses(Code.USAGE, ("different sizes",), lambda: end._call("wc_publish", 1, entries, table.count, None))
         old[3].size = ctypes.sizeof(Old)
         end._call("wc_publish", 1, entries, table.count, None)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Random views as sources and as destinations, through tools/python/weightcast.py on two ranks: each is right, or refused
+"""Random views as sources and as destinations, through tools/python/weightcast on two ranks: each is right, or refused
 by name because elements of it share memory with others. Every view is made twice, of numbers and of their positions, so
 that which elements it has is never taken from strides. Exit code 77: a package is not there.
 
@@ -16,6 +16,7 @@ from update_group import COMM, TRAINER, shapes_of, to_bf16
 
 import numpy as np
 import weightcast
+from weightcast._tensors import Table
 
 KIND = sys.argv[1] if len(sys.argv) > 1 else "numpy"
 if KIND == "torch":
@@ -273,7 +274,7 @@ def refused_by_torch():
     def refuses(value, *texts, ways=(False, True)):
         for write in ways:
             try:
-                weightcast._Table([("model.norm.weight", value)], write)
+                Table([("model.norm.weight", value)], write)
             except weightcast.WeightcastError as error:
                 assert error.code == weightcast.Code.USAGE, error.code
                 assert all(text in error.message for text in ("model.norm.weight", *texts)), error.message
@@ -297,7 +298,7 @@ def refused_by_torch():
     for placement in (Replicate(), Shard(0)):
         whole = distribute_tensor(torch.ones(64), mesh, [placement])
         refuses(whole, "DTensor", "to_local()", ways=(True,))
-        entry = weightcast._Table([("model.norm.weight", whole)], False).entries[0]
+        entry = Table([("model.norm.weight", whole)], False).entries[0]
         assert (entry.data, entry.shape[0], entry.offsets[0], entry.full_shape[0]) == (whole.to_local().data_ptr(), 64, 0, 64)
     partial = DTensor.from_local(torch.ones(64), mesh, [Partial()])
     refuses(partial, "Partial", "redistribute", ways=(False,))

@@ -1,4 +1,4 @@
-"""What the tests of tools/python/weightcast.py share: rank 0 publishes a small Llama, the other ranks are its engine.
+"""What the tests of tools/python/weightcast share: rank 0 publishes a small Llama, the other ranks are its engine.
 Imported before weightcast, it says where that is; where numpy or mpi4py is not there, it ends the program with 77."""
 
 import pathlib

@@ -38,6 +38,7 @@ int main(void) {
 
   CHECK(strchr(wc_version(), '.') != NULL);
   CHECK(strlen(wc_mpi_library()) > 0);
+  CHECK(strncmp(wc_gpu_libraries(), "CUDA ", 5) == 0 && strstr(wc_gpu_libraries(), ", NCCL ") != NULL);
   CHECK(strcmp(wc_last_error(), "") == 0);
 
   EXPECT(WC_USAGE, "NULL", wc_trainer_create(NULL, &trainer));

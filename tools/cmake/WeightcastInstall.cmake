@@ -12,13 +12,14 @@ include(GNUInstallDirs)
 target_link_options(weightcast PRIVATE -Wl,--disable-new-dtags -Wl,--as-needed)
 set_target_properties(weightcast PROPERTIES INSTALL_RPATH "$ORIGIN/../lib")
 install(TARGETS weightcast RUNTIME_DEPENDENCY_SET weightcast_libraries RUNTIME DESTINATION bin)
-# For programs in C and Python: the library, include/weightcast/capi/weightcast.h, and the module that finds the library
+# For programs in C and Python: the library, include/weightcast/capi/weightcast.h, and the package that finds the library
 # from where it is.
 set_target_properties(weightcast_capi PROPERTIES INSTALL_RPATH "$ORIGIN")
 set_target_properties(weightcast_capi PROPERTIES EXPORT_NAME capi)
 install(TARGETS weightcast_capi EXPORT weightcast_c RUNTIME_DEPENDENCY_SET weightcast_libraries LIBRARY DESTINATION lib
         FILE_SET HEADERS DESTINATION include)
-install(FILES ${PROJECT_SOURCE_DIR}/tools/python/weightcast.py DESTINATION lib/weightcast/python)
+install(DIRECTORY ${PROJECT_SOURCE_DIR}/tools/python/weightcast DESTINATION lib/weightcast/python
+        FILES_MATCHING PATTERN *.py PATTERN py.typed PATTERN __pycache__ EXCLUDE)
 install(RUNTIME_DEPENDENCY_SET weightcast_libraries
   PRE_INCLUDE_REGEXES "^lib(hdf5_openmpi|sz|aec|boost_program_options|fmt|xxhash)\\.so"
   PRE_EXCLUDE_REGEXES ".*"

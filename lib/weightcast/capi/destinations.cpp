@@ -35,7 +35,7 @@ struct Destinations::Problems {
     if (lines.empty()) return;
     throw Error(ExitCode::config,
                 fmt::format("the table of destinations does not fit tp rank {}:\n  {}", tp_rank, list_lines(lines)),
-                "give every parameter's shard once, by itself or in a fused engine tensor");
+                "give every parameter's shard once, in the model's dtype, by itself or in a fused engine tensor");
   }
 };
 

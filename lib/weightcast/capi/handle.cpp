@@ -6,6 +6,7 @@
 
 #include "weightcast/comm/mpi_library.hpp"
 #include "weightcast/core/bytes.hpp"
+#include "weightcast/device/gpu.hpp"
 
 namespace weightcast {
 namespace {
@@ -15,7 +16,7 @@ bool initialised_here = false;
 
 /// `text` with the names that options of the program have in wc_options.
 std::string in_words_of_c(std::string text) {
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 10> words{{{"--timeout", "timeout_s"},
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 11> words{{{"--timeout", "timeout_s"},
                                                                                  {"--quantize", "quantize"},
                                                                                  {"--ep", "expert_parallel"},
                                                                                  {"--delta-limit", "delta_limit"},
@@ -24,7 +25,8 @@ std::string in_words_of_c(std::string text) {
                                                                                  {"--commit in-place", "slots = 1"},
                                                                                  {"--gpus", "device"},
                                                                                  {"--device host", "memory = WC_HOST"},
-                                                                                 {"--tp", "tp"}}};
+                                                                                 {"--tp", "tp"},
+                                                                                 {"--dp", "dp"}}};
   for (const auto& [option, member] : words) {
     for (std::size_t at = 0; (at = text.find(option, at)) != text.npos; at += member.size())
       text.replace(at, option.size(), member);
@@ -246,6 +248,12 @@ const char* wc_version(void) {
 
 const char* wc_mpi_library(void) {
   static const auto text = weightcast::mpi_library();
+  return text.c_str();
+}
+
+const char* wc_gpu_libraries(void) {
+  static const auto text =
+      fmt::format("CUDA {}, NCCL {}", weightcast::gpu::cuda_version(), weightcast::gpu::nccl_version());
   return text.c_str();
 }
 

@@ -51,7 +51,10 @@ GroupOptions read_options(const wc_options& options) {
 void expect_role(int rank, std::uint64_t trainers, bool trainer) {
   const bool should = static_cast<std::uint64_t>(rank) < trainers;
   if (should == trainer) return;
-  if (!trainer) fail(ExitCode::config, "wc_engine_create() on rank {}, which is the trainer's", rank);
+  if (!trainer) {
+    throw Error(ExitCode::config, fmt::format("wc_engine_create() on rank {}, which is the trainer's", rank),
+                "engines are the ranks after the trainer's; this rank calls wc_trainer_create()");
+  }
   if (trainers > 1)
     fail(ExitCode::config, "wc_trainer_create() on rank {}: trainers are ranks 0 to {} of the communicator", rank,
          trainers - 1);

@@ -179,6 +179,8 @@ typedef struct wc_pin wc_pin;         /* a hold on one version in an engine's me
 WC_API const char *wc_version(void);
 /* The MPI library in use, in its own words. Never fails. */
 WC_API const char *wc_mpi_library(void);
+/* What it has for GPUs: "CUDA 13.0, NCCL 2.28.9", or "CUDA not built in, NCCL not built in". Never fails. */
+WC_API const char *wc_gpu_libraries(void);
 /* Why this thread's last failed call failed: what, on which rank and in which stage if that is known, and what to do
  * about it. Empty before any failure. Valid until this thread's next call. */
 WC_API const char *wc_last_error(void);
