@@ -108,6 +108,15 @@ endif()
         self.assertIn(self.path("bin", "weightcast") + "\n" + self.path("lib", "weightcast", "python"), found)
         self.assertIn(f"weightcast {self.version}\n", found)
 
+    def test_python(self):
+        python = self.path("lib", "weightcast", "python")
+        self.assertTrue(os.path.exists(os.path.join(python, "weightcast", "py.typed")))
+        environment = {**os.environ, "PYTHONPATH": python}
+        environment.pop("WEIGHTCAST_LIBRARY", None)
+        found = subprocess.run(["python3", "-m", "weightcast"], env=environment, stdout=subprocess.PIPE, text=True).stdout
+        library = os.path.realpath(self.path("lib")) + "/libweightcast.so.1"
+        self.assertIn(f"libweightcast  {self.version}, {library} (of this installation)\n", found)
+
     def test_completion(self):
         def complete(*words):
             script = ('source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _weightcast; printf "%s\\n" "${COMPREPLY[@]}"')

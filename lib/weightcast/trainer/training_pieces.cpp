@@ -35,7 +35,10 @@ std::string range(std::uint64_t first, std::uint64_t count, std::uint64_t all) {
 class Matcher {
  public:
   Matcher(const TransferPlan& plan, std::size_t trainer_rank)
-      : model_(plan.model), region_(plan.sources.ranks.at(trainer_rank)), trainer_rank_(trainer_rank) {
+      : model_(plan.model),
+        region_(plan.sources.ranks.at(trainer_rank)),
+        trainer_rank_(trainer_rank),
+        alone_(plan.sources.ranks.size() == 1) {
     match_.tensor_index.assign(region_.pieces.size(), -1);
     match_.first_element.assign(region_.pieces.size(), 0);
     match_.by_quantizing.assign(region_.pieces.size(), false);
@@ -90,14 +93,19 @@ class Matcher {
     const auto text = table ? fmt::format("the table of training tensors does not fit the model: {} difference{}\n  {}",
                                           count, count == 1 ? "" : "s", list_lines(lines))
                             : lines.front();
-    throw Error(
-        ExitCode::bad_data, text,
-        "give each piece that the source layout says once, and where it lies in its parameter unless it is all of"
-        " it, in the model's dtype; BF16 also as F32 or F16, F16 also as F32 or BF16,"
-        " F8_E4M3 also as any of these, without its scales");
+    throw Error(ExitCode::bad_data, text, how_to_give());
   }
 
  private:
+  std::string how_to_give() const {
+    return fmt::format(
+        "give {}, in the model's dtype; BF16 also as F32 or F16, F16 also as F32 or BF16{}",
+        alone_ ? "every parameter once, under its Hugging Face name and in full"
+               : "each piece that the source layout says once, and where it lies in its parameter unless it "
+                 "is all of it",
+        model_.format.quantization == Quantization::none ? "" : ", F8_E4M3 also as any of these, without its scales");
+  }
+
   using Problem = std::pair<std::size_t, std::string>;  // in the order of the model; 0: repeated ones, last: unknown
 
   std::string label(std::size_t piece) const {
@@ -191,6 +199,7 @@ class Matcher {
   const Model& model_;
   const SourceRegion& region_;
   std::size_t trainer_rank_;
+  bool alone_;
   PieceMatch match_;
   std::vector<bool> misfit_;  // by parameter
   std::vector<Problem> problems_;
