@@ -43,8 +43,12 @@ import weightcast  # noqa: E402
 
 COMM = MPI.COMM_WORLD
 TRAINER, RANK, TP = COMM.rank == 0, COMM.rank - 1, COMM.size - 1
-VARIANTS = ("llama untied", "llama tied", "qwen3 untied", "mistral untied", "gemma2 tied", "gemma3 tied", "phi3 untied",
-            "olmo2 untied", "glm4 untied", "mixtral untied", "qwen2_moe untied", "qwen3_moe untied")
+VARIANTS = {
+    "vllm": ("llama untied", "llama tied", "qwen3 untied", "mistral untied", "gemma2 tied", "gemma3 tied", "phi3 untied",
+             "olmo2 untied", "glm4 untied", "mixtral untied", "qwen2_moe untied", "qwen3_moe untied"),
+    "sglang": ("llama untied", "llama tied", "qwen3 untied", "mistral untied", "phi3 untied", "olmo2 untied", "glm4 untied",
+               "mixtral untied", "qwen3_moe untied"),
+}
 
 
 def vllm_config(folder):
@@ -126,7 +130,7 @@ def main():
     failed = False
     with tempfile.TemporaryDirectory() as mine:
         place = pathlib.Path(COMM.bcast(mine))
-        for index, variant in enumerate(sys.argv[2:] or VARIANTS):
+        for index, variant in enumerate(sys.argv[2:] or VARIANTS[sys.argv[1]]):
             if TRAINER:
                 models.make_checkpoint(variant, 1, models.forms(variant)[-1], place / str(index))
             COMM.barrier()
