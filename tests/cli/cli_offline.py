@@ -139,7 +139,7 @@ class Offline(workplace.Workplace):
         egress = re.search(r"trainer egress +(.+)", whole).group(1)
         total = None
         for layout, trainers in (("whole", 3), ("fsdp", 3), ("fsdp", 5), ("tp", 2)):
-            text = self.succeeds("plan", "--model=tiny", "--tp=2", f"--trainers={trainers}", f"--source-layout={layout}")
+            text = self.succeeds("plan", "--model=tiny", "--tp=2", f"--trainers={trainers}", f"--source-layout={layout}", "--all")
             self.assertEqual(re.search(r"trainer egress +(.+)", text).group(1), egress)
             table = text[text.index("sent bytes"):].splitlines()
             rows = [re.match(r" *(\d+) +(\d+) +(\d+) +\d+(?: |$)", line) for line in table]

@@ -26,7 +26,7 @@ def layouts_of(trainers, tp_possible):
 class Layouts(cli_update.Workplace):
     def planned_egress(self, *arguments):
         """What `weightcast plan` says that each trainer rank sends."""
-        text = offline("plan", *arguments).stdout
+        text = offline("plan", *arguments, "--all").stdout
         if "sent bytes" not in text:
             return [int(re.search(r"(?m)^trainer egress +(\d+) bytes", text).group(1))]
         rows = [re.match(r" *(\d+) +(\d+) +(\d+) +\d+(?: |$)", line) for line in text[text.index("sent bytes"):].splitlines()]

@@ -175,7 +175,7 @@ class Cuts(InFolder):
     """The baseline cuts and fuses what `weightcast plan` does."""
 
     def check_model(self, model, tp):
-        done = run(PROGRAM, "plan", "--model", model, "--tp", tp)
+        done = run(PROGRAM, "plan", "--model", model, "--tp", tp, "--all", "--wide")
         parameters = baseline_model.parameters_of(baseline_model.load_config(str(model)))
         if done.returncode != 0:
             self.assertEqual(done.returncode, CONFIG)

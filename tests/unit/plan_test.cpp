@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <set>
+#include <sstream>
 #include <string>
 
 #include "harness/error_of.hpp"
@@ -280,7 +281,7 @@ TEST(Schedule, BlocksAreWholeRowsOrAnyBytesOfARun) {
 }
 
 TEST(Describe, WhatAUserReads) {
-  const std::string text = describe(plan_of("llama-3.1-8b", 16, 2));
+  const std::string text = describe(plan_of("llama-3.1-8b", 16, 2), PlanView{.all = true, .wide = true});
   for (const std::string part :
        {"model.layers.0.self_attn.qkv_proj.weight ", "[512, 4096]", "q_proj + k_proj + v_proj",
         "rows, kv heads (each on 2 ranks)", "llama, 291 parameters, 16060522496 bytes (16.1 GB)",
@@ -289,9 +290,38 @@ TEST(Describe, WhatAUserReads) {
     EXPECT_THAT(text, HasSubstr(part));
   }
   EXPECT_THAT(text, Not(HasSubstr("VIOLATED")));
+  EXPECT_LT(text.find("proven"), text.find("model.embed_tokens.weight "));
   TransferPlan broken = plan_of("tiny", 2);
   broken.ranks[1].shards[0].destination_offset += 2;
-  EXPECT_THAT(describe(broken), HasSubstr("VIOLATED: tp rank 1: writes to model.embed_tokens.weight"));
+  EXPECT_THAT(describe(broken), HasSubstr("VIOLATED: tp rank 1: writes to\n"));
+}
+
+TEST(Describe, EqualTensorsOfLayersAreOneRow) {
+  auto config = load_model_config("tiny");
+  config.layers = 8;
+  auto plan = make_plan(build_model(config), 2, 1);
+  const auto rows_of = [&](const std::string& rest) {
+    std::vector<std::string> found;
+    std::istringstream lines(describe(plan, PlanView{.wide = true}));
+    for (std::string line; std::getline(lines, line);) {
+      const auto name = line.substr(0, line.find(' '));
+      if (name.ends_with(rest)) found.push_back(name);
+    }
+    return found;
+  };
+  const std::string rest = ".mlp.down_proj.weight";
+  EXPECT_THAT(rows_of(rest), ElementsAre("model.layers.{0..7}" + rest));
+  const auto tensor = [&](int layer) {
+    return std::ranges::find(plan.engine_tensors, fmt::format("model.layers.{}{}", layer, rest), &EngineTensor::name);
+  };
+  tensor(3)->dtype = DType::F8_E4M3;
+  EXPECT_THAT(rows_of(rest), ElementsAre("model.layers.{0..2,4..7}" + rest, "model.layers.3" + rest));
+  for (const int layer : {1, 5, 7}) tensor(layer)->dtype = DType::F8_E4M3;
+  EXPECT_THAT(rows_of(rest), ElementsAre("model.layers.{0..6..2}" + rest, "model.layers.{1..7..2}" + rest));
+  for (const int layer : {3, 5, 7}) tensor(layer)->dtype = DType::BF16;
+  EXPECT_THAT(rows_of(rest), ElementsAre("model.layers.{0,2..7}" + rest, "model.layers.1" + rest));
+  tensor(0)->dtype = DType::F8_E4M3;
+  EXPECT_THAT(rows_of(rest), ElementsAre("model.layers.{0,1}" + rest, "model.layers.{2..7}" + rest));
 }
 
 }  // namespace

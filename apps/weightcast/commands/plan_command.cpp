@@ -12,7 +12,7 @@ CommandSpec plan_command() {
       .name = "plan",
       .arguments =
           "--checkpoint DIR | --model SHAPE [--tp N] [--dp N] [--trainers R] [--source-layout LAYOUT] [--ep] "
-          "[--quantize FORMAT] [--ignore PATTERNS]",
+          "[--quantize FORMAT] [--ignore PATTERNS] [--all] [--wide]",
       .summary =
           "Shows which bytes every engine rank would receive, and proves that nothing is missing or sent in vain.",
       .options = {{"checkpoint", "DIR", "a checkpoint folder with its config.json"},
@@ -23,7 +23,9 @@ CommandSpec plan_command() {
                   source_layout_option(),
                   ep_option(),
                   quantize_option(),
-                  ignore_option()},
+                  ignore_option(),
+                  {"all", "", "a row for each engine tensor and each rank; otherwise equal ones have one"},
+                  wide_option()},
   };
 }
 
@@ -57,7 +59,7 @@ int run_plan(const Options& options) {
   const TransferPlan plan = make_plan(model, tp, options.number("dp", 1, most_ranks),
                                       make_layout(sources.source_layout, model, sources.trainers));
   const auto violation = prove_coverage(plan);
-  fmt::print("{}", describe(plan, violation));
+  fmt::print("{}", describe(plan, violation, {.all = options.flag("all"), .wide = options.flag("wide")}));
   if (!violation.empty()) fail(ExitCode::internal, "the plan is wrong: {}", violation);
   return 0;
 }

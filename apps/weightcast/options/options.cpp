@@ -58,6 +58,10 @@ OptionSpec ignore_option() {
   return {"ignore", "PATTERNS", "tensors of a checkpoint to leave out, like 'model.visual.*,*.scale'"};
 }
 
+OptionSpec wide_option() {
+  return {"wide", "", "print every column, however wide the table is"};
+}
+
 std::string variable_name(const std::string& option_name) {
   std::string result(variable_prefix);
   for (const char c : option_name) result += c == '-' ? '_' : static_cast<char>(std::toupper(c));

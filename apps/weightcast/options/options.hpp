@@ -39,6 +39,8 @@ struct CommandSpec {
 
 /// --ignore, of every command that matches a checkpoint with a model.
 OptionSpec ignore_option();
+/// --wide, of every command that prints a table.
+OptionSpec wide_option();
 
 /// What was given for the options of one subcommand. Getters throw Error naming the option, where its value came from
 /// and what is wrong with it: ExitCode::usage for the command line, ExitCode::config for the environment and the file.

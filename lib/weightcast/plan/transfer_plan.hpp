@@ -114,9 +114,16 @@ std::string prove_coverage(const TransferPlan& plan);
 /// Its last part, for one schedule.
 std::string prove_schedule(const Schedule& schedule, std::size_t parameter_count, std::uint64_t pack_bytes);
 
-/// The table of `weightcast plan`: a row per engine tensor, then bytes per rank (of trainer ranks when there are
-/// several), trainer egress, what replication adds (itemised), and the verdict of prove_coverage(), or the one given.
-std::string describe(const TransferPlan& plan);
-std::string describe(const TransferPlan& plan, const std::string& violation);
+/// How much of a plan describe() shows.
+struct PlanView {
+  bool all = false;   ///< a row for each engine tensor and rank; otherwise those that are equal have one
+  bool wide = false;  ///< a line per row; otherwise what fits 80 columns, tensors in two lines
+};
+
+/// The text of `weightcast plan`: bytes per rank, trainer egress, what replication adds (itemised), and the verdict of
+/// prove_coverage(), or the one given; then the tables of engine tensors, of ranks, and of trainer ranks when there are
+/// several.
+std::string describe(const TransferPlan& plan, PlanView view = {});
+std::string describe(const TransferPlan& plan, const std::string& violation, PlanView view = {});
 
 }  // namespace weightcast
