@@ -3,6 +3,7 @@
 #include <cstring>
 #include <mutex>
 #include <optional>
+#include <span>
 
 #include "commands/commands.hpp"
 #include "commands/tensor_reader.hpp"
@@ -25,13 +26,12 @@ struct Block {
 };
 
 /// Pairs the tensors by name (both lists are sorted) and cuts the pairs into blocks: of the bytes in the files where
-/// both have one dtype there. What has no equal counterpart is printed; `differences` counts that.
-std::vector<Block> pair_tensors(const TensorReader& a, const TensorReader& b, std::uint64_t& differences) {
+/// both have one dtype there. What has no equal counterpart comes into `differences`, a line each.
+std::vector<Block> pair_tensors(const TensorReader& a, const TensorReader& b, std::vector<std::string>& differences) {
   std::vector<Block> blocks;
   const auto ta = a.tensors(), tb = b.tensors();
   const auto lone = [&](char side, const TensorInfo& tensor) {
-    fmt::print("only in {}: {} {}\n", side, printable(tensor.name), tensor.describe());
-    ++differences;
+    differences.push_back(fmt::format("only in {}: {} {}", side, printable(tensor.name), tensor.describe()));
   };
   for (std::size_t i = 0, j = 0; i < ta.size() || j < tb.size();) {
     if (j == tb.size() || (i < ta.size() && ta[i].name < tb[j].name)) {
@@ -41,8 +41,8 @@ std::vector<Block> pair_tensors(const TensorReader& a, const TensorReader& b, st
     } else {
       const bool stored = a.stored_dtype(i) == b.stored_dtype(j) && ta[i].shape == tb[j].shape;
       if (!stored && ta[i] != tb[j]) {
-        fmt::print("{}: A has {}, B has {}\n", printable(ta[i].name), ta[i].describe(), tb[j].describe());
-        ++differences;
+        differences.push_back(
+            fmt::format("{}: A has {}, B has {}", printable(ta[i].name), ta[i].describe(), tb[j].describe()));
       } else {
         auto info = ta[i];
         if (stored) info.dtype = a.stored_dtype(i);
@@ -113,14 +113,14 @@ std::optional<std::string> compare(const TensorReader& a, const TensorReader& b,
 CommandSpec verify_command() {
   return {
       .name = "verify",
-      .arguments = "A B [--ignore PATTERNS]",
+      .arguments = "A B [--ignore PATTERNS] [--all]",
       .summary =
           "Compares two of: checkpoint folder, safetensors file, HDF5 snapshot; every bit.\n"
           "A checkpoint with its config.json counts as update reads it: its model's parameters; floats of two types "
           "are\n"
           "compared in the model's.\n"
           "Exit status 0: the same; 1: different, with the first difference named; 2: trouble.",
-      .options = {ignore_option()},
+      .options = {ignore_option(), {"all", "", "list every tensor that only one has, or in another shape"}},
       .paths = 2,
       .error_status = 2,
   };
@@ -131,18 +131,21 @@ int run_verify(const Options& options) {
   TensorReader a(options.paths()[0], ignore), b(options.paths()[1], ignore);
   if (a.model() != nullptr) b.match_with(*a.model());
   if (b.model() != nullptr) a.match_with(*b.model());
-  std::uint64_t differences = 0;
+  std::vector<std::string> differences;
   const auto blocks = pair_tensors(a, b, differences);
   const bool rounded = std::any_of(blocks.begin(), blocks.end(), [](const Block& block) { return !block.stored; });
   for (const auto& [side, reader] : {std::pair("A", &a), std::pair("B", &b)}) {
     print_notes(side, reader->notes());
     if (rounded && !reader->rounding().empty()) print_notes(side, {reader->rounding()});
   }
-  if (const auto difference = compare(a, b, blocks)) {
-    fmt::print("{}\n", *difference);
-    ++differences;
-  }
-  if (differences > 0) {
+  constexpr std::size_t most_shown = 10;
+  const auto shown = options.flag("all") ? differences.size() : std::min(differences.size(), most_shown);
+  for (const auto& line : std::span(differences).first(shown)) fmt::print("{}\n", line);
+  if (const auto more = differences.size() - shown; more > 0)
+    fmt::print("... and {} more tensors differ in name or shape (--all lists them)\n", more);
+  const auto difference = compare(a, b, blocks);
+  if (difference) fmt::print("{}\n", *difference);
+  if (difference || !differences.empty()) {
     fmt::print("different\n");
     return 1;
   }
