@@ -4,9 +4,11 @@
 #include <memory>
 
 #include "commands/plain_copies.hpp"
+#include "commands/start_job.hpp"
 #include "commands/training_steps.hpp"
 #include "options/bench_options.hpp"
-#include "output/update_table.hpp"
+#include "output/bench_table.hpp"
+#include "output/progress.hpp"
 #include "output/versions.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/job/job.hpp"
@@ -54,7 +56,11 @@ class ModelBench {
         for (auto& source : sources_) source = quantized_source(plan_.model, unquantized_, std::move(source));
       }
     });
-    side_.load({sources_[0].get(), sources_[1].get()}, *sources_[1]);
+    {
+      Progress progress("making weights", plan_.held_bytes(0) * sources_.size());
+      side_.load({sources_[0].get(), sources_[1].get()}, *sources_[1],
+                 [&](std::uint64_t bytes) { progress.add(bytes); });
+    }
     if (std::ranges::find(options.deltas, BenchDelta::automatic) == options.deltas.end()) return;
     agree(job.world(), "load", job.deadline(), [&] {
       if (side_.trainer() != nullptr)
@@ -63,6 +69,9 @@ class ModelBench {
   }
 
   ReportRow run(const Combination& what) {
+    const auto update_count = 2 + options_.warmup + options_.repeat;  // the cold one, and one untimed
+    progress_.emplace(fmt::format("timing {} by {}, {}", model_name_, name_of(what.transport), name_of(what.method)),
+                      update_count * plan_.model.size_bytes());
     side_.form_group({.transport = std::string(name_of(what.transport)),
                       .method = what.method,
                       .proof = what.verify == VerifyChoice::all ? Proof::digests : Proof::none,
@@ -142,6 +151,7 @@ class ModelBench {
     }
     row.staging_bytes = job_.world().max(row.staging_bytes, job_.deadline());
     row.wrong = wrong();
+    progress_.reset();
     return row;
   }
 
@@ -160,6 +170,7 @@ class ModelBench {
     if (readers) readers->update_begins();
     const auto result = side_.update(filled ? steps_->source_index() : source_index_, version_, what.granularity);
     if (readers) readers->update_ended(result);
+    progress_->add(plan_.model.size_bytes());
     const auto all = side_.results(callers, result);
     row.trainer_egress_bytes.clear();
     for (const auto& one : all.trainers) row.trainer_egress_bytes.push_back(one.egress_bytes);
@@ -186,63 +197,9 @@ class ModelBench {
   TransferPlan plan_;
   std::vector<std::unique_ptr<WeightSource>> sources_;  // the trainer's source regions 0 and 1; engines start with 1
   Side side_;
+  std::optional<Progress> progress_;    // of the combination that is timed
   std::optional<TrainingSteps> steps_;  // of a trainer rank, for BenchDelta::automatic
 };
-
-bool any_delta(const BenchOptions& options) {
-  return std::ranges::any_of(options.deltas, [](BenchDelta delta) { return delta != BenchDelta::off; });
-}
-
-void print_header(const BenchOptions& options, const Roster& roster, MemoryKind memory) {
-  fmt::print("# weightcast bench: {}, memory {}; {} updates after {} to warm up\n", describe(roster), name(memory),
-             options.repeat, options.warmup);
-  if (roster.trainers > 1) fmt::print("# source layout {}\n", name_of(options.source_layout));
-  if (options.commit == CommitMode::in_place) fmt::print("# commit in place: engines have one slot\n");
-  if (!options.group_warmup) fmt::print("# no warm-up when a group is formed: the cold update pays for it\n");
-  if (options.ceiling) {
-    fmt::print(
-        "# ceiling: GB/s when a replica takes its shares of the trainer's memory in plain copies, from both ends of a "
-        "link\n");
-  }
-  fmt::print(
-      "# times in ms from before PREPARE to after COMMIT, as rank 0 sees them; GB/s are bytes of the model / median\n");
-  if (options.changed) fmt::print("# versions differ in {:g} % of their elements\n", 100 * *options.changed);
-  if (any_delta(options)) {
-    fmt::print(
-        "# deltas of up to {:g} % of the bytes; the cold update is dense\n"
-        "# delta auto: what changed is found while a source is filled, before each update; versions: between two "
-        "sources\n"
-        "# diff ms, in which versions find that, and both make the delta, are no part of the times; apply ms are\n",
-        100 * options.delta_limit);
-  }
-  fmt::print(
-      "{:<14} {:>9} {:<9} {:<9} {:<9} {:<6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>9} {:>6} {:>8} {:>8}{}\n",
-      "model", "size", "transport", "method", "unit", "verify", "cold", "median", "min", "max", "p99", "GB/s", "egress",
-      "staging", "#wrong", "ceiling", "ratio",
-      any_delta(options) ? fmt::format(" {:>8}{} {:>9}", "delta", payload_titles(), "ship ms") : "");
-}
-
-void print_row(const ReportRow& row, const BenchOptions& options) {
-  fmt::print(
-      "{:<14} {:>9} {:<9} {:<9} {:<9} {:<6} {:>9.3f} {:>9.3f} {:>9.3f} {:>9.3f} {:>9.3f} {:>7.2f} {:>7.4f} {:>9} {:>6} "
-      "{:>8} {:>8}{}\n",
-      row.model, format_size(row.model_bytes), row.transport, row.method, row.granularity, row.verify, row.cold_s * 1e3,
-      row.median_s * 1e3, row.min_s * 1e3, row.max_s * 1e3, row.p99_s * 1e3, row.model_GBps,
-      static_cast<double>(row.egress_bytes) / static_cast<double>(row.model_bytes), format_size(row.staging_bytes),
-      row.wrong, row.ceiling_GBps > 0 ? fmt::format("{:.2f}", row.ceiling_GBps) : "-",
-      row.ratio_to_ceiling > 0 ? fmt::format("{:.3f}", row.ratio_to_ceiling) : "-",
-      any_delta(options) ? fmt::format(" {:>8}{} {:>9.3f}", row.delta,
-                                       payload_columns(row.sent, row.egress_bytes, row.model_bytes), row.ship_s * 1e3)
-                         : "");
-  std::fflush(stdout);
-}
-
-void show(const ReportRow& row, const BenchOptions& options) {
-  print_row(row, options);
-  print_trainer_egress(row.trainer_egress_bytes, row.model_bytes);
-  print_path(row.path);
-  if (row.readers) fmt::print("{}", describe(*row.readers));
-}
 
 void run(const BenchOptions& options, Job& job, Report& report, const EarlyName& json) {
   expect_same(job.world(), describe(options), job.deadline());
@@ -254,7 +211,7 @@ void run(const BenchOptions& options, Job& job, Report& report, const EarlyName&
   const auto placement = choose_placement(job.world(), roster, options, job.deadline());
   report.ranks = gather_ranks(job.world(), roster, placement, job.deadline());
   const auto memory = memory_of_engines(job.world(), roster, placement, job.deadline());
-  if (job.first()) print_header(options, roster, memory);
+  if (job.first()) print_bench_header(options, roster, memory);
   for (const auto& model : options.models) {
     ModelBench bench(options, job, model, roster, placement, memory);
     for (const auto granularity : options.granularities) {
@@ -265,7 +222,7 @@ void run(const BenchOptions& options, Job& job, Report& report, const EarlyName&
           for (const auto verify : options.verifies) {
             for (const auto delta : options.deltas) {
               report.rows.push_back(bench.run({transport, method, granularity, verify, delta}));
-              if (job.first()) show(report.rows.back(), options);
+              if (job.first()) print_bench_row(report.rows.back(), options);
             }
           }
         }
@@ -295,7 +252,7 @@ int run_bench(const BenchOptions& options) {
     }
     if (json) write_report(json.get(), report, reader_deadline(options.timeout_s));
   };
-  Job job(
+  Job job = start_job(
       options.timeout_s, finish, [&](const Error& error) { write_late_report(json, nothing_yet, error); },
       options.trainers);
   return job.run([&] { run(options, job, report, json); });

@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "commands/container_notes.hpp"
+#include "output/table.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/file.hpp"
 #include "weightcast/core/parallel.hpp"
@@ -26,8 +27,8 @@ std::string describe_rank(const ReportRank& rank) {
 
 void print_table(const Peers& peers, Method method, const std::vector<std::string>& ranks,
                  const std::string& transports, const std::set<std::string>& notes) {
-  fmt::print("# weightcast preflight: {}, memory {}, method {}\n", describe(peers.roster), name(peers.memory()),
-             name(method));
+  fmt::print("{}", header_line(fmt::format("weightcast preflight: {}, memory {}, method {}", describe(peers.roster),
+                                           name(peers.memory()), name(method))));
   fmt::print("rank  role     host                     cores  memory: free of total    gpu\n");
   for (const auto& rank : ranks) fmt::print("{}\n", rank);
   fmt::print("transports\n{}", transports);

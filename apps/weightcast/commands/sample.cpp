@@ -1,7 +1,12 @@
 #include "commands/sample.hpp"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cstring>
+
+#include "output/table.hpp"
 
 namespace weightcast {
 namespace {
@@ -38,14 +43,23 @@ std::size_t check_samples(Engine& engine, const Model& model, const WeightSource
   return samples.size();
 }
 
-std::vector<std::string> equal_samples(const Model& model, const WeightSource& a, const WeightSource& b,
-                                       std::uint64_t rows) {
-  std::vector<std::string> names;
+void expect_samples_differ(const Model& model, const WeightSource& initial, const WeightSource& target,
+                           std::uint64_t rows) {
+  std::vector<std::string> equal;
   for (const auto p : sample_parameters(model)) {
-    if (same_bits(sample_of(model, a, p, rows), sample_of(model, b, p, rows)))
-      names.push_back(model.parameters[p].info.name);
+    if (same_bits(sample_of(model, initial, p, rows), sample_of(model, target, p, rows)))
+      equal.push_back(model.parameters[p].info.name);
   }
-  return names;
+  if (equal.empty()) return;
+  throw Error(ExitCode::mismatch,
+              fmt::format("initial and target have the same {}: a sample proves nothing", fmt::join(equal, ", ")),
+              "use different weights, or --verify all");
+}
+
+void print_sample(std::size_t count, std::uint64_t rows, const WeightSource& source, const std::string& when) {
+  fmt::print("{}", header_line(fmt::format("sample: {} parameters x {} rows equal to {} {} the update{}", count, rows,
+                                           source.describe(), when,
+                                           when == "before" ? ", and initial and target differ in each" : "")));
 }
 
 }  // namespace weightcast

@@ -18,8 +18,11 @@ std::vector<float> sample_of(const Model& model, const WeightSource& source, std
 std::size_t check_samples(Engine& engine, const Model& model, const WeightSource& source, std::uint64_t rows,
                           const std::string& when);
 
-/// Names of the sampled parameters that are the same in both sources: then a sample proves nothing.
-std::vector<std::string> equal_samples(const Model& model, const WeightSource& a, const WeightSource& b,
-                                       std::uint64_t rows);
+/// Error(mismatch) naming the sampled parameters that are the same in both sources: then a sample proves nothing.
+void expect_samples_differ(const Model& model, const WeightSource& initial, const WeightSource& target,
+                           std::uint64_t rows);
+
+/// The header line that says so.
+void print_sample(std::size_t count, std::uint64_t rows, const WeightSource& source, const std::string& when);
 
 }  // namespace weightcast

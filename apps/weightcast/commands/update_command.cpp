@@ -1,5 +1,4 @@
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <memory>
@@ -8,6 +7,7 @@
 #include "commands/preflight.hpp"
 #include "commands/replica_digests.hpp"
 #include "commands/sample.hpp"
+#include "commands/start_job.hpp"
 #include "options/update_options.hpp"
 #include "output/progress.hpp"
 #include "output/update_table.hpp"
@@ -71,6 +71,7 @@ class Update {
   }
 
   void join() {
+    const Progress progress("placing ranks and devices");
     expect_same(job_.world(), describe(options_), job_.deadline());
     agree(job_.world(), "start", job_.deadline(), [&] {
       roster_ = form_roster(options_.tp, options_.dp, job_.world().size(), options_.trainers);
@@ -123,6 +124,7 @@ class Update {
   }
 
   void form_group() {
+    Progress progress("forming the group");
     side_->form_group({.transport = std::string(name_of(options_.transport)),
                        .method = options_.method,
                        .proof = options_.verify == VerifyChoice::all ? Proof::digests : Proof::none,
@@ -137,10 +139,9 @@ class Update {
     report_.transport = group.transport();
     const auto delta_bytes = job_.world().max(side_->delta_bytes(), job_.deadline());
     report_.group = {group.init_s(), group.warmup_s(), delta_bytes};
-    if (job_.first()) {
-      print_update_header(report_, initial_->describe(), target_->describe(), options_.verify, options_.delta,
-                          group.transport_notes());
-    }
+    progress.restart();
+    if (job_.first())
+      print_update_header(report_, options_, initial_->describe(), target_->describe(), group.transport_notes());
   }
 
   /// The weights that the last update brought.
@@ -153,10 +154,11 @@ class Update {
     std::optional<Readers> readers;
     if (engine != nullptr) readers.emplace(*engine, plan_.model, options_.readers);
     callers.barrier(job_.deadline());
+    std::optional<Progress> progress(std::in_place, "updating");
     for (std::uint64_t i = 0; i < options_.repeat; ++i) {
       job_.stop_if_asked(callers, i);
       if (engine == nullptr) {
-        publish(callers, i);
+        publish(callers, i, *progress);
       } else {
         readers->update_begins();
         const auto result = side_->update(i % 2, i + 2, options_.granularity);
@@ -166,6 +168,7 @@ class Update {
       }
       if (scrubs() && (i + 1) % options_.scrub == 0) report_.scrubs->seconds.push_back(side_->scrub(callers));
     }
+    progress.reset();
     if (engine != nullptr) study_->note_warm(*engine, options_.repeat - 1);
     agree(callers, "readers", job_.deadline(), [&] {
       if (readers) reads_ = readers->stop();
@@ -175,6 +178,7 @@ class Update {
 
   /// Where the time of the calls went, and what the readers saw, reach all ranks.
   void show_load() {
+    if (job_.first()) print_update_median(report_, options_);
     report_.path = study_->gather(job_.world(), roster_, job_.deadline());
     if (job_.first() && options_.granularity == Granularity::parameter) print_path(report_.path);
     if (options_.readers == 0) return;
@@ -214,7 +218,7 @@ class Update {
     }
   }
 
-  void publish(const Communicator& callers, std::uint64_t index) {
+  void publish(const Communicator& callers, std::uint64_t index, Progress& progress) {
     const auto result = update_or_note_failure(index);
     auto row = row_of(index, result);
     const auto all = side_->results(callers, result);
@@ -224,34 +228,25 @@ class Update {
     row.sent = all.sent;
     if (result.digest) report_.verify.digest = result.digest->hex();
     report_.updates.push_back(row);
-    if (job_.first()) print_update_row(row, report_.model.bytes, options_.delta);
+    progress.restart();
+    if (job_.first()) print_update_row(report_, options_);
   }
 
   bool scrubs() const { return options_.scrub > 0 && options_.verify == VerifyChoice::all; }
 
   void check_sample(const Communicator& callers, const WeightSource& expected, const std::string& when) {
     agree(callers, "sample", job_.deadline(), [&] {
-      if (job_.first() && when == "before") {
-        const auto equal = equal_samples(plan_.model, *initial_, *target_, options_.truncate);
-        if (!equal.empty()) {
-          throw Error(
-              ExitCode::mismatch,
-              fmt::format("initial and target have the same {}: a sample proves nothing", fmt::join(equal, ", ")),
-              "use different weights, or --verify all");
-        }
-      }
+      if (job_.first() && when == "before") expect_samples_differ(plan_.model, *initial_, *target_, options_.truncate);
       if (side_->engine() != nullptr) check_samples(*side_->engine(), plan_.model, expected, options_.truncate, when);
     });
     const auto count = sample_parameters(plan_.model).size();
-    if (job_.first()) {
-      fmt::print("# sample: {} parameters x {} rows equal to {} {} the update{}\n", count, options_.truncate,
-                 expected.describe(), when, when == "before" ? ", and initial and target differ in each" : "");
-    }
+    if (job_.first()) print_sample(count, options_.truncate, expected, when);
     report_.verify = {"sample", count, 0, report_.verify.digest};
   }
 
   /// Every byte of every engine rank against the weights' own source.
   void check_reference() {
+    const Progress progress("checking against the reference");
     const auto& model = plan_.model;
     const auto check = side_->check(reference_of(last_source()));
     std::vector<std::byte> wrong(model.parameters.size());
@@ -275,6 +270,7 @@ class Update {
     const auto& model = plan_.model;
     job_.stop_if_asked(job_.world(), options_.repeat);
     if (job_.first()) fmt::print(stderr, "writing {}\n", printable(options_.snapshot));
+    const Progress progress("writing " + options_.snapshot);
     job_.agree_patiently("snapshot", model.size_bytes(), [&](const Pulse&, Deadline deadline) {
       // One replica writes: they all hold the same.
       if (side_->engine() == nullptr || roster_.replica(job_.world().rank()) != 0) return;
@@ -338,7 +334,7 @@ int run_update(const UpdateOptions& options) {
   report.command = "update";
   report.versions = versions();
   const Report nothing_yet = report;
-  Job job(
+  Job job = start_job(
       options.timeout_s, finish, [&](const Error& error) { write_late_report(outputs.json, nothing_yet, error); },
       options.trainers);
   if (options.preflight) return run_preflight(options, job);

@@ -36,6 +36,7 @@ CommandSpec bench_command() {
                   {"verify", "LIST", "of all (time the whole verified transaction), none (the movement alone)", "all"},
                   {"readers", "N",
                    "threads that read on each engine at full rate during the updates, and check what they get", "0"},
+                  wide_option(),
                   {"timeout", "DURATION", "the longest that any wait may take", "60s"},
                   {"json", "FILE", "write a report"}},
       .parallel = true,
@@ -59,6 +60,7 @@ BenchOptions parse_bench_options(const Options& options) {
   result.warmup = options.number("warmup");
   result.group_warmup = options.choice<SwitchChoice>("group-warmup") == SwitchChoice::on;
   result.ceiling = options.flag("ceiling");
+  result.wide = options.flag("wide");
   result.verifies = options.choices<VerifyChoice>("verify");
   if (std::ranges::find(result.verifies, VerifyChoice::sample) != result.verifies.end()) {
     throw Error(ExitCode::usage, "bench cannot verify a sample", "choose --verify all or --verify none");

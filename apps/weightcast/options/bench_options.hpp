@@ -23,6 +23,7 @@ struct BenchOptions : JobOptions {
   double delta_limit = 0.4;
   std::optional<double> changed;  ///< share of the elements in which versions differ; nothing: every byte
   bool ceiling = false;
+  bool wide = false;  ///< print every column
   bool group_warmup = true;
 };
 

@@ -41,6 +41,7 @@ CommandSpec update_command() {
                   {"force", "", "let the snapshot replace a file that is there"},
                   {"readers", "N",
                    "threads that read on each engine at full rate during the updates, and check what they get", "0"},
+                  wide_option(),
                   {"timeout", "DURATION", "the longest that any wait may take", "60s"},
                   {"json", "FILE", "write a report"},
                   {"trace", "FILE", "write a timeline of all ranks and layers, for Perfetto or chrome://tracing"},
@@ -71,6 +72,7 @@ UpdateOptions parse_update_options(const Options& options) {
   result.scrub = options.number("scrub", 0);
   result.snapshot = options.text("snapshot");
   result.force = options.flag("force");
+  result.wide = options.flag("wide");
   result.trace = options.text("trace");
   const auto synthetic = [](const std::string& spec) { return spec == "synth" || spec.starts_with("synth:"); };
   if (synthetic(result.initial) && synthetic(result.target) && !result.model) {

@@ -27,6 +27,7 @@ struct UpdateOptions : JobOptions {
   std::string snapshot, trace;  ///< output files; empty: none
   bool force = false;           ///< a file that is there may become the snapshot
   bool preflight = false;
+  bool wide = false;  ///< print every column
 };
 
 CommandSpec update_command();

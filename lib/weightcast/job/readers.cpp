@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "weightcast/core/text_width.hpp"
 #include "weightcast/telemetry/statistics.hpp"
 
 namespace weightcast {
@@ -160,11 +161,12 @@ ReportReaders gather_readers(const Communicator& world, const std::optional<Read
 }
 
 std::string describe(const ReportReaders& r) {
-  return fmt::format(
+  const auto line = fmt::format(
       "# {} readers per engine: {} reads, {:.0f} per second; p50 / p99 ms idle {:.3f} / {:.3f}, updating {:.3f} / "
-      "{:.3f}; pause p99 {:.3f} ms, longest {:.3f} ms; {} mixed, {} stale\n",
+      "{:.3f}; pause p99 {:.3f} ms, longest {:.3f} ms; {} mixed, {} stale",
       r.count, r.reads, r.reads_per_s, r.idle_p50_s * 1e3, r.idle_p99_s * 1e3, r.updating_p50_s * 1e3,
       r.updating_p99_s * 1e3, r.pause_p99_s * 1e3, r.pause_max_s * 1e3, r.mixed, r.stale);
+  return fold(line, "#   ") + '\n';
 }
 
 void check_readers(const ReportReaders& readers) {

@@ -77,7 +77,7 @@ class Readers {
 /// engine. Sets pause_s of `updates`. `seen` is there on ranks that had readers. Collective; the same on all ranks.
 ReportReaders gather_readers(const Communicator& world, const std::optional<ReadersSeen>& seen, std::uint64_t count,
                              std::vector<ReportUpdate>& updates, Deadline deadline);
-/// One line for the table.
+/// For the table: header lines that fit 80 columns.
 std::string describe(const ReportReaders& readers);
 /// Error(mismatch), known to everybody, if any answer was mixed or stale.
 void check_readers(const ReportReaders& readers);
