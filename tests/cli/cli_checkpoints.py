@@ -13,7 +13,7 @@ import sys
 import unittest
 
 import workplace
-from workplace import data_of, header_of, read_safetensors, write_safetensors
+from workplace import data_of, header_of, read_safetensors, unfolded, write_safetensors
 
 PROGRAM, MPIEXEC = "", ""
 USAGE, BAD_DATA, NO_INPUT = 64, 65, 66
@@ -68,7 +68,7 @@ class Checkpoints(workplace.Workplace):
         self.assertEqual(offline.returncode, 0, offline.stderr)
         for fragment in says:
             self.assertTrue(any(fragment in note for note in notes), (fragment, notes))
-            self.assertIn(fragment, done.stdout)
+            self.assertIn(fragment, unfolded(done.stdout))
             self.assertIn(fragment, offline.stderr)
         if not says:
             self.assertEqual((notes, offline.stderr), ([], ""))

@@ -21,7 +21,7 @@ import unittest
 
 import trace_checks
 import workplace
-from workplace import data_of, header_of, read_safetensors, run, write_safetensors
+from workplace import data_of, header_of, read_safetensors, run, unfolded, write_safetensors
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CHECK_REPORT = os.path.join(HERE, "..", "interop", "check_report.py")
@@ -191,6 +191,7 @@ class Success(Workplace):
 
     def test_sample_is_before_and_after(self):
         report, text = self.update(3, "--verify=sample", "--truncate=10")
+        text = unfolded(text)
         self.assertRegex(text, r"(?m)^# sample: 12 parameters x 10 rows equal to .*one before the update, and initial and target differ")
         self.assertRegex(text, r"(?m)^# sample: 12 parameters x 10 rows equal to .*two after the update$")
         self.assertEqual((report["verify"]["mode"], report["verify"]["parameters"]), ("sample", 12))
@@ -243,7 +244,7 @@ class Success(Workplace):
 
     def test_bench_prints_a_row_for_each_combination(self):
         done = mpirun(3, "bench", "--model=tiny", "--transport=mpi,direct", "--method=sharded,broadcast", "--granularity=model,parameter",
-                      "--repeat=3", "--warmup=1", "--ceiling", "--json", self.path("bench.json"))
+                      "--repeat=3", "--warmup=1", "--ceiling", "--wide", "--json", self.path("bench.json"))
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         rows = self.report(self.path("bench.json"))["rows"]
         combinations = {(r["transport"], r["method"], r["granularity"]) for r in rows}

@@ -34,6 +34,11 @@ def run(command, timeout=60, **keywords):
     return finish(start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords), timeout)
 
 
+def unfolded(text):
+    """Header lines that were folded at 80 columns, as one line each."""
+    return text.replace("\n#   ", " ")
+
+
 def read_safetensors(path):
     """{name: (dtype, shape, bytes)}"""
     with open(path, "rb") as file:
