@@ -116,7 +116,7 @@ std::vector<Column> payload_columns() {
 
 std::vector<std::string> payload_cells(const ReportPayload& sent, std::uint64_t egress_bytes,
                                        std::uint64_t model_bytes) {
-  if (sent.shipped_bytes == 0) return {sent.payload, format_size(egress_bytes), "-", "-", "-"};
+  if (sent.payload.empty() || sent.payload == "dense") return {sent.payload, format_size(egress_bytes), "-", "-", "-"};
   constexpr double unit_bytes = 2;
   const double changed = unit_bytes * static_cast<double>(sent.changed_elements) / static_cast<double>(model_bytes);
   return {sent.payload, format_size(sent.shipped_bytes), fmt::format("{:.3f}", 100 * changed),
