@@ -47,7 +47,7 @@ VARIANTS = {
     "vllm": ("llama untied", "llama tied", "qwen3 untied", "mistral untied", "gemma2 tied", "gemma3 tied", "phi3 untied",
              "olmo2 untied", "glm4 untied", "mixtral untied", "qwen2_moe untied", "qwen3_moe untied"),
     "sglang": ("llama untied", "llama tied", "qwen3 untied", "mistral untied", "phi3 untied", "olmo2 untied", "glm4 untied",
-               "mixtral untied", "qwen3_moe untied"),
+               "mixtral untied", "qwen2_moe untied", "qwen3_moe untied"),
 }
 
 
