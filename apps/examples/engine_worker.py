@@ -20,7 +20,8 @@ class WeightcastWorker:
 
     def weightcast_join(self, model, device="cuda", **options):
         """Becomes an engine rank; `model` and `options` as everybody in the update group says them."""
-        self.weightcast_engine = weightcast.Engine(model, destinations=destinations(self.model_runner.model), device=device, **options)
+        self.weightcast_engine = weightcast.Engine(model, destinations=destinations(self.model_runner.model), device=device,
+                                                   **options)
 
     def weightcast_receive(self):
         """The version that the worker has now; None: the trainer has left."""
