@@ -243,20 +243,25 @@ TEST_F(Search, ARepositoryOfAHubCache) {
 
 TEST_F(Search, WhatIsThereInstead) {
   put("pytorch_model.bin", "PK");
-  EXPECT_THAT(refusal(ExitCode::no_input), AllOf(HasSubstr("only pytorch_model.bin"), HasSubstr("as safetensors")));
+  EXPECT_THAT(refusal(ExitCode::no_input),
+              AllOf(HasSubstr("holds a PyTorch checkpoint"), HasSubstr("save_pretrained")));
+  const std::string file_in_zip = "archive/data.pkl";
+  const auto torch_zip =
+      "PK\x03\x04" + std::string(22, '\0') + static_cast<char>(file_in_zip.size()) + std::string(3, '\0') + file_in_zip;
   for (const auto& [text, what] : {std::pair<std::string, std::string>{
                                        "version https://git-lfs.github.com/spec/v1\noid sha256:00", "git lfs pull"},
                                    {"<!DOCTYPE html>\n<html>", "a web page"},
                                    {"\n  <HTML lang=\"en\">", "a web page"},
                                    {"Invalid username or password.", "wanted a login"},
                                    {"Entry not found", "did not find the file"},
-                                   {std::string("PK\x03\x04\x00\x00\x08\x08", 8), "torch.save()"},
+                                   {torch_zip, "a PyTorch checkpoint"},
+                                   {"PK\x03\x04", "an archive"},
                                    {"GGUF\x03", "a GGUF file"}}) {
     put("model.safetensors", text);
     EXPECT_THAT(refusal(), AllOf(HasSubstr("model.safetensors is a"), HasSubstr(what))) << text;
   }
   put("model.safetensors", "versions differ");
-  EXPECT_THAT(refusal(), HasSubstr("safetensors header, byte 0"));
+  EXPECT_THAT(refusal(), HasSubstr("not a safetensors file: it begins with the text \"versions differ\""));
   fs::remove(model_ / "model.safetensors");
   put(index_name, "version https://git-lfs.github.com/spec/v1");
   EXPECT_THAT(refusal(), HasSubstr("git lfs pull"));

@@ -578,7 +578,7 @@ TEST(LoadModelConfig, ByNameByFileAndByFolder) {
   EXPECT_EQ(load_model_config(folder), parse(config_text("")));
   EXPECT_EQ(load_model_config(folder + "/config.json"), parse(config_text("")));
   for (const std::string file : {"/model.safetensors", "/model.safetensors.index.json"}) {
-    expect_error(ExitCode::usage, "neither", [&] { load_model_config(folder + file); });
+    expect_error(ExitCode::no_input, "cannot open", [&] { load_model_config(folder + file); });
     write_text_file(folder + file, "");
     EXPECT_EQ(load_model_config(folder + file), parse(config_text("")));
   }
@@ -588,7 +588,7 @@ TEST(LoadModelConfig, ByNameByFileAndByFolder) {
   write_text_file(folder + "/hub/snapshots/abc/config.json", "version https://git-lfs.github.com/spec/v1");
   expect_error(ExitCode::bad_data, "git lfs pull", [&] { load_model_config(folder + "/hub"); });
   expect_error(ExitCode::usage, "smollm2-135m", [&] { load_model_config("llama-9"); });
-  expect_error(ExitCode::usage, "empty", [&] { load_model_config(folder + "/empty"); });
+  expect_error(ExitCode::no_input, "empty has no config.json", [&] { load_model_config(folder + "/empty"); });
   std::filesystem::remove_all(folder);
 }
 

@@ -7,8 +7,8 @@
 
 #include "weightcast/checkpoint/checkpoint_files.hpp"
 #include "weightcast/checkpoint/safetensors_header.hpp"
-#include "weightcast/core/download.hpp"
 #include "weightcast/core/error.hpp"
+#include "weightcast/core/foreign.hpp"
 #include "weightcast/core/parallel.hpp"
 
 namespace weightcast {
@@ -25,6 +25,20 @@ struct Found {
   std::uint64_t offset, size;
 };
 
+/// Throws when a file that could not be parsed is not even of that kind. The header of one that is begins with {.
+void refuse_other_kinds(const std::string& path, std::string_view start) {
+  constexpr std::size_t json_at = 8;
+  if (start.empty()) {
+    throw Error(ExitCode::bad_data, path + " is empty",
+                "download or write it again: that was broken off, or the disk was full");
+  }
+  refuse_foreign_content(path, start);
+  if (start.size() > json_at && start[json_at] == '{') return;
+  throw Error(ExitCode::bad_data,
+              fmt::format("{} is not a safetensors file: it begins with {}", path, describe_start(start)),
+              "name a safetensors file, the folder of a Hugging Face checkpoint or, where it is taken, a snapshot");
+}
+
 /// Opens the safetensors file `path` and appends its tensors to `found`, its descriptor to `files`.
 void add_file(const std::string& path, std::vector<InputFile>& files, std::vector<Found>& found) {
   InputFile file(path);
@@ -34,15 +48,18 @@ void add_file(const std::string& path, std::vector<InputFile>& files, std::vecto
   std::uint64_t json_bytes = 0;
   for (std::size_t i = start.size(); i-- > 0;) json_bytes = json_bytes << 8 | std::to_integer<std::uint64_t>(start[i]);
   const auto read = start.size();
-  start.resize(read + std::min({json_bytes, file.size() - read, safetensors_header_limit}));
+  constexpr std::uint64_t enough_to_judge = 512;
+  const auto wanted = json_bytes > safetensors_header_limit ? enough_to_judge : std::max(json_bytes, enough_to_judge);
+  start.resize(read + std::min(wanted, file.size() - read));
   file.read(read, std::span(start).subspan(read));
 
   SafetensorsHeader header;
   try {
     header = parse_safetensors_header(start, file.size());
   } catch (const Error& error) {
-    refuse_foreign_content(path, {reinterpret_cast<const char*>(start.data()), start.size()});
-    throw Error(error.code(), fmt::format("{}: {}", path, error.what()), "get or write this file again");
+    refuse_other_kinds(path, {reinterpret_cast<const char*>(start.data()), start.size()});
+    throw Error(error.code(), fmt::format("{}: {}", path, error.what()),
+                error.hint().empty() ? "get or write this file again" : error.hint());
   }
   for (auto& entry : header.entries) {
     found.push_back({std::move(entry.info), files.size(), header.data_offset + entry.begin, entry.end - entry.begin});

@@ -13,6 +13,8 @@
 #include "weightcast/core/download.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/file.hpp"
+#include "weightcast/core/foreign.hpp"
+#include "weightcast/core/wrong_path.hpp"
 
 namespace weightcast {
 namespace fs = std::filesystem;
@@ -71,13 +73,27 @@ CheckpointFiles read_index(const std::string& folder, const std::string& name) {
   CheckpointFiles result{name, folder, {}};
   try {
     result.index = parse_sharded_index(text, path);
-  } catch (const Error&) {
+  } catch (const Error& error) {
     refuse_foreign_content(path, text);
-    throw;
+    throw Error(error.code(), error.what(),
+                name.ends_with(index_ending) ? "get the index again, from where its shards are from"
+                                             : fmt::format("name the folder of the checkpoint, {}", folder));
   }
   for (const auto& [tensor, file] : result.index->weight_map) result.files.push_back(file);
   std::sort(result.files.begin(), result.files.end());
   result.files.erase(std::unique(result.files.begin(), result.files.end()), result.files.end());
+  std::vector<std::string> missing;
+  std::error_code ignored;
+  for (const auto& file : result.files) {
+    if (fs::symlink_status(fs::path(folder) / file, ignored).type() == fs::file_type::not_found)
+      missing.push_back(file);
+  }
+  if (!missing.empty()) {
+    throw Error(ExitCode::no_input,
+                fmt::format("{}: {} of the {} files that it lists are missing: {}", path, missing.size(),
+                            result.files.size(), list_some(missing, 3)),
+                "download the missing files");
+  }
   return result;
 }
 
@@ -89,10 +105,7 @@ class Folder {
     std::error_code error;
     for (fs::directory_iterator i(path, error), end; !error && i != end; i.increment(error))
       names_.insert(i->path().filename().string());
-    if (error) {
-      throw Error(ExitCode::no_input, fmt::format("cannot read the folder {}: {}", path, error.message()),
-                  "check the path and its permissions");
-    }
+    if (error) throw cannot_open(path, error.value());
   }
 
   void search(CheckpointSearch& result) const {
@@ -162,24 +175,40 @@ class Folder {
       throw Error(ExitCode::no_input, fmt::format("{} holds an adapter and no weights of a model", path_),
                   "merge it into its base model (in PEFT: merge_and_unload()), save that, and name that folder");
     }
-    std::vector<std::string> others, pickles;
+    std::vector<std::string> tensors;
     for (const auto& name : names_) {
-      if (name.ends_with(file_ending)) others.push_back(name);
-      if (name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth") || name.ends_with(".gguf"))
-        pickles.push_back(name);
+      if (name.ends_with(file_ending)) tensors.push_back(name);
     }
-    std::string hint = "name a safetensors file or the folder of a Hugging Face checkpoint";
-    std::string found;
-    if (!pickles.empty()) {
-      found = fmt::format(", only {}", list_some(pickles));
-      hint = "save the model as safetensors";
+    const auto neither = fmt::format("{} has neither model.safetensors nor model.safetensors.index.json", path_);
+    if (!tensors.empty())
+      throw Error(ExitCode::no_input, fmt::format("{}, only {}", neither, list_some(tensors)), "name the file");
+    if (names_.empty()) throw Error(ExitCode::no_input, path_ + " is empty", "check the path, or download the model");
+    if (const auto inside = folders_inside(); !inside.empty()) {
+      throw Error(ExitCode::no_input, fmt::format("{}; folders in it have them: {}", neither, list_some(inside)),
+                  fmt::format("name one of them, like {}", (fs::path(path_) / inside.front()).string()));
     }
-    if (!others.empty()) {
-      found = fmt::format(", only {}", list_some(others));
-      hint = "name the file";
+    if (const auto found = foreign_folder(names_)) {
+      throw Error(ExitCode::no_input, fmt::format("{}: it holds {}", neither, found->what), std::string(found->hint));
     }
     throw Error(ExitCode::no_input,
-                fmt::format("{} has neither model.safetensors nor model.safetensors.index.json{}", path_, found), hint);
+                fmt::format("{}, only {}", neither, list_some(std::vector(names_.begin(), names_.end()), 3)),
+                "name a safetensors file or the folder of a Hugging Face checkpoint, with its weights");
+  }
+
+  /// Folders in this one that can be named in its place: of a training's checkpoints, of a Hub cache, and the like.
+  std::vector<std::string> folders_inside() const {
+    constexpr std::size_t most_names = 1000;
+    std::vector<std::string> result;
+    std::error_code ignored;
+    for (const auto& name : names_) {
+      const auto inside = fs::path(path_) / name;
+      for (const auto* sign : {"model.safetensors", "model.safetensors.index.json", "snapshots"}) {
+        if (result.size() == most_names || !fs::exists(inside / sign, ignored)) continue;
+        result.push_back(name);
+        break;
+      }
+    }
+    return result;
   }
 
   std::string path_;
@@ -203,6 +232,7 @@ CheckpointSearch find_checkpoint(const std::string& path) {
     if (name.starts_with("consolidated.")) result.notes.push_back("read from " + name);
     return result;
   }
+  expect_there(path);
   const fs::path file(path);
   result.folder = file.has_parent_path() ? file.parent_path().string() : ".";
   if (path.ends_with(".json")) {

@@ -19,9 +19,10 @@ namespace {
 constexpr std::size_t length_bytes = 8, max_dimensions = 32;
 constexpr std::string_view metadata_key = "__metadata__";
 
-[[noreturn]] void refuse(std::size_t offset, const std::string& message) {
-  fail(ExitCode::bad_data, "safetensors header, byte {}: {}", offset, message);
+[[noreturn]] void refuse(std::size_t offset, const std::string& message, const std::string& hint = {}) {
+  throw Error(ExitCode::bad_data, fmt::format("safetensors header, byte {}: {}", offset, message), hint);
 }
+constexpr const char* cut_off = "download or copy it again: that was broken off before its end";
 
 /// An entry, and where in the file it was declared.
 struct Declared {
@@ -183,8 +184,12 @@ void check_tiling(std::vector<Declared>& declared, std::uint64_t data_offset, st
                                entry.begin > expected ? "a hole" : "an overlap"));
     }
     if (entry.end > data_bytes) {
-      refuse(near, fmt::format("tensor \"{}\" ends at data byte {}, but the file has only {}: it is truncated",
-                               printable(entry.info.name), entry.end, data_bytes));
+      std::uint64_t end = 0;
+      for (const auto& other : declared) end = std::max(end, other.entry.end);
+      refuse(near,
+             fmt::format("the file is truncated: {} of {} bytes of data are missing, from tensor \"{}\" on",
+                         end - data_bytes, end, printable(entry.info.name)),
+             cut_off);
     }
     expected = entry.end;
   }
@@ -213,8 +218,10 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> start, std
                           safetensors_header_limit));
   }
   if (size > file_bytes - length_bytes || size > start.size() - length_bytes) {
-    refuse(0, fmt::format("a header of {} bytes is announced, but the file has only {} bytes: it is truncated", size,
-                          file_bytes));
+    refuse(0,
+           fmt::format("a header of {} bytes is announced, but the file has only {} bytes: it is truncated", size,
+                       file_bytes),
+           cut_off);
   }
   const std::string_view json(reinterpret_cast<const char*>(start.data()) + length_bytes, size);
   HeaderHandler handler;

@@ -3,8 +3,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <array>
-#include <cctype>
 #include <filesystem>
 #include <vector>
 
@@ -14,31 +12,15 @@
 
 namespace weightcast {
 namespace fs = std::filesystem;
-namespace {
-
-struct Foreign {
-  std::string_view start, what, hint;
-};
-constexpr std::string_view download_again = "download it again, logged in if the repository asks for it";
-constexpr std::array<Foreign, 10> known{{
-    {"version https://git-lfs", "a Git LFS pointer and not the file itself", "fetch the files: git lfs pull"},
-    {"<!doctype html", "a web page", download_again},
-    {"<html", "a web page", download_again},
-    {"<?xml", "an XML answer of a server", download_again},
-    {"invalid username or password", "an answer of a server that wanted a login", download_again},
-    {"access to model ", "an answer of a server that wanted a login", download_again},
-    {"entry not found", "an answer of a server that did not find the file", "check the name of the repository"},
-    {"pk\x03\x04", "a zip archive, as torch.save() writes it", "save the model as safetensors"},
-    {"gguf", "a GGUF file", "get the checkpoint as safetensors"},
-    {"\x89hdf\r\n", "an HDF5 file", "name a checkpoint; of snapshots, verify and inspect take the path"},
-}};
-
-}  // namespace
 
 std::optional<std::string> hub_snapshot(const std::string& folder) {
   std::error_code ignored;
   const fs::path root(folder), snapshots = root / "snapshots", main = root / "refs" / "main";
-  if (!fs::is_directory(snapshots, ignored)) return std::nullopt;
+  if (!fs::is_directory(snapshots, ignored)) {
+    if (!fs::is_directory(root / "blobs", ignored) || !fs::is_directory(root / "refs", ignored)) return std::nullopt;
+    throw Error(ExitCode::no_input, fmt::format("{} has no snapshots: its download did not end", folder),
+                "download the model again");
+  }
   for (const auto& entry : fs::directory_iterator(root, ignored)) {
     const auto name = entry.path().filename().string();
     if (name.ends_with(".json") || name.ends_with(".safetensors")) return std::nullopt;
@@ -65,18 +47,6 @@ std::optional<std::string> hub_snapshot(const std::string& folder) {
                             : fmt::format("{} has {} snapshots and no refs/main to choose by: {}", folder, names.size(),
                                           fmt::join(names, ", ")),
               names.empty() ? "download the model again" : "name the folder of one snapshot");
-}
-
-void refuse_foreign_content(const std::string& path, std::string_view start) {
-  const auto blank = [](unsigned char c) { return std::isspace(c) != 0; };
-  std::size_t first = start.starts_with("\xef\xbb\xbf") ? 3 : 0;
-  while (first < start.size() && blank(static_cast<unsigned char>(start[first]))) ++first;
-  std::string lower(start.substr(first, 64));
-  std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) { return std::tolower(c); });
-  for (const auto& foreign : known) {
-    if (lower.starts_with(foreign.start))
-      throw Error(ExitCode::bad_data, fmt::format("{} is {}", path, foreign.what), std::string(foreign.hint));
-  }
 }
 
 }  // namespace weightcast

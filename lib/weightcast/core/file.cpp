@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "weightcast/core/error.hpp"
+#include "weightcast/core/wrong_path.hpp"
 
 namespace weightcast {
 namespace {
@@ -21,12 +22,14 @@ std::string reason() {
 
 InputFile::InputFile(const std::string& path)
     : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
-  if (!fd_)
-    throw Error(ExitCode::no_input, fmt::format("cannot open {}: {}", path, reason()),
-                "check the path and its permissions");
+  if (!fd_) throw cannot_open(path, errno);
   struct stat status {};
   if (::fstat(fd_.get(), &status) != 0) fail(ExitCode::no_input, "cannot stat {}: {}", path, reason());
-  if (!S_ISREG(status.st_mode)) fail(ExitCode::no_input, "{} is not a regular file", path);
+  if (S_ISDIR(status.st_mode)) throw Error(ExitCode::no_input, path + " is a folder", "name a file in it");
+  if (!S_ISREG(status.st_mode)) {
+    throw Error(ExitCode::no_input, path + " is not a regular file",
+                "copy what it gives into a file: files are read from any place, and more than once");
+  }
   size_ = static_cast<std::uint64_t>(status.st_size);
 }
 

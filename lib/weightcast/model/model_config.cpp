@@ -228,13 +228,7 @@ ExpertSizes read_experts(const ConfigKeys& keys, const ExpertsSpec& spec, std::u
   return sizes;
 }
 
-}  // namespace
-
-void ConfigContext::note(std::string text) const {
-  if (notes != nullptr) notes->push_back(std::move(text));
-}
-
-ModelConfig parse_model_config(std::string_view text, const std::string& what, const ConfigContext& context) {
+ModelConfig read_model_config(std::string_view text, const std::string& what, const ConfigContext& context) {
   ConfigKeys all(what);
   const auto json = without_infinities(text);
   parse_strict_json(json, all, what);
@@ -292,6 +286,23 @@ ModelConfig parse_model_config(std::string_view text, const std::string& what, c
   config.dtype = read_dtype(own_dtype ? keys : all, context);
   config.wide_routers = config.wide_routers && config.dtype != DType::F32;
   return config;
+}
+
+}  // namespace
+
+void ConfigContext::note(std::string text) const {
+  if (notes != nullptr) notes->push_back(std::move(text));
+}
+
+ModelConfig parse_model_config(std::string_view text, const std::string& what, const ConfigContext& context) {
+  try {
+    return read_model_config(text, what, context);
+  } catch (const Error& error) {
+    if (!error.hint().empty()) throw;
+    throw Error(
+        error.code(), error.what(),
+        "correct it, or take the config.json that its model was published with (config.json of its base model)");
+  }
 }
 
 }  // namespace weightcast

@@ -71,7 +71,7 @@ ModelConfig parse_model_config(std::string_view text, const std::string& what, c
 const std::vector<std::string>& named_shapes();
 
 /// The config of a named shape, or of the config.json at a path: that file, a folder that holds one, a repository of a
-/// Hub cache, or a safetensors file or index beside it. Error(usage) listing the names when it is neither.
+/// Hub cache, or a safetensors file or index beside it. Error(usage) listing the names, Error(no_input) of a path.
 ModelConfig load_model_config(const std::string& name_or_path, const ConfigContext& context = {});
 
 }  // namespace weightcast

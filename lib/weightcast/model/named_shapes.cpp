@@ -5,9 +5,13 @@
 #include <filesystem>
 #include <utility>
 
+#include "weightcast/core/bytes.hpp"
 #include "weightcast/core/download.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/file.hpp"
+#include "weightcast/core/foreign.hpp"
+#include "weightcast/core/near_miss.hpp"
+#include "weightcast/core/wrong_path.hpp"
 #include "weightcast/model/model_config.hpp"
 
 namespace weightcast {
@@ -91,9 +95,17 @@ ModelConfig load_model_config(const std::string& name_or_path, const ConfigConte
     path.replace_filename("config.json");
   }
   if (!fs::exists(path, ignored)) {
-    throw Error(
-        ExitCode::usage, fmt::format("\"{}\" is neither a known model shape nor a config.json", name_or_path),
-        fmt::format("name one of {}, a config.json, or a folder that holds one", fmt::join(named_shapes(), ", ")));
+    const bool folder = path != fs::path(name_or_path);
+    if (folder) {
+      throw Error(ExitCode::no_input, fmt::format("{} has no config.json", path.parent_path().string()),
+                  "put the config.json of its model there, or name one");
+    }
+    if (name_or_path.find('/') != name_or_path.npos) expect_there(name_or_path);
+    throw Error(ExitCode::usage,
+                fmt::format("\"{}\" is neither a known model shape nor a config.json", printable(name_or_path)),
+                did_you_mean(name_or_path, {named_shapes().begin(), named_shapes().end()}, "",
+                             fmt::format("name one of {}, a config.json, or a folder that holds one",
+                                         fmt::join(named_shapes(), ", "))));
   }
   const auto text = read_text_file(path, config_limit_bytes);
   refuse_foreign_content(path, text);
