@@ -1,9 +1,12 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 
 #include "commands/commands.hpp"
 #include "output/versions.hpp"
@@ -31,21 +34,39 @@ void flush_output() {
 bool is_help(const std::string& argument) {
   return argument == "--help" || argument == "-h" || argument == "help";
 }
+bool is_version(const std::string& argument) {
+  return argument == "--version" || argument == "-V" || argument == "version";
+}
+
+[[noreturn]] void refuse_command(const std::string& word) {
+  std::set<std::string> names = {"help", "version"};
+  for (const Command& each : commands()) names.insert(each.spec.name);
+  if (word.starts_with('-') && !near_miss(word.substr(std::min(word.find_first_not_of('-'), word.size())), names)) {
+    throw Error(ExitCode::usage, fmt::format("a command is missing before {}", printable(word)),
+                "write weightcast COMMAND [options]; see weightcast --help");
+  }
+  throw Error(
+      ExitCode::usage, fmt::format("'{}' is not a command", printable(word)),
+      did_you_mean(word, names, "", fmt::format("commands are {}; see weightcast --help", fmt::join(names, ", "))));
+}
+
+/// `help COMMAND` and `COMMAND help` are `COMMAND --help`, but for commands that may mean a file.
+void rewrite_help(std::vector<std::string>& arguments) {
+  std::error_code ignored;
+  if (arguments.size() > 1 && arguments[0] == "help") arguments = {arguments[1], "--help"};
+  if (arguments.size() == 2 && arguments[1] == "help" && !std::filesystem::exists("help", ignored))
+    arguments[1] = "--help";
+}
 
 int run(const std::vector<std::string>& arguments, const Command* command) {
   if (arguments.empty()) throw Error(ExitCode::usage, "a command is missing", "see weightcast --help");
   if (is_help(arguments[0])) return print_once(overview_text()), 0;
-  if (arguments[0] == "--version") return print_once(version_text()), 0;
-  if (command == nullptr) {
-    std::set<std::string> names = {"help"};
-    for (const Command& each : commands()) names.insert(each.spec.name);
-    throw Error(ExitCode::usage, fmt::format("'{}' is not a command", printable(arguments[0])),
-                did_you_mean(arguments[0], names, "", "see weightcast --help"));
-  }
+  if (is_version(arguments[0])) return print_once(version_text()), 0;
+  if (command == nullptr) refuse_command(arguments[0]);
   std::vector<std::string> environment;
   for (char** variable = environ; *variable != nullptr; ++variable) environment.emplace_back(*variable);
-  const auto options =
-      Options::parse(command->spec, std::span(arguments).subspan(1), environment, known_option_names());
+  const auto options = Options::parse(command->spec, std::span(arguments).subspan(1), environment, known_option_names(),
+                                      option_owners());
   if (options.help()) return print_once(usage_text(command->spec)), 0;
   if (options.print_config()) return print_once(options.describe()), 0;
   if (!command->spec.parallel && launch_copy().count > 1) {
@@ -93,7 +114,7 @@ int main(int argc, char** argv) {
   catch_signals();
   try {
     std::vector<std::string> arguments(argv + 1, argv + argc);
-    if (arguments.size() > 1 && arguments[0] == "help") arguments = {arguments[1], "--help"};
+    rewrite_help(arguments);
     if (!arguments.empty()) command = find_command(arguments[0]);
     const int status = run(arguments, command);
     flush_output();

@@ -106,12 +106,13 @@ TEST(Checked, ArithmeticStopsAtTheLastNumberThatFits) {
 
 // --- deadline.hpp ----------------------------------------------------------------------------------------------------
 
-TEST(ParseDuration, ReadsSecondsMillisecondsAndMinutes) {
+TEST(ParseDuration, ReadsUnitsFromMillisecondsToHours) {
   EXPECT_DOUBLE_EQ(parse_duration("60s"), 60);
   EXPECT_DOUBLE_EQ(parse_duration("500ms"), 0.5);
   EXPECT_DOUBLE_EQ(parse_duration("2m"), 120);
   EXPECT_DOUBLE_EQ(parse_duration("1.5"), 1.5);
   EXPECT_DOUBLE_EQ(parse_duration("1440m"), 86400);
+  EXPECT_DOUBLE_EQ(parse_duration("24h"), 86400);
 }
 
 TEST(ParseShare, ReadsFractionsAndPercents) {
@@ -125,8 +126,8 @@ TEST(ParseShare, ReadsFractionsAndPercents) {
 }
 
 TEST(ParseDuration, RefusesEverythingElse) {
-  for (const char* text : {"", "s", "ms", "0", "0s", "-1s", "+1s", " 1s", "1 s", "1h", "1S", "nan", "inf", "infinity",
-                           "1e400", "86401", "1441m", "1s2"}) {
+  for (const char* text : {"", "s", "ms", "0", "0s", "-1s", "+1s", " 1s", "1 s", "1d", "25h", "1S", "nan", "inf",
+                           "infinity", "1e400", "86401", "1441m", "1s2"}) {
     const auto error = error_of([&] { parse_duration(text); });
     EXPECT_EQ(error.code(), ExitCode::usage) << text;
     EXPECT_THAT(error.what(), HasSubstr(fmt::format("'{}'", text)));

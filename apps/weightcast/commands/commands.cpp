@@ -1,9 +1,12 @@
 #include "commands/commands.hpp"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 
 #include "options/bench_options.hpp"
 #include "options/update_options.hpp"
+#include "weightcast/model/model_config.hpp"
 
 namespace weightcast {
 
@@ -34,6 +37,17 @@ std::set<std::string> known_option_names() {
   return names;
 }
 
+OptionOwners option_owners() {
+  OptionOwners owners;
+  for (const Command& command : commands()) {
+    for (const OptionSpec& option : command.spec.options) {
+      auto& names = owners[option.name];
+      names += (names.empty() ? "" : ", ") + command.spec.name;
+    }
+  }
+  return owners;
+}
+
 std::string overview_text() {
   std::string text =
       "weightcast moves the weights of a model from a trainer to tensor-parallel inference engines, and proves it.\n\n"
@@ -42,9 +56,15 @@ std::string overview_text() {
     const std::string& summary = command.spec.summary;
     text += fmt::format("  {:<10}{}\n", command.spec.name, summary.substr(0, summary.find('\n')));
   }
-  return text +
-         "\n  weightcast COMMAND --help   the options of a command\n"
-         "  weightcast --version        versions of this program and its libraries\n";
+  text +=
+      "\n  weightcast help COMMAND     the options of a command; also weightcast COMMAND --help\n"
+      "  weightcast --version        versions of this program and its libraries\n\n";
+  text += fmt::format("Named shapes, for --model: {}\n\nExit status\n", fmt::join(named_shapes(), ", "));
+  for (const auto code : {ExitCode::ok, ExitCode::usage, ExitCode::bad_data, ExitCode::no_input, ExitCode::unavailable,
+                          ExitCode::internal, ExitCode::cant_create, ExitCode::io_error, ExitCode::busy,
+                          ExitCode::mismatch, ExitCode::config, ExitCode::deadline})
+    text += fmt::format("  {:>3}  {}\n", static_cast<int>(code), describe(code));
+  return text + "verify says 0 for the same, 1 for different, 2 for trouble.\n";
 }
 
 }  // namespace weightcast

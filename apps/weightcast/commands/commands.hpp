@@ -21,6 +21,8 @@ const std::vector<Command>& commands();
 const Command* find_command(std::string_view name);
 /// The names of the options of all subcommands.
 std::set<std::string> known_option_names();
+/// Which commands have an option, for all of them.
+OptionOwners option_owners();
 /// The text of `weightcast --help`.
 std::string overview_text();
 

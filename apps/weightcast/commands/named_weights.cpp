@@ -47,12 +47,27 @@ class SnapshotSource final : public WeightSource {
 
 }  // namespace
 
+Checkpoint open_checkpoint(const std::string& path) {
+  try {
+    return Checkpoint::open(path);
+  } catch (const Error& error) {
+    std::error_code ignored;
+    const bool shape = std::ranges::find(named_shapes(), path) != named_shapes().end();
+    if ((!shape && !synthetic_seed(path)) || std::filesystem::exists(path, ignored)) throw;
+    throw Error(error.code(), error.what(),
+                shape ? fmt::format("{0} is a shape, for --model; weightcast synth --model {0} --output FOLDER makes "
+                                    "weights of it",
+                                    path)
+                      : "made-up weights are for update; weightcast synth writes them to a folder");
+  }
+}
+
 NamedWeights::NamedWeights(std::string spec) : spec_(std::move(spec)) {
-  std::error_code unreadable;  // left to open_weights() to report
+  std::error_code unreadable;  // left to open_checkpoint() to report
   if (std::filesystem::is_regular_file(spec_, unreadable) && looks_like_hdf5(spec_)) {
     snapshot_.emplace(Snapshot::open(spec_));
   } else {
-    checkpoint_ = open_weights(spec_);
+    if (!synthetic_seed(spec_)) checkpoint_ = open_checkpoint(spec_);
   }
 }
 

@@ -35,6 +35,9 @@ class NamedWeights {
   std::optional<Snapshot> snapshot_;
 };
 
+/// Checkpoint::open(). The error for what is no path, but a shape or made-up weights, says where those go.
+Checkpoint open_checkpoint(const std::string& path);
+
 /// The model of a job: `shape` where it is given, otherwise that of the target, or, when that is made up, of the
 /// initial weights. `notes` gets what should be known.
 ModelConfig config_of(const NamedWeights& initial, const NamedWeights& target, const std::optional<std::string>& shape,

@@ -1,4 +1,5 @@
 #include "commands/commands.hpp"
+#include "commands/named_weights.hpp"
 #include "options/format_options.hpp"
 #include "options/source_options.hpp"
 #include "output/notes.hpp"
@@ -16,7 +17,7 @@ CommandSpec plan_command() {
       .summary =
           "Shows which bytes every engine rank would receive, and proves that nothing is missing or sent in vain.",
       .options = {{"checkpoint", "DIR", "a checkpoint folder with its config.json"},
-                  {"model", "SHAPE", "a named shape or config.json"},
+                  model_option("SHAPE", "shape of the model"),
                   {"tp", "N", "tensor-parallel ranks of an engine", "1"},
                   {"dp", "N", "engines (replicas)", "1"},
                   trainers_option(),
@@ -33,7 +34,7 @@ namespace {
 
 /// The config of a checkpoint whose tensors fit it.
 ModelConfig config_of(const std::string& path, const std::vector<std::string>& ignore) {
-  const auto checkpoint = Checkpoint::open(path);
+  const auto checkpoint = open_checkpoint(path);
   auto notes = checkpoint.notes();
   const auto model = build_model(config_of(checkpoint, notes));
   const auto match = match_checkpoint(model, checkpoint.tensors(), path, ignore);

@@ -13,7 +13,7 @@ CommandSpec synth_command() {
       .name = "synth",
       .arguments = "--model SHAPE --output DIR [--seed N] [--shard-size SIZE] [--force]",
       .summary = "Writes a checkpoint of made-up weights; a seed gives the same weights as synth:SEED in update.",
-      .options = {{"model", "SHAPE", "a named shape or config.json"},
+      .options = {model_option("SHAPE", "shape of the model"),
                   {"output", "DIR", "the folder to write, created when missing"},
                   {"seed", "N", "any number", "1"},
                   {"shard-size", "SIZE", "largest size of a file", "5G"},

@@ -19,14 +19,14 @@ std::string why_as_stored(const Error& error) {
 
 TensorReader::TensorReader(const std::string& path, std::vector<std::string> ignore)
     : path_(path), ignore_(std::move(ignore)) {
-  std::error_code unreadable;  // left to Checkpoint::open() to report
+  std::error_code unreadable;  // left to open_checkpoint() to report
   if (std::filesystem::is_regular_file(path, unreadable) && looks_like_hdf5(path)) {
     snapshot_.emplace(Snapshot::open(path));
     tensors_.assign(snapshot_->tensors().begin(), snapshot_->tensors().end());
     notes_ = notes_of(*snapshot_);
     return;
   }
-  checkpoint_.emplace(Checkpoint::open(path));
+  checkpoint_.emplace(open_checkpoint(path));
   notes_ = checkpoint_->notes();
   std::vector<std::string> notes;
   std::optional<ModelConfig> config;

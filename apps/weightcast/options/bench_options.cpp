@@ -11,7 +11,7 @@ CommandSpec bench_command() {
       .summary =
           "Times updates with weights made in memory.\n"
           "A row per combination of model, transport, method and granularity.",
-      .options = {{"model", "LIST", "named shapes or config.json files"},
+      .options = {model_option("LIST", "shapes of models"),
                   {"tp", "N", "tensor-parallel ranks of an engine; default (world - trainers) / dp"},
                   {"dp", "N", "engines (replicas)", "1"},
                   trainers_option(),

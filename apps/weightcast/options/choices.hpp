@@ -8,6 +8,7 @@
 
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
+#include "weightcast/core/near_miss.hpp"
 #include "weightcast/job/placement.hpp"
 #include "weightcast/job/side.hpp"
 #include "weightcast/model/parameter_rules.hpp"
@@ -55,8 +56,9 @@ Choice parse_choice(std::string_view text) {
   const auto& names = choice_names<Choice>;
   const auto found = std::find(names.begin(), names.end(), text);
   if (found != names.end()) return static_cast<Choice>(found - names.begin());
-  throw Error(ExitCode::usage, fmt::format("'{}' is not one of the choices", printable(text)),
-              fmt::format("choose one of: {}", fmt::join(names, ", ")));
+  throw Error(
+      ExitCode::usage, fmt::format("'{}' is not one of the choices", printable(text)),
+      did_you_mean(text, {names.begin(), names.end()}, "", fmt::format("choose one of: {}", fmt::join(names, ", "))));
 }
 
 }  // namespace weightcast

@@ -1,14 +1,18 @@
 #include "options/options.hpp"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <boost/program_options.hpp>
 #include <charconv>
 #include <sstream>
 
+#include "options/wrong_option.hpp"
 #include "weightcast/core/bytes.hpp"
 #include "weightcast/core/error.hpp"
 #include "weightcast/core/file.hpp"
 #include "weightcast/core/near_miss.hpp"
+#include "weightcast/model/model_config.hpp"
 
 namespace weightcast {
 namespace {
@@ -54,6 +58,11 @@ bool parse_flag(std::string_view text) {
 
 }  // namespace
 
+OptionSpec model_option(const std::string& value_name, const std::string& what) {
+  return {"model", value_name,
+          fmt::format("{}: a config.json, a folder that holds one, or of {}", what, fmt::join(named_shapes(), ", "))};
+}
+
 OptionSpec ignore_option() {
   return {"ignore", "PATTERNS", "tensors of a checkpoint to leave out, like 'model.visual.*,*.scale'"};
 }
@@ -69,9 +78,10 @@ std::string variable_name(const std::string& option_name) {
 }
 
 Options Options::parse(const CommandSpec& command, std::span<const std::string> arguments,
-                       std::span<const std::string> environment, const std::set<std::string>& known_names) {
+                       std::span<const std::string> environment, const std::set<std::string>& known_names,
+                       const OptionOwners& owners) {
   Options options(command);
-  options.read_command_line(arguments);
+  options.read_command_line(arguments, owners);
   if (options.help_) return options;
   options.read_environment(environment, known_names);
   if (options.has("config")) options.read_file(options.text("config"), known_names);
@@ -83,7 +93,7 @@ Options Options::parse(const CommandSpec& command, std::span<const std::string> 
   return options;
 }
 
-void Options::read_command_line(std::span<const std::string> arguments) {
+void Options::read_command_line(std::span<const std::string> arguments, const OptionOwners& owners) {
   auto description = describe_options(command_);
   description.add_options()("help", "")("print-config", "")("config", po::value<std::string>());
   using namespace po::command_line_style;
@@ -91,6 +101,7 @@ void Options::read_command_line(std::span<const std::string> arguments) {
   try {
     std::vector<std::string> words(arguments.begin(), arguments.end());
     std::replace(words.begin(), words.end(), std::string("-h"), std::string("--help"));
+    const bool all_are_paths = std::ranges::find(words, "--") != words.end();  // behind it, at least
     const auto parsed = po::command_line_parser(words)
                             .options(description)
                             .style(allow_long | long_allow_adjacent | long_allow_next)  // no abbreviations
@@ -98,26 +109,27 @@ void Options::read_command_line(std::span<const std::string> arguments) {
     for (const auto& option : parsed.options) {
       const std::string& name = option.string_key;
       if (name.empty()) {
-        paths_.insert(paths_.end(), option.value.begin(), option.value.end());
+        for (const auto& word : option.value) {
+          if (!all_are_paths && looks_like_option(word)) throw unknown_option(command_, word, owners);
+          paths_.push_back(word);
+        }
       } else if (name == "help") {
         help_ = true;
       } else if (name == "print-config") {
         print_config_ = true;
       } else {
         const std::string text = option.value.empty() ? "true" : option.value.front();
+        if (option.original_tokens.size() > 1 && text.starts_with("--")) {
+          throw Error(ExitCode::usage, fmt::format("--{} has no value: {} follows", name, printable(text)),
+                      fmt::format("write --{} {}", name, find(name) == nullptr ? "FILE" : find(name)->value_name));
+        }
         if (!values.try_emplace(name, Value{text, "command line", ExitCode::usage}).second) {
-          fail(ExitCode::usage, "--{} is given twice", name);
+          throw Error(ExitCode::usage, fmt::format("--{} is given twice", name), "leave one of them out");
         }
       }
     }
   } catch (const po::unknown_option& error) {
-    const auto written = error.get_option_name();  // like --timout=3s
-    const auto begin = std::min(written.find_first_not_of('-'), written.size());
-    std::set<std::string> names = {"help", "print-config", "config"};
-    for (const OptionSpec& option : command_.options) names.insert(option.name);
-    throw Error(ExitCode::usage, printable(error.what()),
-                did_you_mean(written.substr(begin, written.find('=') - begin), names, "--",
-                             fmt::format("see {}{} --help", command_.program, command_.name)));
+    throw unknown_option(command_, error.get_option_name(), owners);
   } catch (const po::error& error) {
     throw Error(ExitCode::usage, printable(error.what()),
                 fmt::format("see {}{} --help", command_.program, command_.name));
@@ -203,8 +215,7 @@ std::string Options::text(const std::string& name) const {
 std::string Options::required(const std::string& name) const {
   const std::string value = text(name);
   if (!value.empty()) return value;
-  throw Error(ExitCode::usage, fmt::format("{} needs --{}", command_.name, name),
-              fmt::format("see {}{} --help", command_.program, command_.name));
+  throw Error(ExitCode::usage, fmt::format("{} needs --{}", command_.name, name), usage_hint(command_));
 }
 
 bool Options::flag(const std::string& name) const {
@@ -219,8 +230,13 @@ std::uint64_t Options::size(const std::string& name) const {
   return convert<std::uint64_t>(name, text(name), parse_size);
 }
 
-double Options::duration_s(const std::string& name) const {
-  return convert<double>(name, text(name), parse_duration);
+double Options::duration_s(const std::string& name, double least_s) const {
+  return convert<double>(name, text(name), [&](auto word) {
+    const auto seconds = parse_duration(word);
+    if (seconds >= least_s) return seconds;
+    throw Error(ExitCode::usage, fmt::format("'{}' is too short", printable(word)),
+                fmt::format("give {:g}s at least, and more on a machine with much to do", least_s));
+  });
 }
 
 double Options::share(const std::string& name) const {
@@ -253,7 +269,7 @@ const std::vector<std::string>& Options::paths() const {
   const std::string message = paths_.size() > command_.paths
                                   ? fmt::format("the argument '{}' is one too many", printable(paths_[command_.paths]))
                                   : fmt::format("{} needs {} path(s)", command_.name, command_.paths);
-  throw Error(ExitCode::usage, message, fmt::format("see {}{} --help", command_.program, command_.name));
+  throw Error(ExitCode::usage, message, usage_hint(command_));
 }
 
 std::string Options::describe() const {
@@ -284,7 +300,7 @@ std::string usage_text(const CommandSpec& command) {
 
 Every option can also be an environment variable ()"
        << variable_name("name-of-it") << R"(). The command line comes
-before the environment, the environment before the file. Sizes: 4096, 256M, 1G. Durations: 500ms, 60s, 2m.
+before the environment, the environment before the file. Sizes: 4096, 256M, 1G. Durations: 500ms, 60s, 2m, 1h.
 )";
   return text.str();
 }

@@ -37,6 +37,11 @@ struct CommandSpec {
   std::string program = "weightcast ";  ///< what comes before the name
 };
 
+/// Options of other commands: "shard-size" -> "synth", "repeat" -> "update, bench".
+using OptionOwners = std::map<std::string, std::string>;
+
+/// --model: `what`, like "a shape", and which there are.
+OptionSpec model_option(const std::string& value_name, const std::string& what);
 /// --ignore, of every command that matches a checkpoint with a model.
 OptionSpec ignore_option();
 /// --wide, of every command that prints a table.
@@ -48,9 +53,10 @@ class Options {
  public:
   /// `environment` is a list of NAME=VALUE. `known_names` are the options of all subcommands: a variable or key that
   /// belongs to another one is accepted and has no effect; any other unknown key is an error, as are a variable that
-  /// looks like a misspelt option (near_miss()) and an option given twice.
+  /// looks like a misspelt option (near_miss()) and an option given twice. `owners` is for hints.
   static Options parse(const CommandSpec& command, std::span<const std::string> arguments,
-                       std::span<const std::string> environment, const std::set<std::string>& known_names);
+                       std::span<const std::string> environment, const std::set<std::string>& known_names,
+                       const OptionOwners& owners = {});
 
   bool help() const noexcept { return help_; }
   bool print_config() const noexcept { return print_config_; }
@@ -67,7 +73,7 @@ class Options {
   std::uint64_t number(const std::string& name, std::uint64_t least = 0,
                        std::uint64_t most = std::numeric_limits<std::uint64_t>::max()) const;
   std::uint64_t size(const std::string& name) const;
-  double duration_s(const std::string& name) const;
+  double duration_s(const std::string& name, double least_s = 0) const;
   /// More than 0, at most 1.
   double share(const std::string& name) const;
   /// The items of a comma-separated list, or none. An empty item is an error.
@@ -100,7 +106,7 @@ class Options {
   explicit Options(CommandSpec command) : command_(std::move(command)) {}
 
   const OptionSpec* find(const std::string& name) const noexcept;
-  void read_command_line(std::span<const std::string> arguments);
+  void read_command_line(std::span<const std::string> arguments, const OptionOwners& owners);
   void read_environment(std::span<const std::string> environment, const std::set<std::string>& known_names);
   void read_file(const std::string& path, const std::set<std::string>& known_names);
   void keep(std::map<std::string, Value>& values);

@@ -1,6 +1,23 @@
 #include "options/update_options.hpp"
 
+#include "weightcast/trainer/weight_source.hpp"
+
 namespace weightcast {
+namespace {
+
+/// Of two outputs with one name the later would replace the earlier.
+void expect_distinct(const Options& options, std::initializer_list<const char*> names) {
+  std::map<std::string, std::string> seen;
+  for (const std::string name : names) {
+    if (options.text(name).empty()) continue;
+    const auto [other, is_new] = seen.emplace(options.text(name), name);
+    if (is_new || options.text(name).starts_with("/dev/")) continue;
+    throw Error(ExitCode::usage, fmt::format("--{} and --{} name one file", other->second, name),
+                "give each output a name of its own");
+  }
+}
+
+}  // namespace
 
 CommandSpec update_command() {
   return {
@@ -13,7 +30,7 @@ CommandSpec update_command() {
       .options = {{"initial", "WEIGHTS",
                    "what the engines start with: a checkpoint, an HDF5 snapshot, or synth:SEED for made-up weights"},
                   {"target", "WEIGHTS", "what the trainer publishes"},
-                  {"model", "SHAPE", "named shape or config.json; needed when both weights are made up"},
+                  model_option("SHAPE", "shape of the model, needed when both weights are made up"),
                   ignore_option(),
                   {"tp", "N", "tensor-parallel ranks of an engine; default (world - trainers) / dp"},
                   {"dp", "N", "engines (replicas)", "1"},
@@ -74,8 +91,9 @@ UpdateOptions parse_update_options(const Options& options) {
   result.force = options.flag("force");
   result.wide = options.flag("wide");
   result.trace = options.text("trace");
-  const auto synthetic = [](const std::string& spec) { return spec == "synth" || spec.starts_with("synth:"); };
-  if (synthetic(result.initial) && synthetic(result.target) && !result.model) {
+  expect_distinct(options, {"snapshot", "json", "trace"});
+  const bool initial_made_up = synthetic_seed(result.initial).has_value();
+  if (synthetic_seed(result.target) && initial_made_up && !result.model) {
     throw Error(ExitCode::usage, "made-up weights need the shape of a model",
                 "add --model SHAPE, for example --model tiny");
   }

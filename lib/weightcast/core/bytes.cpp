@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cmath>
 
 #include "weightcast/core/error.hpp"
 
@@ -27,6 +28,7 @@ std::uint64_t parse_size(std::string_view text) {
 }
 
 double parse_duration(std::string_view text) {
+  constexpr double longest_s = 86400;
   double value = 0;
   const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
   const std::string_view unit(end, static_cast<std::size_t>(text.data() + text.size() - end));
@@ -34,10 +36,15 @@ double parse_duration(std::string_view text) {
   if (unit.empty() || unit == "s") factor = 1;
   if (unit == "ms") factor = 1e-3;
   if (unit == "m") factor = 60;
+  if (unit == "h") factor = 3600;
   const double seconds = value * factor;
-  if (status != std::errc() || !(seconds > 0 && seconds <= 86400)) {
+  if (status != std::errc() || factor == 0 || std::isnan(seconds)) {
     throw Error(ExitCode::usage, fmt::format("'{}' is not a duration", printable(text)),
-                "write it like 500ms, 60s or 2m");
+                "write it like 500ms, 60s, 2m or 1h");
+  }
+  if (!(seconds > 0 && seconds <= longest_s)) {
+    throw Error(ExitCode::usage, fmt::format("'{}' is not a duration that it takes", printable(text)),
+                "give more than 0, and at most a day (24h)");
   }
   return seconds;
 }

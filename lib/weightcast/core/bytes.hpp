@@ -32,7 +32,8 @@ constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) noexce
 /// Reads "4096", "256K", "256M", "1G", "2T" (powers of 1024). Error(usage) on anything else or on overflow.
 std::uint64_t parse_size(std::string_view text);
 
-/// Seconds from "60s", "500ms", "2m", "1.5" (seconds). Error(usage) on anything else, zero or less, or over a day.
+/// Seconds from "60s", "500ms", "2m", "1h", "1.5" (seconds). Error(usage) on anything else, zero or less, or over a
+/// day.
 double parse_duration(std::string_view text);
 
 /// A share from "0.4", "2%", "0.1%": more than 0, at most 1. Error(usage) on anything else.

@@ -179,26 +179,24 @@ std::unique_ptr<WeightSource> make_synthetic_source(const Model& model, std::uin
   return std::make_unique<SyntheticSource>(model, seed, changed_share);
 }
 
-std::optional<Checkpoint> open_weights(const std::string& spec) {
-  if (spec == "synth" || spec.starts_with(synthetic_prefix)) return std::nullopt;
-  return Checkpoint::open(spec);
+std::optional<std::uint64_t> synthetic_seed(const std::string& spec) {
+  if (spec == "synth") return 1;
+  if (!spec.starts_with(synthetic_prefix)) return std::nullopt;
+  std::uint64_t seed = 0;
+  const char* const end = spec.data() + spec.size();
+  const auto [rest, status] = std::from_chars(spec.data() + synthetic_prefix.size(), end, seed);
+  if (status == std::errc() && rest == end) return seed;
+  throw Error(ExitCode::usage, fmt::format("'{}' names no seed", printable(spec)), "write it like synth:7");
 }
 
 std::unique_ptr<WeightSource> make_source(const Model& model, const std::string& spec,
                                           std::optional<Checkpoint> checkpoint, std::span<const std::string> ignore) {
   if (checkpoint) return std::make_unique<CheckpointSource>(model, std::move(*checkpoint), ignore);
-  if (spec == "synth") return make_synthetic_source(model, 1);
-  std::uint64_t seed = 0;
-  const char* const end = spec.data() + spec.size();
-  const auto [rest, status] = std::from_chars(spec.data() + synthetic_prefix.size(), end, seed);
-  if (status != std::errc() || rest != end) {
-    throw Error(ExitCode::usage, fmt::format("'{}' names no seed", printable(spec)), "write it like synth:7");
-  }
-  return make_synthetic_source(model, seed);
+  return make_synthetic_source(model, synthetic_seed(spec).value());
 }
 
 std::unique_ptr<WeightSource> make_source(const Model& model, const std::string& spec) {
-  return make_source(model, spec, open_weights(spec), {});
+  return make_source(model, spec, synthetic_seed(spec) ? std::nullopt : std::optional(Checkpoint::open(spec)), {});
 }
 
 }  // namespace weightcast

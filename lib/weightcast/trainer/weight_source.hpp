@@ -69,9 +69,9 @@ ModelConfig config_of(const Checkpoint& checkpoint, std::vector<std::string>& no
 /// in which that share of the elements differ, at places that the seed draws, each in its lowest bit.
 std::unique_ptr<WeightSource> make_synthetic_source(const Model& model, std::uint64_t seed, double changed_share = 0);
 
-/// The checkpoint that "synth", "synth:SEED" or a path names: nothing for made-up weights.
-std::optional<Checkpoint> open_weights(const std::string& spec);
-/// The weights of `spec` (seed 1 by default), which open_weights() has opened. `model` must be the model of that
+/// The seed of "synth" (which is 1) or "synth:SEED"; nothing for what else `spec` may be, a path. Error(usage).
+std::optional<std::uint64_t> synthetic_seed(const std::string& spec);
+/// The weights of `spec`: of `checkpoint`, which is what it names, or made up. `model` must be the model of that
 /// checkpoint; `ignore`: see match_checkpoint().
 std::unique_ptr<WeightSource> make_source(const Model& model, const std::string& spec,
                                           std::optional<Checkpoint> checkpoint, std::span<const std::string> ignore);
