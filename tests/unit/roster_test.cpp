@@ -49,11 +49,11 @@ TEST(Roster, IsFormedFromTheWorldOrSaysHowToStartIt) {
           "start it with mpirun -n 4, or change --tp and --dp");
   refused({}, 2, 4, "4 ranks are not 1 trainer + 2 x tp engine ranks",
           "start it with mpirun -n 3, or change --tp and --dp");
-  refused({}, 1, 1, "1 ranks are not 1 trainer + 1 x tp engine ranks",
-          "start it with mpirun -n 2, or change --tp and --dp");
+  refused({}, 1, 1, "started as one rank alone, but this takes 1 trainer + 1 x tp engine ranks",
+          "start it with mpirun in front: mpirun -n 2");
   refused(2, 2, 7, "7 ranks are not 4 trainer ranks + 2 x tp 2 engine ranks",
           "start it with mpirun -n 8, or change --trainers, --tp and --dp", 4);
-  for (const int ranks : {1, 3, 4})  // nothing is left for engines
+  for (const int ranks : {3, 4})  // nothing is left for engines
     refused({}, 1, ranks, std::to_string(ranks) + " ranks are not 4 trainer ranks + 1 x tp engine ranks",
             "start it with mpirun -n 5, or change --trainers, --tp and --dp", 4);
   EXPECT_EQ(describe(form_roster({}, 2, 5)), "1 trainer + 2 x tp 2 engine ranks");

@@ -47,6 +47,18 @@ int number(const char* variable, int otherwise) noexcept {
   return text == nullptr ? otherwise : std::atoi(text);
 }
 
+/// Whether there is a program that starts ranks.
+bool launcher_in_path() {
+  const char* const path = std::getenv("PATH");
+  std::istringstream folders(path == nullptr ? "" : path);
+  for (std::string folder; std::getline(folders, folder, ':');) {
+    for (const auto* name : {"mpirun", "mpiexec", "orterun", "prterun", "srun", "flux"}) {
+      if (::access((folder + "/" + name).c_str(), X_OK) == 0) return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 int launch_rank() noexcept {
@@ -84,6 +96,10 @@ LaunchCopy launch_copy() {
 std::optional<Error> why_no_mpi() {
   const int ranks = launch_size();
   const auto* const by = launcher();
+  if (by == nullptr && !launcher_in_path()) {
+    return Error(ExitCode::config, "this takes several ranks, which mpirun starts, and there is no mpirun in PATH",
+                 "install it (Debian, Ubuntu: openmpi-bin) or correct PATH, and start: mpirun -n RANKS weightcast ...");
+  }
   if (ranks <= 1 || by->size != slurm_size || std::getenv("PMIX_RANK") != nullptr) return std::nullopt;
   Error error(
       ExitCode::config, fmt::format("srun has started {} ranks without PMIx, which MPI needs", ranks),

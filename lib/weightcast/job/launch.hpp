@@ -24,8 +24,9 @@ struct LaunchCopy {
 };
 LaunchCopy launch_copy();
 
-/// Before MPI_Init: Error(config) of Reach::everybody when srun has started several ranks and offers them no PMIx. Open
-/// MPI would end each with a page of text about how it was built.
+/// Before MPI_Init: Error(config) of Reach::everybody when srun has started several ranks and offers them no PMIx: Open
+/// MPI would end each with a page of text about how it was built. Error(config), too, when nobody has started this as a
+/// rank, and there is no launcher here that could.
 std::optional<Error> why_no_mpi();
 
 /// For a rank that finds itself alone in its MPI_COMM_WORLD: Error(config) saying why and what to do when a launcher

@@ -39,9 +39,13 @@ Roster form_roster(const std::optional<std::uint64_t>& tp, std::uint64_t dp, int
       engines % roster.tp == 0)
     return roster;
   roster.tp = tp.value_or(1);
-  throw Error(ExitCode::config,
-              fmt::format("{} ranks are not {} + {} x {} engine ranks", ranks, in_words(trainers), dp,
-                          tp ? fmt::format("tp {}", *tp) : std::string("tp")),
+  const auto wanted = fmt::format("{} + {} x {} engine ranks", in_words(trainers), dp,
+                                  tp ? fmt::format("tp {}", *tp) : std::string("tp"));
+  if (ranks == 1) {
+    throw Error(ExitCode::config, fmt::format("started as one rank alone, but this takes {}", wanted),
+                fmt::format("start it with mpirun in front: mpirun -n {}", roster.rank_count()));
+  }
+  throw Error(ExitCode::config, fmt::format("{} ranks are not {}", ranks, wanted),
               fmt::format("start it with mpirun -n {}, or change {}--tp and --dp", roster.rank_count(),
                           trainers > 1 ? "--trainers, " : ""));
 }
