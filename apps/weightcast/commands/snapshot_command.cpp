@@ -2,6 +2,7 @@
 #include <memory>
 
 #include "commands/commands.hpp"
+#include "commands/named_weights.hpp"
 #include "options/format_options.hpp"
 #include "output/notes.hpp"
 #include "output/progress.hpp"
@@ -58,7 +59,8 @@ int run_snapshot(const Options& options) {
   options.paths();
   const std::string checkpoint = options.required("checkpoint"), output = options.required("output");
   const OutputName name(output, options.flag("force") ? Existing::replace : Existing::refuse);
-  auto opened = Checkpoint::open(checkpoint);
+  { const OutputFile it_can_be_made(name); }
+  auto opened = open_checkpoint(checkpoint);
   std::vector<std::string> notes;
   const Model plain = tensors_of(build_model(config_of(opened, notes)));
   const Model model = tensors_of(build_model(plain.config, {.quantization = options.choice<Quantization>("quantize")}));

@@ -79,7 +79,6 @@ class Update {
         outputs_.json.probe();
         outputs_.trace.probe();
       }
-      if (writes_snapshot()) probe_snapshot(outputs_.snapshot.get());
     });
     placement_ = choose_placement(job_.world(), roster_, options_, job_.deadline());
     report_.ranks = gather_ranks(job_.world(), roster_, placement_, job_.deadline());
@@ -100,6 +99,7 @@ class Update {
       unquantized_ = build_model(config_of(initial, target, options_.model, notes));
       const auto model = build_model(unquantized_.config, format_of(options_, roster_.tp));
       plan_ = make_plan(model, roster_.tp, roster_.dp, make_layout(options_.source_layout, model, roster_.trainers));
+      if (writes_snapshot()) probe_snapshot(outputs_.snapshot.get(), model);
       initial_ = std::move(initial).source(unquantized_, options_.ignore);
       target_ = std::move(target).source(unquantized_, options_.ignore);
       for (const auto* source : {initial_.get(), target_.get()}) {

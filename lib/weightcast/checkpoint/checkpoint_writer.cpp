@@ -69,6 +69,9 @@ void write_checkpoint(const std::string& directory, const CheckpointContent& con
   // All files are reserved before the first byte is written, so that a full disk costs nothing, and all are filled as
   // one list of blocks, so that no thread waits at the end of a file.
   OutputFolder folder(directory, existing);
+  std::uint64_t needed_bytes = 0;
+  for (const auto& shard : shards) needed_bytes += shard.bytes;
+  expect_space(directory, needed_bytes);
   std::vector<Block> blocks;
   std::uint64_t total_bytes = 0;
   for (const auto& shard : shards) {

@@ -101,6 +101,9 @@ class OutputFile {
 /// who reads the pipe. A signal ends that wait. Error(cant_create), Error(io_error).
 void write_text_file(const OutputName& name, const std::string& text, Deadline deadline = Deadline::after(10));
 
+/// Whether the file system of the folder of `path` has `bytes` left for this user; a quota may be tighter.
+/// Error(io_error) with both figures. Where the file system does not say, nothing happens.
+void expect_space(const std::string& path, std::uint64_t bytes);
 /// Sets `bytes` of disk aside for an open file. Error(io_error), naming `path`, when they are not to be had.
 void reserve_space(int fd, std::uint64_t bytes, const std::string& path);
 /// Writes all of `source` at byte `offset` of an open file. Error(io_error).

@@ -2,6 +2,7 @@
 #include <linux/magic.h>
 #include <poll.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -189,6 +190,18 @@ void write_text_file(const OutputName& name, const std::string& text, Deadline d
   OutputFile file(name);
   file.write(0, std::as_bytes(std::span(text)));
   file.commit();
+}
+
+void expect_space(const std::string& path, std::uint64_t bytes) {
+  struct statvfs system {};
+  if (::statvfs(split_path(path).first.c_str(), &system) != 0 || system.f_blocks == 0) return;
+  const auto blocks = ::geteuid() == 0 ? system.f_bfree : system.f_bavail;  // some are kept for root
+  const auto free_bytes = checked_multiply(blocks, system.f_frsize);
+  if (!free_bytes || *free_bytes >= bytes) return;
+  throw Error(
+      ExitCode::io_error,
+      fmt::format("{} needs {}, but its file system has {} left", path, format_size(bytes), format_size(*free_bytes)),
+      advice_for(ENOSPC));
 }
 
 void reserve_space(int fd, std::uint64_t bytes, const std::string& path) {

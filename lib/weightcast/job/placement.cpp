@@ -4,11 +4,47 @@
 
 #include <algorithm>
 
+#include "weightcast/core/bytes.hpp"
 #include "weightcast/core/file.hpp"
 #include "weightcast/core/parallel.hpp"
 #include "weightcast/device/gpu.hpp"
+#include "weightcast/device/memory_room.hpp"
 
 namespace weightcast {
+namespace {
+
+/// Memory that ranks of one host may share.
+struct SharedMemory {
+  std::string name;  // the same on all that do
+  std::uint64_t spare_bytes = 0;
+  std::string left;  // in words
+};
+
+SharedMemory memory_at(Placement placement, const std::string& root) {
+  if (placement.kind == MemoryKind::cuda) {
+    const auto gpu = gpu::properties(placement.gpu);
+    return {gpu.pci_bus_id, gpu.free_bytes,
+            fmt::format("GPU {} has {} of {} left", placement.gpu, format_size(gpu.free_bytes),
+                        format_size(gpu.total_bytes))};
+  }
+  const auto room = memory_room(root);
+  // Containers may see different groups under one path.
+  const auto group = room.group.empty() ? std::nullopt : identify(room.group);
+  return {group ? fmt::format("{} {}", group->device, group->node) : "host", room.spare_bytes(), room.describe()};
+}
+
+Error no_gpu() {
+  const std::string host = "or leave out --gpus and use --device host";
+  return Error(
+      ExitCode::config, gpu::why_none(),
+      gpu::cuda_version() == "not built in"
+          ? "build it with the preset cuda (cmake --preset cuda), " + host
+          : "see whether nvidia-smi shows one, what CUDA_VISIBLE_DEVICES says, whether the container was given "
+            "it (docker run --gpus), " +
+                host);
+}
+
+}  // namespace
 
 Placement choose_placement(const Communicator& world, const Roster& roster, const DeviceOptions& options,
                            Deadline deadline) {
@@ -31,7 +67,7 @@ Placement choose_placement(const Communicator& world, const Roster& roster, cons
                   "name one for each rank that is on a GPU, in rank order");
     }
     if (on_host || (mine == DeviceChoice::automatic && gpus.empty() && some_without)) return;
-    if (gpu::count() == 0) throw Error(ExitCode::config, gpu::why_none(), "leave out --gpus and use --device host");
+    if (gpu::count() == 0) throw no_gpu();
     const auto rank = static_cast<std::size_t>(others.rank());
     placement = {MemoryKind::cuda, gpus.empty() ? local.rank() % gpu::count() : gpus[rank]};
     gpu::properties(placement.gpu);  // it must exist
@@ -42,6 +78,34 @@ Placement choose_placement(const Communicator& world, const Roster& roster, cons
 MemoryKind memory_of_engines(const Communicator& world, const Roster& roster, Placement placement, Deadline deadline) {
   const bool on_gpu = !roster.trainer(world.rank()) && placement.kind == MemoryKind::cuda;
   return world.max(on_gpu ? 1 : 0, deadline) != 0 ? MemoryKind::cuda : MemoryKind::host;
+}
+
+void expect_room(const Communicator& world, Placement placement, std::uint64_t bytes, Deadline deadline,
+                 const std::string& root) {
+  SharedMemory memory;
+  agree(world, "load", deadline, [&] { memory = memory_at(placement, root); });
+  const auto local = world.split_by_host(deadline);
+  const auto names = local.all_gather(memory.name, deadline);
+  const auto needs = local.all_gather_values(std::span<const std::uint64_t>(&bytes, 1), deadline);
+  std::uint64_t needed_bytes = 0, ranks = 0;
+  for (std::size_t rank = 0; rank < names.size(); ++rank) {
+    if (names[rank] != memory.name) continue;
+    needed_bytes += needs[rank].at(0);
+    ++ranks;
+  }
+  agree(world, "load", deadline, [&] {
+    if (needed_bytes <= memory.spare_bytes) return;
+    const bool limited = placement.kind == MemoryKind::host && memory.name != "host";
+    throw Error(
+        ExitCode::config,
+        fmt::format("the weights of {} rank{} here need {}, but {}", ranks, ranks == 1 ? "" : "s",
+                    format_size(needed_bytes), memory.left),
+        fmt::format("use --commit in-place (one slot for each engine rank), --repeat 1 (one version on the trainer), "
+                    "fewer replicas, a smaller model or more hosts{}",
+                    limited ? "; or give the container or job more memory (docker run --memory, Kubernetes "
+                              "limits.memory, sbatch --mem)"
+                            : ""));
+  });
 }
 
 void expect_same(const Communicator& world, const std::string& what, Deadline deadline) {

@@ -28,6 +28,12 @@ Placement choose_placement(const Communicator& world, const Roster& roster, cons
 /// The kind of the engines' memory, on all ranks. Collective.
 MemoryKind memory_of_engines(const Communicator& world, const Roster& roster, Placement placement, Deadline deadline);
 
+/// Before `bytes` are taken by this rank where its weights go: Error(config) on all ranks, with the figures, when the
+/// ranks that share that memory (a host's or its control group's, or a GPU's) need more of it together than is left.
+/// Collective. `root` comes before every path (of tests).
+void expect_room(const Communicator& world, Placement placement, std::uint64_t bytes, Deadline deadline,
+                 const std::string& root = {});
+
 /// Error(config), naming who differs from rank 0, unless all ranks were asked for `what`. Collective.
 void expect_same(const Communicator& world, const std::string& what, Deadline deadline);
 

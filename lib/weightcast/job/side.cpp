@@ -30,6 +30,13 @@ Reference reference_of(const WeightSource& source) {
 Side::Side(const Job& job, const TransferPlan& plan, Placement placement, CommitMode commit)
     : job_(&job), plan_(&plan), placement_(placement), commit_(commit) {}
 
+void Side::expect_room(std::size_t published) const {
+  const auto rank = job_->world().rank();
+  const auto bytes = plan_->roster().trainer(rank) ? published * plan_->source_bytes(static_cast<std::size_t>(rank))
+                                                   : (commit_ == CommitMode::swap ? 2 : 1) * plan_->slot_bytes;
+  weightcast::expect_room(job_->world(), placement_, bytes, job_->deadline());
+}
+
 void Side::create() {
   if (plan_->roster().trainer(job_->world().rank())) {
     trainer_ = std::make_unique<Trainer>(*plan_, placement_, static_cast<std::size_t>(job_->world().rank()));
@@ -41,6 +48,7 @@ void Side::create() {
 
 void Side::load(const std::vector<const WeightSource*>& published, const WeightSource& served,
                 FunctionRef<void(std::uint64_t bytes)> progress) {
+  expect_room(published.size());
   const auto threads = threads_per_rank(job_->world(), job_->deadline());
   const auto ranks = static_cast<std::uint64_t>(job_->world().size());
   job_->agree_patiently("load", plan_->model.size_bytes() * (ranks + 1), [&](const Pulse& pulse) {

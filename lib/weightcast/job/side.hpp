@@ -32,11 +32,15 @@ class Side {
   /// Holds nothing yet. `job` and `plan` must outlive it; `commit` is how engines switch.
   Side(const Job& job, const TransferPlan& plan, Placement placement, CommitMode commit = CommitMode::swap);
 
+  /// Error(config) on all ranks when there is not the memory for load() of so many published versions, see
+  /// expect_room(). Collective.
+  void expect_room(std::size_t published) const;
+
   /// Makes the trainer or the engine, without weights. Local.
   void create();
   /// The same, with weights: each trainer rank reads its pieces of all of `published`, which become its source regions
-  /// 0, 1, ...; engines read `served`, as version 1. `progress(bytes)` is called on trainer ranks, by any thread.
-  /// Collective; patient with slow disks, but it ends on all ranks when one has noted a signal.
+  /// 0, 1, ...; engines read `served`, as version 1. Begins with expect_room(). `progress(bytes)` is called on trainer
+  /// ranks, by any thread. Collective; patient with slow disks, but it ends on all ranks when one has noted a signal.
   void load(const std::vector<const WeightSource*>& published, const WeightSource& served,
             FunctionRef<void(std::uint64_t bytes)> progress = {});
 

@@ -28,8 +28,8 @@ struct SnapshotInfo {
 };
 
 /// Error(cant_create) or Error(io_error) when write_snapshot() could not make a file under that name: makes one, as it
-/// does, and removes it.
-void probe_snapshot(const OutputName& name);
+/// does, and removes it. Nor is there one without the space for all of `model`.
+void probe_snapshot(const OutputName& name, const Model& model);
 
 /// Writes `path` from the shards of one replica, in parallel. Collective over `replica` (rank = tp rank of `plan`).
 /// `slot` is this rank's slot. Space is reserved first; the file appears under its name complete, on disk, or not at

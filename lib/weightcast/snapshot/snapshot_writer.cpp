@@ -161,9 +161,10 @@ void sync_file(const std::string& file_name) {
 
 }  // namespace
 
-void probe_snapshot(const OutputName& name) {
+void probe_snapshot(const OutputName& name, const Model& model) {
   const QuietHdf5 quiet;
   OutputFile output(name);
+  expect_space(name.target(), model.size_bytes());
   Hdf5Id file = snapshot_layout::create(output.temporary_path(), {}, name.path());
   close_hdf5(file, ExitCode::io_error, fmt::format("write {}", name.path()));
   file = open_together(output.temporary_path(), MPI_COMM_SELF);
