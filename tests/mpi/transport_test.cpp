@@ -64,6 +64,8 @@ class TransportTest : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
     const auto& param = GetParam();
+    if (const auto reason = testing_harness::why_not(param.memory, param.transport); !reason.empty())
+      GTEST_SKIP() << reason;
     const auto world = static_cast<std::uint64_t>(testing_harness::world_size());
     const auto engines = world < param.trainers ? 0 : world - param.trainers;
     if (engines == 0 || engines % param.dp != 0) GTEST_SKIP() << "needs a multiple of " << param.dp << " engine ranks";
@@ -73,8 +75,6 @@ class TransportTest : public testing::TestWithParam<Case> {
     const auto can_cut = [&](std::uint64_t tp) { return std::ranges::find(cuts, tp) != cuts.end(); };
     if (!can_cut(engines / param.dp)) GTEST_SKIP() << "the model cannot be cut so";
     if (param.layout == LayoutKind::tp && !can_cut(param.trainers)) GTEST_SKIP() << "the layout cannot be cut so";
-    if (const auto reason = testing_harness::why_not(param.memory, param.transport); !reason.empty())
-      GTEST_SKIP() << reason;
     testing_harness::stand_apart(param.transport == "nccl");
     group = Communicator::duplicate(MPI_COMM_WORLD);
     plan =
