@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include <cctype>
+
 #include "harness/error_of.hpp"
 #include "harness/folder_test.hpp"
 #include "weightcast/core/error.hpp"
@@ -54,7 +56,7 @@ RC_GTEST_PROP(ForeignContent, JudgesAnyBytes, (const std::string& rest)) {
   const auto found = foreign_content(start);
   RC_ASSERT(!found || (!found->what.empty() && !found->hint.empty()));
   RC_ASSERT(!describe_start(start).empty());
-  for (const unsigned char c : describe_start(start)) RC_ASSERT(c >= 0x20 && c < 0x7f);
+  for (const char c : describe_start(start)) RC_ASSERT(c >= ' ' && c <= '~');
 }
 
 RC_GTEST_PROP(ForeignFolder, JudgesAnyNames, (const std::set<std::string>& names)) {
@@ -65,7 +67,7 @@ RC_GTEST_PROP(ForeignFolder, JudgesAnyNames, (const std::set<std::string>& names
 RC_GTEST_PROP(WrongPath, HasAHintForAnyPath, (const std::string& path)) {
   const auto hint = hint_for_missing(path);
   RC_ASSERT(!hint.empty());
-  for (const unsigned char c : hint) RC_ASSERT(c >= 0x20 && c != 0x7f);
+  for (const char c : hint) RC_ASSERT(std::iscntrl(static_cast<unsigned char>(c)) == 0);
 }
 
 class WrongPathTest : public harness::FolderTest {};

@@ -194,9 +194,10 @@ WalkedFile walk_snapshot_apart(const std::string& path) {
       fail(ExitCode::bad_data, "{}", message.empty() ? "no answer" : message.substr(1));
     return decode(std::string_view(message).substr(1));
   } catch (const Error& error) {
-    throw Error(ExitCode::bad_data,
-                fmt::format("{} is not a snapshot that can be read: {}", path, printable(error.what(), 1000)),
-                "the file is damaged or of another kind: write it again with `weightcast snapshot`");
+    throw Error(
+        ExitCode::bad_data,
+        fmt::format("{} is not a snapshot that can be read: {}", path, printable(error.what(), 1000)),
+        "it is damaged, or the HDF5 file of another program (Keras, h5py): write one with `weightcast snapshot`");
   }
 }
 
