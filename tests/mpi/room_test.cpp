@@ -20,7 +20,10 @@ constexpr std::uint64_t spare_bytes = 15 * gibibyte + 512 * mebibyte;  // of 16 
 
 class RoomTest : public harness::FolderTest {
  protected:
-  RoomTest() { write("/proc/meminfo", "MemTotal: 16777216 kB\nMemAvailable: 16777216 kB\n"); }
+  RoomTest() {
+    write("/proc/meminfo", "MemTotal: 16777216 kB\nMemAvailable: 16777216 kB\n");
+    write("/proc/zoneinfo", "Node 0, zone Normal\n");
+  }
 
   void write(const std::string& name, const std::string& text) {
     const auto file = root_ + name;
@@ -59,6 +62,13 @@ TEST_F(RoomTest, RanksOfAHostNeedItTogether) {
 TEST_F(RoomTest, OneRankThatNeedsItAllLeavesNothing) {
   EXPECT_NO_THROW(expect(world_.rank() == 0 ? spare_bytes : 0));
   refused(world_.rank() == 0 ? spare_bytes + 1 : 0);
+}
+
+TEST_F(RoomTest, AMachineThatGrowsIsNoLimitButAGroupInItIs) {
+  std::filesystem::remove(root_ + "/proc/zoneinfo");
+  EXPECT_NO_THROW(expect(spare_bytes + 1));
+  enter_group(2 * gibibyte);
+  refused(2 * gibibyte);
 }
 
 TEST_F(RoomTest, AGroupOfItsOwnIsNotShared) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <filesystem>
 #include <fstream>
 #include <initializer_list>
 #include <optional>
@@ -127,7 +128,7 @@ std::optional<MemoryRoom> room_of_group(const std::string& folder, bool unified)
   const auto cache = unified ? sum_of(stat, {"active_file ", "inactive_file ", "slab_reclaimable "})
                              : sum_of(stat, {"total_active_file ", "total_inactive_file "});
   const auto kept = *used - std::min(*used, cache.value_or(0));
-  return MemoryRoom{*limit, *limit - std::min(*limit, kept), folder};
+  return MemoryRoom{*limit, *limit - std::min(*limit, kept), folder, false};
 }
 
 }  // namespace
@@ -149,7 +150,9 @@ MemoryRoom memory_room(const std::string& root) {
   MemoryRoom tightest;
   const auto meminfo = root + "/proc/meminfo";
   const auto total = sum_of(meminfo, {"MemTotal:"}), available = sum_of(meminfo, {"MemAvailable:"});
-  if (total && available) tightest = {*total * kibibyte, *available * kibibyte, {}};
+  // A kernel that has memory in zones has all of it from the start. gVisor's has not, and its MemTotal follows the use.
+  const bool grows = !std::filesystem::exists(root + "/proc/zoneinfo");
+  if (total && available) tightest = {*total * kibibyte, *available * kibibyte, {}, grows};
 
   const auto groups = own_groups(root);
   std::ifstream mounts(root + "/proc/self/mountinfo");

@@ -12,6 +12,7 @@ struct MemoryRoom {
   std::uint64_t limit_bytes = UINT64_MAX;  ///< all there is; UINT64_MAX when nobody says
   std::uint64_t free_bytes = UINT64_MAX;   ///< of that: not in use, or file cache that is given back when it is needed
   std::string group;                       ///< the control group's folder that sets the limit; empty for the machine
+  bool grows = false;                      ///< a sandbox (gVisor) whose machine has more when more is used
 
   /// What weights may take of `free_bytes`: a sixteenth of the limit, at most 512 MiB, is kept for everything else, and
   /// for other ranks that look at the same moment.

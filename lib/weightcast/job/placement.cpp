@@ -30,7 +30,8 @@ SharedMemory memory_at(Placement placement, const std::string& root) {
   const auto room = memory_room(root);
   // Containers may see different groups under one path.
   const auto group = room.group.empty() ? std::nullopt : identify(room.group);
-  return {group ? fmt::format("{} {}", group->device, group->node) : "host", room.spare_bytes(), room.describe()};
+  return {group ? fmt::format("{} {}", group->device, group->node) : "host",
+          room.grows ? UINT64_MAX : room.spare_bytes(), room.describe()};
 }
 
 Error no_gpu() {

@@ -30,7 +30,7 @@ MemoryKind memory_of_engines(const Communicator& world, const Roster& roster, Pl
 
 /// Before `bytes` are taken by this rank where its weights go: Error(config) on all ranks, with the figures, when the
 /// ranks that share that memory (a host's or its control group's, or a GPU's) need more of it together than is left.
-/// Collective. `root` comes before every path (of tests).
+/// A machine that grows (MemoryRoom) sets no limit. Collective. `root` comes before every path (of tests).
 void expect_room(const Communicator& world, Placement placement, std::uint64_t bytes, Deadline deadline,
                  const std::string& root = {});
 
