@@ -4,21 +4,20 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <string_view>
+
+#include "weightcast/core/text_width.hpp"
 
 namespace weightcast {
 namespace {
 
-void print_seconds(std::initializer_list<double> list) {
-  for (const double seconds : list) fmt::print(" {:>9.1f}", seconds * 1e6);
-}
-
-void print_calls(const ReportCalls& cold, const ReportCalls& warm) {
-  print_seconds({cold.first_s, cold.median_s, cold.p99_s, warm.first_s, warm.median_s, warm.p99_s});
-}
-
-void print_own(const ReportCalls& cold, const ReportCalls& warm) {
-  print_seconds(
-      {cold.own_first_s, cold.own_median_s, cold.own_p99_s, warm.own_first_s, warm.own_median_s, warm.own_p99_s});
+void print_row(std::string_view layer, const char* when, const ReportCalls& calls, bool has_own) {
+  fmt::print("# {:<12} {:<4}", layer, when);
+  for (const double seconds : {calls.first_s, calls.median_s, calls.p99_s}) fmt::print(" {:>9.1f}", seconds * 1e6);
+  if (has_own)
+    for (const double seconds : {calls.own_first_s, calls.own_median_s, calls.own_p99_s})
+      fmt::print(" {:>9.1f}", seconds * 1e6);
+  fmt::print("\n");
 }
 
 }  // namespace
@@ -58,29 +57,24 @@ ReportPath LayerStudy::gather(const Communicator& world, const Roster& roster, D
 
 void print_path(const ReportPath& path) {
   if (path.layers.empty()) return;
-  fmt::print(
-      "# us of one call on the first engine rank, with the layers below, then its own part alone; cold is the first "
-      "update, "
-      "warm "
-      "all later ones;\n"
-      "# 1st is an update's first call (the largest parameter, as a rule). The seed's parts of model_runner: create is "
-      "prepare (all agree\n"
-      "# on the claim; the memory exists), move and load are stage (bytes land where they are served from); verify, "
-      "vote, commit it has not.\n"
-      "# {:<12} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}\n",
-      "layer", "cold 1st", "median", "p99", "warm 1st", "median", "p99", "own: 1st", "median", "p99", "warm 1st",
-      "median", "p99");
-  for (const auto& layer : path.layers) {
-    fmt::print("# {:<12}", layer.layer);
-    print_calls(layer.cold, layer.warm);
-    print_own(layer.cold, layer.warm);
-    fmt::print("\n");
-  }
-  for (const auto& stage : path.stages) {
-    fmt::print("#   {:<10}", stage.layer);
-    print_calls(stage.cold, stage.warm);
-    fmt::print("\n");
-  }
+  fmt::print("{}\n",
+             fold("# us of one call on the first engine rank, with the layers below, then its own part alone; cold is "
+                  "the first update, warm all later ones; first is an update's first call (the largest parameter, as a "
+                  "rule). The seed's parts of model_runner: create is prepare (all agree on the claim; the memory "
+                  "exists), move and load are stage (bytes land where they are served from); verify, vote, commit it "
+                  "has not.",
+                  "#   "));
+  fmt::print("# {:<12} {:<4} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}\n", "layer", "", "first", "median", "p99", "own first",
+             "median", "p99");
+  const auto print_rows = [](const auto& layers, std::string_view indent, bool has_own) {
+    for (const auto& layer : layers) {
+      const auto name = fmt::format("{}{}", indent, layer.layer);
+      print_row(name, "cold", layer.cold, has_own);
+      print_row(name, "warm", layer.warm, has_own);
+    }
+  };
+  print_rows(path.layers, "", true);
+  print_rows(path.stages, "  ", false);
   std::fflush(stdout);
 }
 
