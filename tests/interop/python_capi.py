@@ -190,7 +190,7 @@ def refusals():
     end.close()
     refuses(weightcast.Code.CONFIG, "closed: make another", lambda: end.publish(1, {}) if TRAINER else end.receive())
     refuses(usage, "no device", lambda: join("tiny", device="tpu"))
-    refuses(usage, "no/such/model", lambda: join("no/such/model"))
+    refuses(weightcast.Code.NO_INPUT, "no/such/model", lambda: join("no/such/model"))
     if not TRAINER:
         frozen = np.zeros(4, np.float32)
         frozen.flags.writeable = False

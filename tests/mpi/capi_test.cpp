@@ -348,7 +348,7 @@ TEST_P(CapiTest, RanksThatDoNotAgreeFormNoGroup) {
   EXPECT_THAT(wc_last_error(), HasSubstr("tp 64"));
   options.tp = 0;
   if (is_trainer()) options.model = "/no/such/folder";
-  EXPECT_EQ(create(), WC_USAGE);
+  EXPECT_EQ(create(), WC_NO_INPUT);
   EXPECT_THAT(wc_last_error(), AllOf(HasSubstr("rank 0"), HasSubstr("/no/such/folder")));
   options.model = "tiny";
   EXPECT_EQ(wc_engine_create(&options, &engine), WC_CONFIG);
