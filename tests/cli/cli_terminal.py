@@ -116,6 +116,7 @@ class Progress(Workplace):
 
     def bar_of(self, terminal):
         terminal.wait_for(r"%[^\r]*\r+[^\r]*%")  # drawn, and drawn again
+        terminal.end()
         drawn = terminal.printed.split("\r")[1]
         self.assertFalse(terminal.screen().wrapped, terminal.printed)
         self.assertNotIn("\n", terminal.printed)
@@ -148,6 +149,7 @@ class Progress(Workplace):
                 with self.subTest(launched=launched, term=term):
                     terminal = self.reading(80, launched, {"TERM": term})
                     terminal.wait_for(r"reading .*: +\d+ %.*B/s\r\n")
+                    terminal.end()
                     self.assertNotRegex(terminal.printed, r"\r[^\n]|\x1b")
 
     def test_no_terminal_gets_lines(self):
