@@ -105,6 +105,36 @@ void expect_equal_digests(std::uint64_t hidden, std::uint64_t intermediate, std:
   }
 }
 
+TEST_F(GpuKernels, DigestsOfShardsWhoeverSendsThem) {
+  ModelConfig c{
+      .layers = 2, .hidden = 64, .heads = 8, .kv_heads = 2, .head_dim = 8, .intermediate = 96, .vocabulary = 200};
+  c.family = Family::qwen3_moe;
+  c.experts = {.count = 4, .intermediate = 32};
+  for (const std::uint64_t ep : {1, 2}) {
+    for (const std::uint64_t trainers : {1, 2, 3}) {
+      const auto model = build_model(c, EngineFormat{.ep = ep});
+      const auto plan =
+          make_plan(model, 2, 1, make_layout(trainers == 1 ? LayoutKind::whole : LayoutKind::fsdp, model, trainers));
+      const auto parameters = model.parameters.size();
+      for (std::size_t t = 0; t < plan.tp; ++t) {
+        const auto slot = random_bytes(plan.slot_bytes, 10 * trainers + t);
+        const auto held = on_gpu(slot);
+        auto digests = GpuDigests::of_slot(plan, t, 0);
+        for (const auto& [first, count] : {Range{0, parameters}, Range{3, 1}, Range{parameters / 2, 5}}) {
+          digests.begin(held.region().data);
+          digests.queue({first, count}, gpu::Share::all, nullptr);
+          const auto results = digests.finish(Deadline::after(30));
+          for (std::size_t p = 0; p < parameters; ++p) {
+            const bool asked = p >= first && p < first + count;
+            ASSERT_EQ(results[p], asked ? digest_of_shard(plan, t, p, slot.data()) : Digest())
+                << model.parameters[p].info.name << " rank " << t << ", ep " << ep << ", trainers " << trainers;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_F(GpuKernels, DigestsAreThoseOfTheHost) {
   for (const std::uint64_t tp : {1, 2, 4, 8}) {
     expect_equal_digests(64, 96, tp);

@@ -14,7 +14,7 @@ Slice first_rows(const Slice& shard, std::uint64_t rows) {
 
 ModelRunner::ModelRunner(const TransferPlan& plan, std::size_t tp_rank, CommitMode mode, Placement placement)
     : plan_(&plan), tp_rank_(tp_rank), store_(plan, mode, placement) {
-  if (placement.kind == MemoryKind::cuda) gpu_digests_.emplace(GpuDigests::of_slot(plan, tp_rank, placement.gpu));
+  if (placement.kind == MemoryKind::cuda) gpu_digests_.emplace(GpuDigests::of_shards(plan, tp_rank, placement.gpu));
 }
 
 void ModelRunner::load(std::uint64_t version, const Reference& reference, std::size_t threads,

@@ -18,6 +18,11 @@ void append(std::vector<gpu::DigestTask>& list, const Segment& segment, std::uin
   }
 }
 
+/// Appends the tasks of a segment in a slot.
+void append_held(std::vector<gpu::DigestTask>& list, const Segment& segment) {
+  append(list, segment, &Segment::destination_offset, &Segment::destination_pitch, segment.parameter_index);
+}
+
 /// Appends the tasks of all that a trainer rank has, each piece's to `list_of(piece)`.
 template <typename ListOf>
 void append_source(const TransferPlan& plan, std::size_t trainer_rank, const ListOf& list_of) {
@@ -42,10 +47,14 @@ void append_source(const TransferPlan& plan, std::size_t trainer_rank, const Lis
 
 GpuDigests GpuDigests::of_slot(const TransferPlan& plan, std::size_t tp_rank, int gpu) {
   std::vector<std::vector<gpu::DigestTask>> tasks;
-  for (const auto& segment : plan.ranks[tp_rank].schedule.segments) {
-    append(tasks.emplace_back(), segment, &Segment::destination_offset, &Segment::destination_pitch,
-           segment.parameter_index);
-  }
+  for (const auto& segment : plan.ranks[tp_rank].schedule.segments) append_held(tasks.emplace_back(), segment);
+  return {plan.model.parameters.size(), tasks, gpu};
+}
+
+GpuDigests GpuDigests::of_shards(const TransferPlan& plan, std::size_t tp_rank, int gpu) {
+  std::vector<std::vector<gpu::DigestTask>> tasks(plan.model.parameters.size());
+  for (const auto& segment : plan.ranks[tp_rank].schedule.segments)
+    append_held(tasks[segment.parameter_index], segment);
   return {plan.model.parameters.size(), tasks, gpu};
 }
 

@@ -17,6 +17,8 @@ class GpuDigests {
  public:
   /// Of one tp rank's slot: items are the segments of its schedule, result i is that of parameter i's shard.
   static GpuDigests of_slot(const TransferPlan& plan, std::size_t tp_rank, int gpu);
+  /// The same results, of which items are parameters: all of a shard, whoever sends it.
+  static GpuDigests of_shards(const TransferPlan& plan, std::size_t tp_rank, int gpu);
   /// Of a trainer rank's source: items are parameters, result t * parameters + i is that of what it speaks for (see
   /// SourceClaim) of tp rank t's shard of parameter i, zero for copies; with t = tp of what others speak for.
   static GpuDigests of_source(const TransferPlan& plan, int gpu, std::size_t trainer_rank = 0);
