@@ -554,7 +554,7 @@ class Faults(Workplace):
         # direct digests each block as it writes it: what changes after that, only a scrub sees. mpi digests what has arrived
         # in VERIFY, which then finds most flips, before the commit.
         while "scrub" not in stages and len(stages) < 10:
-            job = self.begin("--scrub=1", "--transport=direct", "--trace", self.path("trace.json"))
+            job = self.begin("--scrub=1", "--transport=direct", f"--trace={self.path('trace.json')}")
             self.flip_bits_of(2, pattern, job)
             self.assertEqual(job.wait(timeout=30), MISMATCH, self.text("stderr"))
             report = self.report(self.path("report.json"))
@@ -576,7 +576,7 @@ class Faults(Workplace):
             with self.subTest(rank=rank, transport=transport, trainers=trainers):
                 if os.path.exists(self.path("report.json")):
                     os.remove(self.path("report.json"))
-                job = self.begin("--timeout=2s", "--transport", transport, "--trace", self.path("trace.json"), trainers=trainers)
+                job = self.begin("--timeout=2s", "--transport", transport, f"--trace={self.path('trace.json')}", trainers=trainers)
                 os.kill(self.processes()[rank], signal.SIGSTOP)
                 self.assertEqual(job.wait(timeout=60), DEADLINE, self.text("stderr"))
                 block = self.text("stderr")

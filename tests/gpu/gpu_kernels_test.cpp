@@ -119,7 +119,7 @@ TEST_F(GpuKernels, DigestsOfShardsWhoeverSendsThem) {
       for (std::size_t t = 0; t < plan.tp; ++t) {
         const auto slot = random_bytes(plan.slot_bytes, 10 * trainers + t);
         const auto held = on_gpu(slot);
-        auto digests = GpuDigests::of_slot(plan, t, 0);
+        auto digests = GpuDigests::of_shards(plan, t, 0);
         for (const auto& [first, count] : {Range{0, parameters}, Range{3, 1}, Range{parameters / 2, 5}}) {
           digests.begin(held.region().data);
           digests.queue({first, count}, gpu::Share::all, nullptr);
