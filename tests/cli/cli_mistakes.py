@@ -248,9 +248,9 @@ class Mistakes(workplace.Workplace):
         self.ends(BAD_DATA, "has only 100 bytes: it is truncated", again, "inspect", self.put("x", whole[:100]))
 
     def test_json_in_place_of_weights(self):
-        self.ends(BAD_DATA, "no weight_map in it", "name the folder of the checkpoint, ", "inspect", os.path.join(self.one, "config.json"))
+        self.ends(BAD_DATA, "is neither weights nor an index of files with weights", "name the folder of the checkpoint, ", "inspect", os.path.join(self.one, "config.json"))
         self.put("tokenizer.json", b'{"version": "1.0"}')
-        self.ends(BAD_DATA, "no weight_map in it", "name the folder of the checkpoint, ", "inspect", "tokenizer.json")
+        self.ends(BAD_DATA, "is neither weights nor an index of files with weights", "name the folder of the checkpoint, ", "inspect", "tokenizer.json")
 
     def test_paths_that_are_none(self):
         shutil.copytree(self.one, self.path("one"))

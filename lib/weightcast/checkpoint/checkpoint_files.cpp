@@ -75,9 +75,10 @@ CheckpointFiles read_index(const std::string& folder, const std::string& name) {
     result.index = parse_sharded_index(text, path);
   } catch (const Error& error) {
     refuse_foreign_content(path, text);
-    throw Error(error.code(), error.what(),
-                name.ends_with(index_ending) ? "get the index again, from where its shards are from"
-                                             : fmt::format("name the folder of the checkpoint, {}", folder));
+    if (name.ends_with(index_ending))
+      throw Error(error.code(), error.what(), "get the index again, from where its shards are from");
+    throw Error(error.code(), path + " is neither weights nor an index of files with weights",
+                fmt::format("name the folder of the checkpoint, {}", folder));
   }
   for (const auto& [tensor, file] : result.index->weight_map) result.files.push_back(file);
   std::sort(result.files.begin(), result.files.end());
