@@ -224,6 +224,7 @@ os.execv(sys.argv[1], sys.argv[1:])
         self.assertIn("/dev/shm has 10.5 MB for 3 ranks", small[0])
         self.assertIn("another job has files in /dev/shm", shared[0])
         self.assertEqual((len(small), len(shared)), (1, 1))
+        self.assertIn("/dev/shm may not be written", self.with_shm("64m", "mount -o remount,ro /dev/shm &&")[0])
         with tempfile.TemporaryDirectory() as folder:
             self.assertEqual(self.with_shm("10m", other, env={"OMPI_MCA_btl_vader_backing_directory": folder}), [])
 

@@ -73,6 +73,11 @@ std::vector<std::string> container_notes(const Communicator& world, Deadline dea
                     "\"Read -1\" for each large message; set {}=none",
                     reason, copy_variable));
   }
+  if (::access("/dev/shm", W_OK | X_OK) != 0) {
+    notes.push_back(fmt::format("/dev/shm may not be written ({}): Open MPI needs it where all ranks open a snapshot",
+                                std::strerror(errno)));
+    return notes;
+  }
   if (std::getenv(folder_variable) != nullptr) return notes;
   const auto ranks = static_cast<std::uint64_t>(local.size());
   struct statvfs space {};

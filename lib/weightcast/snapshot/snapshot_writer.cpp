@@ -28,8 +28,14 @@ void finish(OutputFile& output, const std::string& user_block) {
 Hdf5Id open_together(const std::string& file_name, MPI_Comm comm) {
   const Hdf5Id access = lock_free_access();
   check_hdf5(H5Pset_fapl_mpio(access.get(), comm, MPI_INFO_NULL), ExitCode::internal, "set properties");
-  return own_hdf5(H5Fopen(file_name.c_str(), H5F_ACC_RDWR, access.get()), ExitCode::io_error,
-                  fmt::format("open {} on all ranks", file_name));
+  try {
+    return own_hdf5(H5Fopen(file_name.c_str(), H5F_ACC_RDWR, access.get()), ExitCode::io_error,
+                    fmt::format("open {} on all ranks", file_name));
+  } catch (const Error& error) {
+    if (::access("/dev/shm", W_OK | X_OK) == 0) throw;
+    throw Error(error.code(), error.what(),
+                "make /dev/shm writable for this user (mode 1777): Open MPI keeps there what ranks share of a file");
+  }
 }
 
 constexpr std::uint64_t staging_bytes = 16 * mebibyte;
