@@ -90,8 +90,9 @@ def places() -> list[Place]:
     folders = [(here, "inside the package"), (here.parent, "beside the package")]
     if len(here.parents) > 2:
         root = here.parents[2]
-        folders += [(root, "of this installation"), (root / "build/host/lib", "of the build in build/host"),
-                    (root / "build/cuda/lib", "of the build in build/cuda")]
+        folders.append((root, "of this installation"))
+        if (root / "CMakePresets.json").exists():  # the source tree
+            folders += [(root / f"build/{preset}/lib", f"of the build in build/{preset}") for preset in ("host", "cuda")]
     return [Place(folder / "libweightcast.so.1", why) for folder, why in folders]
 
 
