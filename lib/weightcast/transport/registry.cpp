@@ -92,7 +92,7 @@ Survey survey_transport(std::string_view name, Method method, const Peers& peers
   try {
     survey.transport = make(name, method, peers.memory());
     for (int other = 0; other < peers.group->size() && reason.empty(); ++other) {
-      const auto [low, high] = std::minmax(peers.rank(), other);
+      const auto [low, high] = std::minmax({peers.rank(), other});  // by value
       if (low != high) reason = survey.transport->probe(peers, low, high).value_or("");
     }
   } catch (const Error& error) {
